@@ -1,0 +1,3 @@
+//! The loader.
+#![no_std]
+#![no_main]

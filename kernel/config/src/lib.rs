@@ -1,0 +1,3 @@
+//! The config room.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! The devices room.
+#![no_std]
+#![forbid(unsafe_code)]

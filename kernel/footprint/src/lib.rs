@@ -1,0 +1,3 @@
+//! The footprint room.
+#![no_std]
+#![forbid(unsafe_code)]

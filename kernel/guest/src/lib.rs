@@ -1,0 +1,3 @@
+//! The guest room.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! The memory room.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! The migrate room.
+#![no_std]
+#![forbid(unsafe_code)]

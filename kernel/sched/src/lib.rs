@@ -1,0 +1,3 @@
+//! The sched room.
+#![no_std]
+#![forbid(unsafe_code)]

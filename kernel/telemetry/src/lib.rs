@@ -1,0 +1,3 @@
+//! The telemetry room.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! The topology room.
+#![no_std]
+#![forbid(unsafe_code)]
