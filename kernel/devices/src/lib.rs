@@ -2,4 +2,15 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
+mod access;
+pub mod apic;
+pub mod board;
 pub mod layout;
+mod message;
+
+pub use access::{AccessSize, Now};
+pub use apic::{Activity, ApicConfig, ApicMode, Effect, GeneralProtection, LocalApic, Role};
+pub use board::{Board, BoardConfig, PowerEvent, UnclaimedAccess};
+pub use message::{DeliveryMode, Destination, InterruptMessage, TriggerMode, lowest_priority};
