@@ -1,0 +1,149 @@
+//! Virtualization by hardware, without a vendor's name above this line.
+//!
+//! Two traits carry the seam. [`Backend`] is what a processor can do: switch itself on, make a
+//! virtual CPU, enter it, say why it stopped. [`VcpuState`] is what everybody above may look at
+//! and change between two entries: registers, segments, pending events. The reasons for stopping
+//! are one vocabulary, [`Exit`]; a backend translates its own codes into it and fills in what its
+//! hardware does not decode, so the handlers in `exits/` are written once.
+//!
+//! The run loop is monomorphised per backend; which one runs is decided once, at boot, by CPUID.
+//!
+//! Reading order: `exit.rs` (the vocabulary), this file (the traits), then `svm/`.
+
+mod exit;
+pub mod fpu;
+mod regs;
+pub mod svm;
+
+pub use exit::{ControlRegister, CrSource, Direction, Exit, IoAccess, NestedFault};
+pub use regs::{Event, EventKind, Gpr, Regs, SegmentName};
+
+use crate::vm::Hypervisor;
+use core::fmt;
+use guest::{EntryState, Segment};
+use spin::Once;
+use units::{Frame, NodeId};
+
+/// Why this processor cannot host guests, as a sentence for the operator.
+#[derive(Clone, Copy, Debug)]
+pub struct Unsupported(pub &'static str);
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// What a VM fixes for each of its virtual CPUs when they are made.
+#[derive(Clone, Copy, Debug)]
+pub struct VcpuSetup {
+    /// Node whose memory holds the control structures.
+    pub node: NodeId,
+    /// Root of the nested page table.
+    pub nested_root: Frame,
+    /// CR4 bits that the guest's CPUID allows.
+    pub allowed_cr4: u64,
+    /// EFER bits that the guest's CPUID allows.
+    pub allowed_efer: u64,
+    /// XCR0 bits that the guest's CPUID allows; 0 without XSAVE.
+    pub allowed_xcr0: u64,
+}
+
+/// What must be dropped from this CPU's TLB before the guest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlbState {
+    /// Nothing changed since this virtual CPU last ran here.
+    Current,
+    /// The nested table changed, its A/D bits were cleared, or the virtual CPU comes from elsewhere.
+    Stale,
+}
+
+/// A vendor's virtualization.
+pub trait Backend: Sized + Send + Sync + 'static {
+    /// State of one virtual CPU.
+    type Vcpu: VcpuState + Send;
+    /// State of one physical CPU.
+    type Cpu: Send;
+    /// Format of the nested page table.
+    type Format: memory::TableFormat + Send + Sync + 'static;
+    /// As printed: "AMD-V".
+    const NAME: &'static str;
+
+    /// Whether this processor can host guests at all.
+    fn probe() -> Result<(), Unsupported>;
+    /// Switches virtualization on, on the calling CPU.
+    fn enable(node: NodeId) -> Result<Self::Cpu, Unsupported>;
+    /// A virtual CPU in power-on state.
+    fn new_vcpu(setup: &VcpuSetup) -> Result<Self::Vcpu, Unsupported>;
+    /// Brings the virtual CPU's unsaved state (FPU, debug registers, a few MSRs) onto this CPU.
+    fn load(cpu: &mut Self::Cpu, vcpu: &mut Self::Vcpu);
+    /// Takes it off again; after this the virtual CPU may be loaded elsewhere.
+    fn unload(cpu: &mut Self::Cpu, vcpu: &mut Self::Vcpu);
+    /// Runs the guest until something stops it. Called with interrupts off, returns so.
+    fn enter(cpu: &mut Self::Cpu, vcpu: &mut Self::Vcpu, tlb: TlbState) -> Exit;
+    /// The one hypervisor that runs on this backend, once it has been made.
+    fn hypervisor() -> &'static Once<Hypervisor<Self>>;
+}
+
+/// What may be looked at and changed between two entries.
+pub trait VcpuState {
+    /// General-purpose registers; `rsp` and `rax` included.
+    fn regs(&self) -> &Regs;
+    /// The same, to change.
+    fn regs_mut(&mut self) -> &mut Regs;
+    /// Instruction pointer.
+    fn rip(&self) -> u64;
+    /// Sets the instruction pointer.
+    fn set_rip(&mut self, rip: u64);
+    /// RFLAGS.
+    fn rflags(&self) -> u64;
+    /// Sets RFLAGS.
+    fn set_rflags(&mut self, rflags: u64);
+    /// A control register as the guest sees it (0, 2, 3, 4).
+    fn cr(&self, register: ControlRegister) -> u64;
+    /// Sets CR0, CR2, CR3 or CR4; the caller has checked the value.
+    fn set_cr(&mut self, register: ControlRegister, value: u64);
+    /// EFER as the guest sees it.
+    fn efer(&self) -> u64;
+    /// Sets EFER; the caller has checked the value.
+    fn set_efer(&mut self, efer: u64);
+    /// XCR0 of the guest.
+    fn xcr0(&self) -> u64;
+    /// Sets XCR0 of the guest; the caller has checked the value.
+    fn set_xcr0(&mut self, xcr0: u64);
+    /// PAT of the guest.
+    fn set_pat(&mut self, pat: u64);
+    /// TSC_AUX of the guest.
+    fn set_tsc_aux(&mut self, value: u64);
+    /// A segment register.
+    fn segment(&self, name: SegmentName) -> Segment;
+    /// Current privilege level.
+    fn cpl(&self) -> u8;
+    /// What is added to the host's TSC when the guest reads its own.
+    fn set_tsc_offset(&mut self, offset: u64);
+    /// The task priority as CR8 shows it.
+    fn cr8(&self) -> u8;
+    /// Sets it.
+    fn set_cr8(&mut self, cr8: u8);
+
+    /// Sets all architectural state, as after reset, SIPI or a direct start.
+    fn reset(&mut self, state: &EntryState);
+    /// Whether an external interrupt would be taken at the next instruction.
+    fn interruptible(&self) -> bool;
+    /// Whether an NMI would be taken.
+    fn nmi_allowed(&self) -> bool;
+    /// Whether an event waits to be delivered at the next entry already.
+    fn event_pending(&self) -> bool;
+    /// Delivers `event` at the next entry.
+    fn inject(&mut self, event: Event);
+    /// The event whose delivery the last exit interrupted, taken out.
+    fn take_interrupted_event(&mut self) -> Option<Event>;
+    /// Asks for (or no longer for) an exit as soon as [`Self::interruptible`] becomes true.
+    fn want_interrupt_window(&mut self, wanted: bool);
+    /// Forgets the shadow of STI and MOV SS: an instruction has been completed by software.
+    fn clear_interrupt_shadow(&mut self);
+    /// Length of the instruction that exited, when the hardware says it.
+    fn instruction_length(&self) -> Option<u8>;
+    /// Bytes at the instruction pointer, when the hardware fetched them.
+    fn instruction_bytes(&self) -> &[u8];
+}

@@ -1,0 +1,405 @@
+#![expect(unsafe_code, reason = "the VMCB is a page that hardware shares, reached through the direct map")]
+//! One virtual CPU under SVM: its VMCB and the state that the VMCB does not hold.
+
+use super::cpu::{Asid, SvmCpu};
+use super::vmcb::{self, Intercept1, Intercept2, Segment as VmcbSegment, Vmcb};
+use crate::arch::msr;
+use crate::mm;
+use crate::virt::fpu::{FpuState, Xfeatures};
+use crate::virt::{
+    ControlRegister, Event, EventKind, Gpr, Regs, SegmentName, Unsupported, VcpuSetup, VcpuState,
+};
+use core::arch::asm;
+use core::ptr::NonNull;
+use guest::{EntryState, Segment};
+use units::{Frame, Hpa, PageSize};
+
+const EFER_SVME: u64 = 1 << 12;
+const CR0_NW: u64 = 1 << 29;
+const CR0_CD: u64 = 1 << 30;
+const CR0_CACHE: u64 = CR0_NW | CR0_CD;
+const RFLAGS_IF: u64 = 1 << 9;
+const MSR_TSC_AUX: u32 = 0xc000_0103;
+/// Write-back, write-through, uncached-, uncacheable, twice: PAT after reset (APM 2 7.8.2).
+const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+/// #DB, #AC and #MC: loops of the first two cannot be left otherwise, the third belongs to the host.
+const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+
+/// Intercepts that are always on (issue: what emulators forgive, hardware punishes).
+const INTERCEPT1: Intercept1 = Intercept1::INTR
+    .union(Intercept1::NMI)
+    .union(Intercept1::SMI)
+    .union(Intercept1::INIT)
+    .union(Intercept1::CR0_SEL_WRITE)
+    .union(Intercept1::RDPMC)
+    .union(Intercept1::CPUID)
+    .union(Intercept1::RSM)
+    .union(Intercept1::INVD)
+    .union(Intercept1::HLT)
+    .union(Intercept1::INVLPGA)
+    .union(Intercept1::IOIO)
+    .union(Intercept1::MSR)
+    .union(Intercept1::TASK_SWITCH)
+    .union(Intercept1::FERR_FREEZE)
+    .union(Intercept1::SHUTDOWN);
+const INTERCEPT2: Intercept2 = Intercept2::all().difference(Intercept2::ICEBP);
+
+/// CR4 and CR8 writes; CR0 by the selective intercept.
+const CR_WRITES: u32 = 1 << (16 + 4) | 1 << (16 + 8);
+
+/// One virtual CPU.
+#[derive(Debug)]
+pub struct SvmVcpu {
+    vmcb: NonNull<Vmcb>,
+    frame: Frame,
+    regs: Regs,
+    fpu: FpuState,
+    /// DR0 to DR3; DR6 and DR7 are in the VMCB.
+    debug: [u64; 4],
+    tsc_aux: u64,
+    has_tsc_aux: bool,
+    /// CR0.CD and CR0.NW as the guest sees them; the processor's caches stay on.
+    cr0_cache: u64,
+    nmi_blocked: bool,
+    /// Tag under which this virtual CPU last ran.
+    pub asid: Asid,
+}
+
+// SAFETY: the VMCB is owned memory reached through the direct map, which every CPU maps alike; nothing in
+// it is bound to the CPU that made it.
+unsafe impl Send for SvmVcpu {}
+
+impl SvmVcpu {
+    /// A virtual CPU with all intercepts set; its registers are those of a zeroed VMCB until `reset`.
+    pub fn new(setup: &VcpuSetup) -> Result<Self, Unsupported> {
+        let frame = mm::alloc(setup.node, PageSize::Size4K)
+            .map_err(|_| Unsupported("no memory for a virtual CPU's control block"))?;
+        let Some(vmcb) = NonNull::new(mm::direct(frame.address()).cast::<Vmcb>()) else {
+            return Err(Unsupported("the direct map does not cover a control block"));
+        };
+        let mut vcpu = Self {
+            vmcb,
+            frame,
+            regs: Regs::default(),
+            fpu: FpuState::new(),
+            debug: [0; 4],
+            tsc_aux: 0,
+            has_tsc_aux: raw_cpuid::CpuId::new()
+                .get_extended_processor_and_feature_identifiers()
+                .is_some_and(|f| f.has_rdtscp()),
+            cr0_cache: 0,
+            nmi_blocked: false,
+            asid: Asid::default(),
+        };
+        let control = &mut vcpu.vmcb_mut().control;
+        control.intercept_cr = CR_WRITES;
+        control.intercept_exceptions = EXCEPTIONS;
+        control.intercept1 = INTERCEPT1.bits();
+        control.intercept2 = INTERCEPT2.bits();
+        control.v_intr = vmcb::V_INTR_MASKING;
+        control.nested = vmcb::NP_ENABLE;
+        control.n_cr3 = setup.nested_root.address().0;
+        vcpu.vmcb_mut().save.g_pat = PAT_RESET;
+        Ok(vcpu)
+    }
+
+    /// The control block.
+    pub fn vmcb(&self) -> &Vmcb {
+        // SAFETY: the frame was allocated for this VMCB alone and is freed by Drop only; it is zeroed memory or what
+        // this module and the processor wrote, and every bit pattern is a valid `Vmcb`. The processor writes
+        // it only inside `enter`, which holds `&mut self`.
+        unsafe { self.vmcb.as_ref() }
+    }
+
+    /// The control block, to change.
+    pub fn vmcb_mut(&mut self) -> &mut Vmcb {
+        // SAFETY: as in `vmcb`, and `&mut self` makes the reference unique.
+        unsafe { self.vmcb.as_mut() }
+    }
+
+    /// Its physical address, for VMRUN.
+    pub fn vmcb_address(&self) -> Hpa {
+        self.frame.address()
+    }
+
+    /// The registers, for the world switch.
+    pub fn regs_ptr(&mut self) -> *mut Regs {
+        &raw mut self.regs
+    }
+
+    /// Registers that VMRUN takes from the VMCB.
+    pub fn before_entry(&mut self) {
+        let (rax, rsp) = (self.regs.get(Gpr::RAX), self.regs.get(Gpr::RSP));
+        let save = &mut self.vmcb_mut().save;
+        save.rax = rax;
+        save.rsp = rsp;
+    }
+
+    /// Registers that #VMEXIT leaves in the VMCB, and what a delivered event ends.
+    pub fn after_exit(&mut self) {
+        let (rax, rsp) = (self.vmcb().save.rax, self.vmcb().save.rsp);
+        self.regs.set(Gpr::RAX, rax);
+        self.regs.set(Gpr::RSP, rsp);
+        self.vmcb_mut().control.event_injection = 0;
+        if self.vmcb().control.exit_code == vmcb::code::IRET {
+            self.nmi_blocked = false;
+            self.intercept_iret(false);
+        }
+    }
+
+    /// Brings the state that the VMCB does not hold onto this CPU.
+    pub fn load(&mut self, _cpu: &mut SvmCpu) {
+        Xfeatures::read().enable();
+        self.fpu.load();
+        let [dr0, dr1, dr2, dr3] = self.debug;
+        // SAFETY: DR0 to DR3 hold addresses only; no breakpoint is armed while the host's DR7 is clear, which
+        // VMRUN and #VMEXIT see to. TSC_AUX exists where RDTSCP does, and the host does not use it.
+        unsafe {
+            asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
+                in(reg) dr0, in(reg) dr1, in(reg) dr2, in(reg) dr3, options(nomem, nostack));
+            if self.has_tsc_aux {
+                msr::write(MSR_TSC_AUX, self.tsc_aux);
+            }
+        }
+        self.asid = Asid::default();
+    }
+
+    /// Takes that state off again.
+    pub fn unload(&mut self) {
+        self.fpu.save();
+        let (dr0, dr1, dr2, dr3): (u64, u64, u64, u64);
+        // SAFETY: reading debug registers has no effect; CR4.DE and DR7.GD are clear in the host.
+        unsafe {
+            asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
+                out(reg) dr0, out(reg) dr1, out(reg) dr2, out(reg) dr3, options(nomem, nostack));
+        }
+        self.debug = [dr0, dr1, dr2, dr3];
+    }
+
+    fn intercept_iret(&mut self, on: bool) {
+        let control = &mut self.vmcb_mut().control;
+        let mut intercepts = Intercept1::from_bits_retain(control.intercept1);
+        intercepts.set(Intercept1::IRET, on);
+        control.intercept1 = intercepts.bits();
+    }
+}
+
+impl Drop for SvmVcpu {
+    fn drop(&mut self) {
+        mm::free(self.frame, PageSize::Size4K);
+    }
+}
+
+impl VcpuState for SvmVcpu {
+    fn regs(&self) -> &Regs {
+        &self.regs
+    }
+    fn regs_mut(&mut self) -> &mut Regs {
+        &mut self.regs
+    }
+    fn rip(&self) -> u64 {
+        self.vmcb().save.rip
+    }
+    fn set_rip(&mut self, rip: u64) {
+        self.vmcb_mut().save.rip = rip;
+    }
+    fn rflags(&self) -> u64 {
+        self.vmcb().save.rflags
+    }
+    fn set_rflags(&mut self, rflags: u64) {
+        self.vmcb_mut().save.rflags = rflags;
+    }
+
+    fn cr(&self, register: ControlRegister) -> u64 {
+        let save = &self.vmcb().save;
+        match register {
+            ControlRegister::Cr0 => save.cr0 & !CR0_CACHE | self.cr0_cache,
+            ControlRegister::Cr2 => save.cr2,
+            ControlRegister::Cr3 => save.cr3,
+            ControlRegister::Cr4 => save.cr4,
+            ControlRegister::Cr8 => u64::from(self.cr8()),
+        }
+    }
+
+    fn set_cr(&mut self, register: ControlRegister, value: u64) {
+        match register {
+            ControlRegister::Cr0 => {
+                self.cr0_cache = value & CR0_CACHE;
+                self.vmcb_mut().save.cr0 = value & !CR0_CACHE;
+            }
+            ControlRegister::Cr2 => self.vmcb_mut().save.cr2 = value,
+            ControlRegister::Cr3 => self.vmcb_mut().save.cr3 = value,
+            ControlRegister::Cr4 => self.vmcb_mut().save.cr4 = value,
+            ControlRegister::Cr8 => self.set_cr8(value as u8),
+        }
+        // Paging may mean something else now: nothing cached under the old tag may be used.
+        self.asid = Asid::default();
+    }
+
+    fn efer(&self) -> u64 {
+        self.vmcb().save.efer & !EFER_SVME
+    }
+    fn set_efer(&mut self, efer: u64) {
+        self.vmcb_mut().save.efer = efer | EFER_SVME;
+        self.asid = Asid::default();
+    }
+    fn xcr0(&self) -> u64 {
+        self.fpu.xcr0()
+    }
+    fn set_xcr0(&mut self, xcr0: u64) {
+        self.fpu.set_xcr0(xcr0);
+    }
+    fn set_pat(&mut self, pat: u64) {
+        self.vmcb_mut().save.g_pat = pat;
+    }
+
+    fn set_tsc_aux(&mut self, value: u64) {
+        self.tsc_aux = value;
+        if self.has_tsc_aux {
+            // SAFETY: the MSR exists (RDTSCP does) and the host does not use it.
+            unsafe { msr::write(MSR_TSC_AUX, value) };
+        }
+    }
+
+    fn segment(&self, name: SegmentName) -> Segment {
+        let save = &self.vmcb().save;
+        let s = match name {
+            SegmentName::Cs => save.cs,
+            SegmentName::Ds => save.ds,
+            SegmentName::Es => save.es,
+            SegmentName::Fs => save.fs,
+            SegmentName::Gs => save.gs,
+            SegmentName::Ss => save.ss,
+        };
+        Segment { selector: s.selector, base: s.base, limit: s.limit, attributes: s.attributes }
+    }
+    fn cpl(&self) -> u8 {
+        self.vmcb().save.cpl
+    }
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.vmcb_mut().control.tsc_offset = offset;
+    }
+    fn cr8(&self) -> u8 {
+        (self.vmcb().control.v_intr & vmcb::V_TPR_MASK) as u8
+    }
+    fn set_cr8(&mut self, cr8: u8) {
+        let control = &mut self.vmcb_mut().control;
+        control.v_intr = control.v_intr & !vmcb::V_TPR_MASK | u64::from(cr8) & vmcb::V_TPR_MASK;
+    }
+
+    fn reset(&mut self, state: &EntryState) {
+        self.regs = Regs(state.gpr);
+        self.fpu.reset();
+        self.debug = [0; 4];
+        self.nmi_blocked = false;
+        self.set_cr(ControlRegister::Cr0, state.cr0);
+        self.set_efer(state.efer);
+        self.intercept_iret(false);
+        let control = &mut self.vmcb_mut().control;
+        control.event_injection = 0;
+        control.exit_int_info = 0;
+        control.interrupt_shadow = 0;
+        control.v_intr = vmcb::V_INTR_MASKING;
+        let save = &mut self.vmcb_mut().save;
+        save.cs = to_vmcb(state.cs);
+        save.ds = to_vmcb(state.ds);
+        save.es = to_vmcb(state.es);
+        save.fs = to_vmcb(state.fs);
+        save.gs = to_vmcb(state.gs);
+        save.ss = to_vmcb(state.ss);
+        save.tr = to_vmcb(state.tr);
+        save.ldtr = to_vmcb(state.ldtr);
+        save.gdtr = VmcbSegment { base: state.gdtr.base, limit: u32::from(state.gdtr.limit), ..VmcbSegment::default() };
+        save.idtr = VmcbSegment { base: state.idtr.base, limit: u32::from(state.idtr.limit), ..VmcbSegment::default() };
+        save.cpl = 0;
+        save.cr2 = state.cr2;
+        save.cr3 = state.cr3;
+        save.cr4 = state.cr4;
+        save.dr6 = state.dr6;
+        save.dr7 = state.dr7;
+        save.rip = state.rip;
+        save.rflags = state.rflags;
+        save.g_pat = PAT_RESET;
+        save.dbgctl = 0;
+    }
+
+    fn interruptible(&self) -> bool {
+        self.rflags() & RFLAGS_IF != 0 && self.vmcb().control.interrupt_shadow & vmcb::INTERRUPT_SHADOW == 0
+    }
+    fn nmi_allowed(&self) -> bool {
+        !self.nmi_blocked && self.vmcb().control.interrupt_shadow & vmcb::INTERRUPT_SHADOW == 0
+    }
+    fn event_pending(&self) -> bool {
+        self.vmcb().control.event_injection & vmcb::EVENT_VALID != 0
+    }
+
+    fn inject(&mut self, event: Event) {
+        let kind: u64 = match event.kind {
+            EventKind::Interrupt => 0,
+            EventKind::Nmi => 2,
+            EventKind::Exception => 3,
+            EventKind::SoftwareInterrupt => 4,
+        };
+        if event.kind == EventKind::Nmi {
+            self.nmi_blocked = true;
+            self.intercept_iret(true);
+        }
+        let mut word = vmcb::EVENT_VALID | kind << vmcb::EVENT_TYPE_SHIFT | u64::from(event.vector);
+        if let Some(error) = event.error {
+            word |= vmcb::EVENT_ERROR_VALID | u64::from(error) << 32;
+        }
+        self.vmcb_mut().control.event_injection = word;
+    }
+
+    fn take_interrupted_event(&mut self) -> Option<Event> {
+        let word = core::mem::take(&mut self.vmcb_mut().control.exit_int_info);
+        if word & vmcb::EVENT_VALID == 0 {
+            return None;
+        }
+        let kind = match word >> vmcb::EVENT_TYPE_SHIFT & 7 {
+            0 => EventKind::Interrupt,
+            2 => EventKind::Nmi,
+            3 => EventKind::Exception,
+            4 => EventKind::SoftwareInterrupt,
+            _ => return None,
+        };
+        let error = (word & vmcb::EVENT_ERROR_VALID != 0).then_some((word >> 32) as u32);
+        Some(Event { kind, vector: word as u8, error })
+    }
+
+    fn want_interrupt_window(&mut self, wanted: bool) {
+        let control = &mut self.vmcb_mut().control;
+        let mut intercepts = Intercept1::from_bits_retain(control.intercept1);
+        intercepts.set(Intercept1::VINTR, wanted);
+        control.intercept1 = intercepts.bits();
+        // A virtual interrupt that ignores the TPR exits, before it is delivered, as soon as IF and the
+        // shadow let it: nothing is delivered through V_IRQ itself.
+        let bits = vmcb::V_IRQ | vmcb::V_IGN_TPR;
+        if wanted {
+            control.v_intr |= bits;
+        } else {
+            control.v_intr &= !bits;
+        }
+    }
+
+    fn clear_interrupt_shadow(&mut self) {
+        self.vmcb_mut().control.interrupt_shadow &= !vmcb::INTERRUPT_SHADOW;
+    }
+
+    fn instruction_length(&self) -> Option<u8> {
+        let control = &self.vmcb().control;
+        // A port access always tells; else where the processor stores the next RIP.
+        let next = if control.exit_code == vmcb::code::IOIO { control.exit_info2 } else { control.next_rip };
+        let length = next.wrapping_sub(self.rip());
+        (1..=15).contains(&length).then_some(length as u8)
+    }
+
+    fn instruction_bytes(&self) -> &[u8] {
+        let control = &self.vmcb().control;
+        control.instruction.get(..usize::from(control.fetched_bytes & 15)).unwrap_or(&[])
+    }
+}
+
+fn to_vmcb(s: Segment) -> VmcbSegment {
+    VmcbSegment { selector: s.selector, attributes: s.vmcb_attributes(), limit: s.limit, base: s.base }
+}
