@@ -1,0 +1,36 @@
+//! The `[host]` table.
+
+use crate::model::Host;
+use crate::read::{Issues, TableReader};
+
+pub(crate) const KEYS: &[&str] = &[
+    "mode",
+    "log",
+    "poweroff",
+    "quantum_ms",
+    "sample_ms",
+    "plan_ms",
+    "console",
+];
+
+/// Reads the table; what is wrong goes to `issues` and is replaced by its default.
+pub(crate) fn read(table: &TableReader<'_>, issues: &mut Issues<'_>) -> Host {
+    table.reject_unknown(issues);
+    let default = Host::default();
+    let mut millis = |key, range, default: u32| {
+        let value = table.number(key, range, u64::from(default), issues);
+        u32::try_from(value).unwrap_or(default)
+    };
+    let quantum_ms = millis("quantum_ms", 1..=1_000, default.quantum_ms);
+    let sample_ms = millis("sample_ms", 1..=60_000, default.sample_ms);
+    let plan_ms = millis("plan_ms", 10..=600_000, default.plan_ms);
+    Host {
+        mode: table.keyword("mode", issues).unwrap_or_default(),
+        log: table.keyword("log", issues).unwrap_or_default(),
+        poweroff: table.boolean("poweroff", default.poweroff, issues),
+        quantum_ms,
+        sample_ms,
+        plan_ms,
+        console: table.keyword("console", issues).unwrap_or_default(),
+    }
+}
