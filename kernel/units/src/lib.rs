@@ -8,14 +8,17 @@
 //! * addresses and page numbers: [`Gpa`], [`Hpa`], [`Frame`], [`Gfn`], and the three leaf sizes
 //!   as [`PageSize`];
 //! * names of things: [`NodeId`], [`CpuId`], [`ApicId`], [`ProximityDomain`], [`VmId`], [`VcpuId`];
-//! * quantities: [`Nanos`] for time, [`Credits`] for the scheduler's currency.
+//! * quantities: [`Nanos`] for time, [`Credits`] for the scheduler's currency;
+//! * ratios in integers: [`Score`] from 0 to 1 and [`PerMille`].
 #![no_std]
 #![forbid(unsafe_code)]
 
 mod address;
 mod name;
 mod quantity;
+mod ratio;
 
-pub use address::{Frame, Gfn, Gpa, Hpa, PageSize, PAGE_BYTES, PAGE_SHIFT};
+pub use address::{Frame, Gfn, Gpa, Hpa, PAGE_BYTES, PAGE_SHIFT, PageSize};
 pub use name::{ApicId, CpuId, NodeId, ProximityDomain, VcpuId, VmId};
 pub use quantity::{Credits, Nanos};
+pub use ratio::{PerMille, Score};

@@ -87,7 +87,11 @@ pub struct Credits(pub i64);
 impl Credits {
     /// The price of `time` on a CPU.
     pub const fn for_time(time: Nanos) -> Self {
-        Self(if time.0 > i64::MAX as u64 { i64::MAX } else { time.0 as i64 })
+        Self(if time.0 > i64::MAX as u64 {
+            i64::MAX
+        } else {
+            time.0 as i64
+        })
     }
 }
 impl Add for Credits {
@@ -120,7 +124,12 @@ impl Neg for Credits {
 }
 impl fmt::Display for Credits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", if self.0 < 0 { "-" } else { "" }, Nanos(self.0.unsigned_abs()))
+        write!(
+            f,
+            "{}{}",
+            if self.0 < 0 { "-" } else { "" },
+            Nanos(self.0.unsigned_abs())
+        )
     }
 }
 impl fmt::Debug for Credits {
