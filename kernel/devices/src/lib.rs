@@ -9,6 +9,7 @@ pub mod apic;
 pub mod board;
 pub mod layout;
 mod message;
+mod scale;
 
 pub use access::{AccessSize, Now};
 pub use apic::{Activity, ApicConfig, ApicMode, Effect, GeneralProtection, LocalApic, Role};

@@ -1,25 +1,62 @@
 //! The local APIC of one virtual processor (SDM 3A chapter 11, APM 2 chapter 16).
+//!
+//! A state machine with three doors. The guest comes in by register accesses ([`LocalApic::mmio_read`],
+//! [`LocalApic::msr_write`] and their twins, [`LocalApic::set_cr8`]); other processors and devices by
+//! [`LocalApic::receive`]; time by [`LocalApic::poll`]. What it wants from the rest of the machine it
+//! returns as an [`Effect`], at most one for each call. Before an entry the run loop asks, in this
+//! order: [`LocalApic::take_init`], [`LocalApic::take_sipi`], [`LocalApic::take_nmi`],
+//! [`LocalApic::pending`] and then, with the guest's interrupt flag set, [`LocalApic::accept`].
+//!
+//! Invariants:
+//! * a vector is accepted only if its class is above every class in service and above TPR's, so
+//!   nested interrupts in service have strictly rising classes;
+//! * a level-triggered vector's EOI yields exactly one [`Effect::EoiBroadcast`];
+//! * a timer raises at most one interrupt a call, however late or fast.
 
+mod delivery;
+mod msr;
+mod registers;
+mod timer;
 mod vectors;
 
+#[cfg(test)]
+mod tests;
+
 use crate::access::Now;
-use crate::message::InterruptMessage;
+use crate::layout::LAPIC_BASE;
+use crate::message::{InterruptMessage, TriggerMode};
 use core::fmt;
-use units::{ApicId, Gpa, Nanos};
+use delivery::LVT_MASKED;
+use timer::Timer;
+use units::{ApicId, Nanos};
+use vectors::VectorSet;
+
+/// Spurious-interrupt register: enabled by software.
+const SVR_ENABLE: u32 = 1 << 8;
 
 /// Which processor this is at power-on (SDM 3A 9.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Runs at once; its LINT0 starts as ExtINT, LINT1 as NMI, as firmware leaves them.
+    /// Runs at once; its LINT0 starts as ExtINT and LINT1 as NMI, the virtual wire mode in which
+    /// firmware leaves them (MP specification 3.6.2.2).
     Bootstrap,
     /// Waits for INIT and SIPI.
     Application,
 }
 
+impl Role {
+    const fn activity_after_reset(self) -> Activity {
+        match self {
+            Self::Bootstrap => Activity::Running,
+            Self::Application => Activity::WaitForSipi,
+        }
+    }
+}
+
 /// Frequencies and features, which must agree with the guest's CPUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ApicConfig {
-    /// Input clock of the timer before division, in Hz.
+    /// Input clock of the timer before division, in Hz: [`crate::layout::LAPIC_BUS_HZ`].
     pub bus_hz: u64,
     /// The guest's time-stamp counter, in Hz.
     pub tsc_hz: u64,
@@ -34,7 +71,7 @@ pub struct ApicConfig {
 /// The states of IA32_APIC_BASE bits 11:10 (SDM 3A 11.12.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ApicMode {
-    /// Globally disabled: INTR and NMI go straight to the processor.
+    /// Globally disabled: the 8259A's INTR goes straight to the bootstrap processor.
     Disabled,
     /// Registers in memory.
     XApic,
@@ -48,7 +85,7 @@ pub enum ApicMode {
 pub enum Effect {
     /// Deliver this interprocessor interrupt.
     Ipi(InterruptMessage),
-    /// Tell the I/O APICs that a level-triggered vector was served.
+    /// Tell the I/O APIC that a level-triggered vector was served ([`crate::Board::eoi`]).
     EoiBroadcast(u8),
 }
 
@@ -58,9 +95,11 @@ pub struct GeneralProtection;
 
 impl fmt::Display for GeneralProtection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the local APIC refused the MSR access; the guest gets #GP(0)")
+        f.write_str("the local APIC refused a guest's register access; the guest got #GP(0)")
     }
 }
+
+impl core::error::Error for GeneralProtection {}
 
 /// Whether the processor executes instructions (SDM 3A 9.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,148 +110,144 @@ pub enum Activity {
     WaitForSipi,
 }
 
-/// One local APIC.
+/// The local vector table, in register order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lvt {
+    Timer,
+    Thermal,
+    Performance,
+    Lint0,
+    Lint1,
+    Error,
+}
+
+/// One local APIC. The kernel keeps each behind a lock of its own.
 #[derive(Clone, Debug)]
 pub struct LocalApic {
     id: ApicId,
+    role: Role,
+    config: ApicConfig,
+    /// IA32_APIC_BASE.
+    base: u64,
+    tpr: u8,
+    /// xAPIC mode's logical destination, in bits 31:24; x2APIC mode derives its own.
+    ldr: u32,
+    dfr: u32,
+    svr: u32,
+    /// Errors that software sees, and those since it last asked.
+    esr: u32,
+    errors: u32,
+    icr: u64,
+    lvt: [u32; 6],
+    divide: u32,
+    irr: VectorSet,
+    isr: VectorSet,
+    tmr: VectorSet,
+    timer: Timer,
+    nmi: bool,
+    init: bool,
+    sipi: Option<u8>,
+    activity: Activity,
+    arbitrations_won: u64,
+    lost_ticks: u64,
 }
 
 impl LocalApic {
-    /// A local APIC as after power-on.
+    /// A local APIC as after power-on, in xAPIC mode at [`LAPIC_BASE`], disabled by software.
     pub fn new(id: ApicId, role: Role, config: ApicConfig) -> Self {
-        let _ = (role, config);
-        Self { id }
+        let bootstrap_flag = match role {
+            Role::Bootstrap => msr::BASE_BSP,
+            Role::Application => 0,
+        };
+        let mut apic = Self {
+            id,
+            role,
+            config,
+            base: LAPIC_BASE.0 | msr::BASE_ENABLE | bootstrap_flag,
+            tpr: 0,
+            ldr: 0,
+            dfr: u32::MAX,
+            svr: 0xFF,
+            esr: 0,
+            errors: 0,
+            icr: 0,
+            lvt: [LVT_MASKED; 6],
+            divide: 0,
+            irr: VectorSet::EMPTY,
+            isr: VectorSet::EMPTY,
+            tmr: VectorSet::EMPTY,
+            timer: Timer::new(config.bus_hz, config.tsc_hz),
+            nmi: false,
+            init: false,
+            sipi: None,
+            activity: role.activity_after_reset(),
+            arbitrations_won: 0,
+            lost_ticks: 0,
+        };
+        if role == Role::Bootstrap {
+            apic.lvt[Lvt::Lint0 as usize] = 0x700; // ExtINT
+            apic.lvt[Lvt::Lint1 as usize] = 0x400; // NMI
+        }
+        apic
     }
+
+    /// The registers as INIT leaves them (SDM 3A 11.4.7.3): identity, base and events stay.
+    fn reset_registers(&mut self) {
+        let fresh = Self::new(self.id, self.role, self.config);
+        *self = Self {
+            base: self.base,
+            nmi: self.nmi,
+            init: self.init,
+            sipi: self.sipi,
+            activity: self.activity,
+            arbitrations_won: self.arbitrations_won,
+            lost_ticks: self.lost_ticks,
+            ..fresh
+        };
+    }
+
     /// The initial APIC ID, which is also the x2APIC ID.
     pub fn id(&self) -> ApicId {
         self.id
     }
-    /// Enabled, and how its registers are reached.
-    pub fn mode(&self) -> ApicMode {
-        ApicMode::XApic
-    }
-    /// The page where this processor sees its registers; `None` unless in xAPIC mode.
-    pub fn mmio_base(&self) -> Option<Gpa> {
-        None
-    }
-    /// Reads the 32-bit register at `offset` of the register page.
-    pub fn mmio_read(&mut self, offset: u16, now: Now) -> u32 {
-        let _ = (offset, now);
-        0
-    }
-    /// Writes the 32-bit register at `offset` of the register page.
-    pub fn mmio_write(&mut self, offset: u16, value: u32, now: Now) -> Option<Effect> {
-        let _ = (offset, value, now);
-        None
-    }
-    /// Whether [`Self::msr_read`] and [`Self::msr_write`] own this MSR: IA32_APIC_BASE (1Bh),
-    /// IA32_TSC_DEADLINE (6E0h) and 800h to 8FFh.
-    pub const fn claims_msr(msr: u32) -> bool {
-        matches!(msr, 0x1B | 0x6E0 | 0x800..=0x8FF)
-    }
-    /// RDMSR of a claimed MSR.
-    pub fn msr_read(&mut self, msr: u32, now: Now) -> Result<u64, GeneralProtection> {
-        let _ = (msr, now);
-        Err(GeneralProtection)
-    }
-    /// WRMSR of a claimed MSR.
-    pub fn msr_write(
-        &mut self,
-        msr: u32,
-        value: u64,
-        now: Now,
-    ) -> Result<Option<Effect>, GeneralProtection> {
-        let _ = (msr, value, now);
-        Err(GeneralProtection)
-    }
-    /// CR8: the task priority class.
-    pub fn cr8(&self) -> u8 {
-        0
-    }
-    /// MOV to CR8; `Err` if a reserved bit (63:4) is set.
-    pub fn set_cr8(&mut self, value: u64) -> Result<(), GeneralProtection> {
-        let _ = value;
-        Ok(())
-    }
-    /// Whether a message addresses this local APIC.
-    pub fn matches(&self, message: &InterruptMessage) -> bool {
-        let _ = message;
-        false
-    }
-    /// Takes a message that [`Self::matches`] (or that [`crate::lowest_priority`] assigned); true
-    /// if the processor should be woken or interrupted to look at it.
-    pub fn receive(&mut self, message: &InterruptMessage) -> bool {
-        let _ = message;
-        false
-    }
+
     /// Lets the timer catch up to `now`; true if it raised an interrupt. Call it at
-    /// [`Self::next_deadline`] at the latest, and before [`Self::pending`].
+    /// [`Self::next_deadline`] at the latest, and before [`Self::pending`]. Register accesses do
+    /// it by themselves.
     pub fn poll(&mut self, now: Now) -> bool {
-        let _ = now;
-        false
+        let Some(missed) = self.timer.expire(now) else {
+            return false;
+        };
+        let lvt = self.lvt(Lvt::Timer);
+        if lvt & LVT_MASKED != 0 {
+            return false;
+        }
+        let vector = lvt as u8;
+        let unserved = u64::from(self.irr.contains(vector));
+        self.lost_ticks = self
+            .lost_ticks
+            .saturating_add(missed)
+            .saturating_add(unserved);
+        self.request(vector, TriggerMode::Edge)
     }
+
     /// The time-stamp counter jumped (the guest wrote it, or its offset changed): recompute when
     /// a TSC deadline is due.
     pub fn tsc_changed(&mut self, now: Now) {
-        let _ = now;
+        self.timer.tsc_changed(now);
     }
-    /// When the timer next needs [`Self::poll`], in guest time.
+
+    /// When the timer next needs [`Self::poll`], in guest time; `None` while it is stopped or its
+    /// interrupt is masked.
     pub fn next_deadline(&self) -> Option<Nanos> {
-        None
+        self.timer
+            .due()
+            .filter(|_| self.lvt(Lvt::Timer) & LVT_MASKED == 0)
     }
-    /// The vector that would interrupt the processor now: the highest requested one if it is
-    /// above the processor priority.
-    pub fn pending(&self) -> Option<u8> {
-        None
-    }
-    /// Accepts [`Self::pending`]: it moves from requested to in service. Inject what it returns.
-    pub fn accept(&mut self) -> Option<u8> {
-        None
-    }
-    /// Whether LINT0 passes the 8259A's INTR to this processor.
-    pub fn extint_enabled(&self) -> bool {
-        false
-    }
-    /// Whether an NMI waits.
-    pub fn nmi_pending(&self) -> bool {
-        false
-    }
-    /// Takes the waiting NMI, to inject it.
-    pub fn take_nmi(&mut self) -> bool {
-        false
-    }
-    /// Takes a waiting INIT: the local APIC has reset itself and now waits for SIPI if it is an
-    /// application processor; reset the processor likewise.
-    pub fn take_init(&mut self) -> bool {
-        false
-    }
-    /// Takes a waiting SIPI: start at 4 KiB times the value returned, in real mode. Only while
-    /// [`Activity::WaitForSipi`]; it then runs.
-    pub fn take_sipi(&mut self) -> Option<u8> {
-        None
-    }
-    /// Whether the processor runs.
-    pub fn activity(&self) -> Activity {
-        Activity::Running
-    }
-    /// Whether anything waits that would end a HLT: interrupt, NMI, INIT or a usable SIPI.
-    pub fn has_work(&self) -> bool {
-        false
-    }
-    /// Spurious-interrupt register bit 8, in an APIC that is not globally disabled.
-    pub fn is_software_enabled(&self) -> bool {
-        false
-    }
-    /// The processor priority register (SDM 3A 11.8.3.1).
-    pub fn processor_priority(&self) -> u8 {
-        0
-    }
-    /// Lowest-priority messages taken so far.
-    pub fn arbitrations_won(&self) -> u64 {
-        0
-    }
-    /// Timer ticks that came too fast or too late to be delivered one by one.
+
+    /// Timer ticks with an unmasked interrupt that came too fast or too late to be delivered one by
+    /// one.
     pub fn lost_ticks(&self) -> u64 {
-        0
+        self.lost_ticks
     }
 }
