@@ -1,2 +1,7 @@
 //! The front door.
-fn main() {}
+mod provision; mod say;
+fn main() {
+ let n = [provision::Part::Qemu, provision::Part::Ovmf, provision::Part::Busybox, provision::Part::Kernel61].into_iter().collect();
+ println!("{:#?}", provision::Lab::ensure(&n));
+}
+mod image; mod initramfs; mod status;

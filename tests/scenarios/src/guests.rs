@@ -1,0 +1,76 @@
+//! The VMs of a run, as the `[[vm]]` tables of `perigee.toml` will name them.
+
+use std::collections::BTreeMap;
+
+/// Which kernel a VM boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuestKernel {
+    /// Debian 12's own `linux-image-cloud-amd64` (6.1).
+    Debian61,
+    /// The one in Debian 12's backports (6.12).
+    Debian612,
+    /// A file on this machine.
+    File(std::path::PathBuf),
+}
+
+impl GuestKernel {
+    /// From a command line: `debian-6.1`, `debian-6.12` or a path.
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "debian-6.1" => Self::Debian61,
+            "debian-6.12" => Self::Debian612,
+            path => Self::File(path.into()),
+        }
+    }
+}
+
+/// One VM of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vm {
+    /// Its name, as in the console's prefix.
+    pub name: String,
+    /// What it boots.
+    pub kernel: GuestKernel,
+    /// Another initramfs than the one with the memory workload.
+    pub initrd: Option<std::path::PathBuf>,
+    /// Kernel command line without the workload's arguments; `None` is the ordinary one.
+    pub append: Option<String>,
+    /// Arguments of the memory workload.
+    pub workload: String,
+    /// Further keys of its `[[vm]]` table, values written as in TOML.
+    pub keys: BTreeMap<String, String>,
+}
+
+impl Vm {
+    /// An unmodified Linux with 2 CPUs and 192 MiB that runs the memory workload and powers off.
+    pub fn linux(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            kernel: GuestKernel::Debian61,
+            initrd: None,
+            append: None,
+            workload: String::new(),
+            keys: BTreeMap::new(),
+        }
+        .set("cpus", "2")
+        .set("memory", "\"192M\"")
+    }
+
+    /// The same VM with `key = value` in its table; `value` is TOML (`"[3]"`, `"\"off\""`).
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.keys.insert(key.into(), value.into());
+        self
+    }
+
+    /// The same VM with these arguments for its workload.
+    pub fn workload(mut self, arguments: &str) -> Self {
+        self.workload = arguments.into();
+        self
+    }
+
+    /// The same VM with another kernel.
+    pub fn kernel(mut self, kernel: GuestKernel) -> Self {
+        self.kernel = kernel;
+        self
+    }
+}

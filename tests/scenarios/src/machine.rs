@@ -1,0 +1,212 @@
+//! The shape of an emulated NUMA machine, and the QEMU options that make one.
+//!
+//! The defaults model four sockets in a row, where a hop costs more the further it goes: SLIT 10,
+//! 16, 22, 32 and 80, 130, 180, 260 ns (a shape seen on glueless four-socket servers).
+
+/// One proximity domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Logical CPUs; 0 makes a memory-only node.
+    pub cpus: u32,
+    /// Memory in MiB; 0 makes a CPU-only node.
+    pub memory_mib: u32,
+}
+
+/// What firmware's HMAT says about one pair of initiator and target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Latency {
+    /// Access latency in nanoseconds.
+    pub latency_ns: u32,
+    /// Access bandwidth in MiB/s.
+    pub bandwidth_mib_s: u32,
+}
+
+/// A machine for the emulator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// The nodes, numbered as they stand.
+    pub nodes: Vec<Node>,
+    /// SLIT: `distances[from][to]`; empty for a machine without a SLIT.
+    pub distances: Vec<Vec<u8>>,
+    /// HMAT: `latencies[initiator][target]`; empty for a machine without HMAT entries.
+    pub latencies: Vec<Vec<Latency>>,
+    /// The emulator's CPU model with its features.
+    pub cpu: String,
+}
+
+/// SLIT distance, latency and bandwidth by number of hops; further hops cost what the last one costs.
+const BY_HOPS: [(u8, Latency); 8] = [
+    (10, Latency { latency_ns: 80, bandwidth_mib_s: 40960 }),
+    (16, Latency { latency_ns: 130, bandwidth_mib_s: 20480 }),
+    (22, Latency { latency_ns: 180, bandwidth_mib_s: 15360 }),
+    (32, Latency { latency_ns: 260, bandwidth_mib_s: 10240 }),
+    (38, Latency { latency_ns: 310, bandwidth_mib_s: 8192 }),
+    (44, Latency { latency_ns: 360, bandwidth_mib_s: 7168 }),
+    (50, Latency { latency_ns: 410, bandwidth_mib_s: 6144 }),
+    (56, Latency { latency_ns: 460, bandwidth_mib_s: 5120 }),
+];
+
+impl Machine {
+    /// AMD's EPYC with nested paging. MONITOR is off because its MWAIT faults in the emulator.
+    pub const CPU: &str = "EPYC,+svm,+x2apic,-monitor";
+
+    /// `nodes` equal nodes in a row, `cpus` and `memory_mib` each.
+    pub fn row(nodes: usize, cpus: u32, memory_mib: u32) -> Self {
+        Self::of(vec![Node { cpus, memory_mib }; nodes])
+    }
+
+    /// These nodes in a row.
+    pub fn of(nodes: Vec<Node>) -> Self {
+        let hop = |from: usize, to: usize| BY_HOPS[from.abs_diff(to).min(BY_HOPS.len() - 1)];
+        let all = 0..nodes.len();
+        let distances = all.clone().map(|from| all.clone().map(|to| hop(from, to).0).collect()).collect();
+        let latencies = all.clone().map(|from| all.clone().map(|to| hop(from, to).1).collect()).collect();
+        Self { nodes, distances, latencies, cpu: Self::CPU.into() }
+    }
+
+    /// The same machine with these SLIT distances and no HMAT (which would contradict them).
+    pub fn with_distances(mut self, distances: Vec<Vec<u8>>) -> Self {
+        self.distances = distances;
+        self.latencies.clear();
+        self
+    }
+
+    /// The same machine with another CPU model.
+    pub fn with_cpu(mut self, cpu: &str) -> Self {
+        self.cpu = cpu.into();
+        self
+    }
+
+    /// Logical CPUs of all nodes.
+    pub fn cpus(&self) -> u32 {
+        self.nodes.iter().map(|n| n.cpus).sum()
+    }
+
+    /// Memory of all nodes in MiB.
+    pub fn memory_mib(&self) -> u32 {
+        self.nodes.iter().map(|n| n.memory_mib).sum()
+    }
+
+    /// A node with CPUs that is nearest to `node`: QEMU asks each node for the one its accesses come from.
+    fn initiator(&self, node: usize) -> usize {
+        let distance = |from: usize| self.distances.get(from).and_then(|row| row.get(node)).copied().unwrap_or(u8::MAX);
+        (0..self.nodes.len())
+            .filter(|n| self.nodes[*n].cpus > 0)
+            .min_by_key(|n| (*n != node, distance(*n), *n))
+            .unwrap_or(0)
+    }
+
+    /// What QEMU cannot build, as a sentence.
+    pub fn check(&self) -> Result<(), String> {
+        if self.cpus() == 0 {
+            return Err("a machine needs at least one CPU".into());
+        }
+        if self.nodes[0].cpus == 0 || self.nodes[0].memory_mib == 0 {
+            return Err("node 0 needs CPUs and memory: the firmware starts there".into());
+        }
+        if self.nodes.len() > 16 {
+            return Err(format!("{} nodes are more than the 16 that this laboratory builds", self.nodes.len()));
+        }
+        let square = |rows: usize, mut widths: Box<dyn Iterator<Item = usize> + '_>| {
+            rows == 0 || (rows == self.nodes.len() && widths.all(|w| w == rows))
+        };
+        if !square(self.distances.len(), Box::new(self.distances.iter().map(Vec::len)))
+            || !square(self.latencies.len(), Box::new(self.latencies.iter().map(Vec::len)))
+        {
+            return Err("distances and latencies need one row and one column for each node".into());
+        }
+        Ok(())
+    }
+
+    /// The QEMU options for CPUs, memory, SLIT and HMAT (everything but firmware and devices).
+    pub fn qemu_args(&self) -> Vec<String> {
+        let mut args = Vec::new();
+        let mut push = |option: &str, value: String| args.extend([format!("-{option}"), value]);
+        let hmat = !self.latencies.is_empty();
+        push("machine", format!("q35,hmat={}", if hmat { "on" } else { "off" }));
+        push("cpu", self.cpu.clone());
+        push("m", format!("{}M", self.memory_mib()));
+
+        // Equal nodes are sockets of several cores; otherwise each CPU is a socket, free to lie in any node.
+        let cores = self.nodes[0].cpus;
+        let equal = self.nodes.iter().all(|n| n.cpus == cores);
+        let (sockets, cores) = if equal { (self.nodes.len() as u32, cores) } else { (self.cpus(), 1) };
+        push("smp", format!("{},sockets={sockets},cores={cores},threads=1", self.cpus()));
+
+        for (id, node) in self.nodes.iter().enumerate() {
+            let mut numa = format!("node,nodeid={id}");
+            if node.memory_mib > 0 {
+                push("object", format!("memory-backend-ram,id=m{id},size={}M", node.memory_mib));
+                numa += &format!(",memdev=m{id}");
+            }
+            if hmat {
+                numa += &format!(",initiator={}", self.initiator(id));
+            }
+            push("numa", numa);
+        }
+        let mut socket = 0;
+        for (id, node) in self.nodes.iter().enumerate() {
+            for _ in 0..node.cpus / cores {
+                push("numa", format!("cpu,node-id={id},socket-id={socket}"));
+                socket += 1;
+            }
+        }
+        for (from, row) in self.distances.iter().enumerate() {
+            for (to, distance) in row.iter().enumerate().filter(|(to, _)| *to != from) {
+                push("numa", format!("dist,src={from},dst={to},val={distance}"));
+            }
+        }
+        for (from, row) in self.latencies.iter().enumerate().filter(|(from, _)| self.nodes[*from].cpus > 0) {
+            for (to, cost) in row.iter().enumerate() {
+                let pair = format!("hmat-lb,initiator={from},target={to},hierarchy=memory");
+                push("numa", format!("{pair},data-type=access-latency,latency={}", cost.latency_ns));
+                push("numa", format!("{pair},data-type=access-bandwidth,bandwidth={}M", cost.bandwidth_mib_s));
+            }
+        }
+        if hmat {
+            for id in 0..self.nodes.len() {
+                let cache = "size=16M,level=1,associativity=complex,policy=write-back,line=64";
+                push("numa", format!("hmat-cache,node-id={id},{cache}"));
+            }
+        }
+        args
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_nodes_are_sockets_of_cores() {
+        let args = Machine::row(4, 2, 512).qemu_args().join(" ");
+        assert!(args.contains("-smp 8,sockets=4,cores=2,threads=1"), "{args}");
+        assert!(args.contains("-m 2048M"));
+        assert!(args.contains("-numa cpu,node-id=3,socket-id=3"));
+        assert!(!args.contains("socket-id=4"));
+        assert!(args.contains("-numa dist,src=0,dst=3,val=32"));
+        assert!(args.contains("initiator=3,target=0,hierarchy=memory,data-type=access-latency,latency=260"));
+    }
+
+    #[test]
+    fn a_cpu_less_and_a_memory_less_node_are_left_bare() {
+        let node = |cpus, memory_mib| Node { cpus, memory_mib };
+        let machine = Machine::of(vec![node(2, 512), node(0, 256), node(1, 0)]);
+        let args = machine.qemu_args().join(" ");
+        assert!(args.contains("-smp 3,sockets=3,cores=1,threads=1"), "{args}");
+        assert!(args.contains("-numa node,nodeid=1,memdev=m1,initiator=0"), "{args}");
+        assert!(args.contains("-numa node,nodeid=2,initiator=2"), "{args}");
+        assert!(!args.contains("cpu,node-id=1"));
+        assert!(args.contains("-numa cpu,node-id=2,socket-id=2"));
+        assert!(!args.contains("hmat-lb,initiator=1"));
+        assert_eq!(machine.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_machine_that_cannot_start_is_refused_with_a_reason() {
+        let headless = Machine::of(vec![Node { cpus: 0, memory_mib: 512 }, Node { cpus: 1, memory_mib: 512 }]);
+        assert!(headless.check().is_err_and(|why| why.contains("node 0")));
+        let ragged = Machine::row(2, 1, 256).with_distances(vec![vec![10, 20]]);
+        assert!(ragged.check().is_err_and(|why| why.contains("one row and one column")));
+    }
+}

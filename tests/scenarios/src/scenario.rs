@@ -1,0 +1,150 @@
+//! What a trial consists of.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::{Evidence, Machine, Vm};
+
+/// When a scenario runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// Always.
+    Quick,
+    /// With `--full` only.
+    Full,
+}
+
+/// An ACPI table that replaces the firmware's, as a file below `/perigee/acpi`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// File name, ending in `.aml`.
+    pub name: String,
+    /// The table with its header and checksum.
+    pub bytes: Vec<u8>,
+}
+
+/// Something an operator types on the console.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Typed {
+    /// Typed once a line of the console contains this.
+    pub after: String,
+    /// The keys, `\r` for Enter.
+    pub keys: String,
+}
+
+/// How a scenario is judged: a sentence when the evidence does not convince.
+type Judge = Box<dyn Fn(&Evidence) -> Result<(), String> + Send + Sync>;
+
+/// One trial on one machine.
+pub struct Scenario {
+    /// Its name: words joined by hyphens, unique.
+    pub name: String,
+    /// What it shows, in a sentence.
+    pub about: String,
+    /// When it runs.
+    pub tier: Tier,
+    /// The machine.
+    pub machine: Machine,
+    /// Keys of the `[host]` table, values written as in TOML.
+    pub host: Vec<(String, String)>,
+    /// The VMs.
+    pub vms: Vec<Vm>,
+    /// ACPI tables that replace the firmware's.
+    pub overrides: Vec<Override>,
+    /// What an operator types.
+    pub typed: Vec<Typed>,
+    /// Arguments of the observer plugin; `None` runs without it.
+    pub plugin: Option<String>,
+    /// The run is ended after this long, with an outcome of its own.
+    pub timeout: Duration,
+    /// The random seed this was made from, if any.
+    pub seed: Option<u64>,
+    judge: Judge,
+}
+
+impl fmt::Debug for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scenario").field("name", &self.name).field("tier", &self.tier).finish_non_exhaustive()
+    }
+}
+
+impl Scenario {
+    /// A scenario of the quick set on four nodes with two CPUs and 512 MiB each, without VMs.
+    pub fn quick(name: &str, about: &str, judge: impl Fn(&Evidence) -> Result<(), String> + Send + Sync + 'static) -> Self {
+        Self {
+            name: name.into(),
+            about: about.into(),
+            tier: Tier::Quick,
+            machine: Machine::row(4, 2, 512),
+            host: Vec::new(),
+            vms: Vec::new(),
+            overrides: Vec::new(),
+            typed: Vec::new(),
+            plugin: None,
+            timeout: Duration::from_secs(240),
+            seed: None,
+            judge: Box::new(judge),
+        }
+    }
+
+    /// The same, for `--full` only.
+    pub fn full(name: &str, about: &str, judge: impl Fn(&Evidence) -> Result<(), String> + Send + Sync + 'static) -> Self {
+        Self { tier: Tier::Full, ..Self::quick(name, about, judge) }
+    }
+
+    /// On this machine.
+    pub fn on(mut self, machine: Machine) -> Self {
+        self.machine = machine;
+        self
+    }
+
+    /// With this VM as well.
+    pub fn vm(mut self, vm: Vm) -> Self {
+        self.vms.push(vm);
+        self
+    }
+
+    /// With `key = value` in the `[host]` table; `value` is TOML.
+    pub fn host(mut self, key: &str, value: &str) -> Self {
+        self.host.push((key.into(), value.into()));
+        self
+    }
+
+    /// With this ACPI table in place of the firmware's.
+    pub fn table(mut self, name: &str, bytes: Vec<u8>) -> Self {
+        self.overrides.push(Override { name: name.into(), bytes });
+        self
+    }
+
+    /// With `keys` typed once a line of the console contains `after`.
+    pub fn type_after(mut self, after: &str, keys: &str) -> Self {
+        self.typed.push(Typed { after: after.into(), keys: keys.into() });
+        self
+    }
+
+    /// Observed from outside by the QEMU plugin with these arguments.
+    pub fn observed(mut self, arguments: &str) -> Self {
+        self.plugin = Some(arguments.into());
+        self
+    }
+
+    /// Ended after this long.
+    pub fn within(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Made from this seed.
+    pub fn seeded(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Judges a run of this scenario.
+    ///
+    /// # Errors
+    /// The first thing that did not convince, as a sentence.
+    pub fn judge(&self, evidence: &Evidence) -> Result<(), String> {
+        (self.judge)(evidence)
+    }
+}

@@ -1,0 +1,10 @@
+//! The trials, one file a subject.
+
+pub mod boot;
+
+use crate::Scenario;
+
+/// Every trial, in the order in which they run.
+pub(crate) fn all(_seed: u64) -> Vec<Scenario> {
+    boot::scenarios()
+}

@@ -1,0 +1,29 @@
+#!/bin/busybox sh
+# Process 1 of a Perigee guest. The words after "--" on the kernel's command line arrive as its
+# arguments and go to the workload. Two lines are read by the harness:
+#   GUEST-UP cpus=N ...          userspace is there
+#   GUEST-RESULT ok|mismatch ... what the workload found
+b=/bin/busybox
+$b mount -t proc proc /proc
+$b mount -t sysfs sys /sys
+$b mount -t devtmpfs dev /dev
+read -r uptime rest </proc/uptime
+read -r clock </sys/devices/system/clocksource/clocksource0/current_clocksource
+echo "GUEST-UP cpus=$($b grep -c ^processor /proc/cpuinfo) kernel=$($b uname -r) clock=$clock uptime=$uptime"
+
+{ /bin/workload "$@" 2>&1; echo $? >/tmp/status; } | $b tee /tmp/out
+read -r status </tmp/status
+last=$($b tail -n 1 /tmp/out)
+if [ "$status" = 0 ]; then
+    echo "GUEST-RESULT ok $last"
+else
+    echo "GUEST-RESULT mismatch status=$status $last"
+fi
+
+if $b grep -q perigee.stay /proc/cmdline; then
+    $b --install -s /bin
+    export PATH=/bin HOME=/
+    echo "GUEST-SHELL this is a shell; poweroff -f ends this guest"
+    $b setsid $b cttyhack $b sh
+fi
+$b poweroff -f
