@@ -1,3 +1,60 @@
-//! The footprint room.
+//! Where a machine's memory is *used*, and how near each processor is to that.
+//!
+//! # The problem
+//! A machine owns memory on several nodes and runs on several nodes. Where its memory lies is
+//! known; which of it matters is not. Moving a machine towards memory that it never touches is
+//! work for nothing, and most memory is of that kind.
+//!
+//! # The idea
+//! The processor sets an *accessed* bit in the nested page tables on the first touch of each
+//! page. A pass of the kernel reads and clears those bits and hands them here as a stream of
+//! [`LeafSample`]s together with where the machine's vCPUs ran meanwhile ([`Window`]). From that a
+//! [`Footprint`] keeps
+//!
+//! * the matrix `F[k][n]`: how often node `k` touched memory of node `n`; each pass halves it and
+//!   adds the new touches (MECHANISMS section 4, after Linux' NUMA balancing);
+//! * the heat of every page that was touched lately, hottest first on demand;
+//! * how much evidence there is: below [`Tunables::min_touches`] there is no opinion, above it the
+//!   lower end of a confidence interval is used, never the point estimate.
+//!
+//! [`proximity`] turns the matrix and the host's latencies into one number per node between 0
+//! and 1: how near that node is to what the machine touches. The scheduler and the planner read
+//! nothing else.
+//!
+//! # What an accessed bit does not say
+//! It says *touched in this window*, not how often: a page that a timer tick grazes looks like a
+//! page in an inner loop. Three rules keep that from doing harm. A region of 2 MiB counts one
+//! touch a window whatever leaf size maps it, so splitting a leaf does not make it look hotter. A
+//! machine that ran less than [`Tunables::idle_run`] of one CPU is idle: its background touches
+//! are not recorded and there is no opinion about it. And memory that was not touched weighs
+//! exactly nothing, however much there is.
+//!
+//! # Whose touch was it?
+//! With one nested root for the whole machine the bit does not tell who touched; touches are
+//! attributed to nodes by where the machine ran ([`Attribution::ByRunTime`]). With one root per
+//! node the bit itself tells ([`Attribution::ByRoot`]); nothing else changes.
+//!
+//! # Invariants
+//! * Untouched memory, an idle machine and an empty pass leave every share and score unchanged or
+//!   without opinion.
+//! * A node that is farther from all touched memory than another never scores higher.
+//! * All arithmetic is in integers and saturates; no input makes it panic.
+//!
+//! # Where to read next
+//! [`tracker`] for a pass, [`latency`] for the score, [`evidence`] for confidence.
 #![no_std]
 #![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod evidence;
+pub mod latency;
+pub mod sample;
+pub mod tracker;
+pub mod tunables;
+
+pub use evidence::wilson_lower;
+pub use latency::{Latencies, LatencyError, proximity};
+pub use sample::{Attribution, LeafSample, Window};
+pub use tracker::{Footprint, HotPage, Matrix, PassSummary, TOUCH};
+pub use tunables::Tunables;

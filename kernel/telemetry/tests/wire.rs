@@ -206,7 +206,7 @@ fn every_event_survives_the_wire_on_one_line() {
             event,
         };
         let mut out = String::new();
-        write_line(&record, &mut out).unwrap();
+        write_line(&record, &mut out).expect("a String takes everything");
         assert_eq!(out.matches('\n').count(), 1, "{out}");
         assert_eq!(from_line(&out).as_ref(), Ok(&record), "{out}");
     }
@@ -259,7 +259,7 @@ fn the_line_format_is_the_documented_one() {
 
 #[test]
 fn a_torn_line_is_an_error_with_its_beginning() {
-    let error = from_line(r#"{"at_ns":1,"seq":2,"ev"#).unwrap_err();
+    let error = from_line(r#"{"at_ns":1,"seq":2,"ev"#).expect_err("the line is torn");
     assert!(error.to_string().contains("not a record"), "{error}");
     assert!(error.line.starts_with("{\"at_ns\":1"));
 }

@@ -1,0 +1,65 @@
+//! What the kernel hands in: one pass over the accessed and dirty bits of one machine.
+
+use units::{Gpa, Nanos, NodeId, PageSize};
+
+/// One present leaf of a machine's nested tables, as a pass found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeafSample {
+    /// First guest address that the leaf maps, aligned to its size.
+    pub gpa: Gpa,
+    /// Size of the leaf.
+    pub size: PageSize,
+    /// Node that holds the memory.
+    pub node: NodeId,
+    /// Who touched it since the last pass. With [`Attribution::ByRunTime`] any bit means touched;
+    /// with [`Attribution::ByRoot`] bit `k` means that node `k` touched it.
+    pub accessed: u64,
+    /// Whether somebody wrote to it since the last pass. Kept for write ratios, never for heat.
+    pub dirty: bool,
+}
+
+impl LeafSample {
+    /// A leaf seen through the machine's only nested root.
+    pub const fn shared(
+        gpa: Gpa,
+        size: PageSize,
+        node: NodeId,
+        accessed: bool,
+        dirty: bool,
+    ) -> Self {
+        Self {
+            gpa,
+            size,
+            node,
+            accessed: accessed as u64,
+            dirty,
+        }
+    }
+}
+
+/// How touches find the node that made them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attribution {
+    /// One nested root: in proportion to where the machine's vCPUs ran.
+    ByRunTime,
+    /// One nested root per node: the root's own bit tells.
+    ByRoot,
+}
+
+/// The time between two passes.
+#[derive(Clone, Copy, Debug)]
+pub struct Window<'a> {
+    /// Time since the last pass cleared the bits.
+    pub length: Nanos,
+    /// For how long the machine's vCPUs ran on each node in it, by node number.
+    pub run_time: &'a [Nanos],
+    /// How touches find their node.
+    pub attribution: Attribution,
+}
+
+impl Window<'_> {
+    /// Run time over all nodes.
+    pub fn total_run(&self) -> Nanos {
+        self.run_time.iter().fold(Nanos::ZERO, |sum, t| sum + *t)
+    }
+}

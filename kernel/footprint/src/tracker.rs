@@ -1,0 +1,473 @@
+//! One machine's footprint: what a pass adds and what can be asked.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use units::{Gpa, Nanos, NodeId, PageSize, PerMille, Score};
+
+use crate::evidence::wilson_lower;
+use crate::latency::{Latencies, proximity};
+use crate::sample::{Attribution, LeafSample, Window};
+use crate::tunables::Tunables;
+
+/// Weight of one touch of one region in one window. Shares of a touch are rounded to this.
+pub const TOUCH: u64 = 1024;
+
+/// How often each node touched memory of each node; decayed, in units of [`TOUCH`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Matrix {
+    nodes: usize,
+    cells: Vec<u64>,
+}
+
+impl Matrix {
+    fn new(nodes: usize) -> Self {
+        Self {
+            nodes,
+            cells: vec![0; nodes.saturating_mul(nodes)],
+        }
+    }
+
+    /// Touches by `accessor` of memory on `memory`; 0 for nodes that do not exist.
+    pub fn get(&self, accessor: NodeId, memory: NodeId) -> u64 {
+        let (k, n) = (accessor.index(), memory.index());
+        if k >= self.nodes || n >= self.nodes {
+            return 0;
+        }
+        self.cells.get(k * self.nodes + n).copied().unwrap_or(0)
+    }
+
+    /// Number of nodes.
+    pub const fn nodes(&self) -> usize {
+        self.nodes
+    }
+
+    /// One row per accessing node.
+    pub fn rows(&self) -> Vec<Vec<u64>> {
+        self.cells
+            .chunks(self.nodes.max(1))
+            .map(<[u64]>::to_vec)
+            .collect()
+    }
+
+    /// Touches of each node's memory by anybody.
+    pub fn by_memory(&self) -> Vec<u64> {
+        let mut sums = vec![0u64; self.nodes];
+        for row in self.cells.chunks(self.nodes.max(1)) {
+            for (sum, cell) in sums.iter_mut().zip(row) {
+                *sum = sum.saturating_add(*cell);
+            }
+        }
+        sums
+    }
+
+    fn add(&mut self, accessor: usize, memory: usize, weight: u64) {
+        if accessor < self.nodes
+            && memory < self.nodes
+            && let Some(cell) = self.cells.get_mut(accessor * self.nodes + memory)
+        {
+            *cell = cell.saturating_add(weight);
+        }
+    }
+
+    fn halve(&mut self) {
+        for cell in &mut self.cells {
+            *cell /= 2;
+        }
+    }
+
+    /// Moves `weight` of `of` from one memory node to another, in each row alike.
+    fn relocate(&mut self, from: usize, to: usize, weight: u64, of: u64) {
+        if from >= self.nodes || to >= self.nodes {
+            return;
+        }
+        let part = Score::ratio(weight.into(), of.into());
+        for row in self.cells.chunks_mut(self.nodes.max(1)) {
+            let moved = row.get(from).map_or(0, |cell| part.of(*cell));
+            if let Some(cell) = row.get_mut(from) {
+                *cell -= moved;
+            }
+            if let Some(cell) = row.get_mut(to) {
+                *cell = cell.saturating_add(moved);
+            }
+        }
+    }
+}
+
+/// A page that was touched lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HotPage {
+    /// First guest address.
+    pub gpa: Gpa,
+    /// Size of its leaf.
+    pub size: PageSize,
+    /// Node that holds it.
+    pub node: NodeId,
+    /// Decayed touches; [`TOUCH`] = one touch of 2 MiB in the last window.
+    pub heat: u64,
+}
+
+/// What one pass found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PassSummary {
+    /// Leaves read.
+    pub leaves: u64,
+    /// Those that were touched.
+    pub touched: u64,
+    /// Those that were written.
+    pub dirty: u64,
+    /// Leaves on nodes that this footprint was not told of; they were left out.
+    pub on_unknown_nodes: u64,
+    /// Whether the machine counted as idle, so that its touches were not recorded.
+    pub idle: bool,
+}
+
+/// A touched page as it is remembered; see [`HotPage`].
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    hot: HotPage,
+    /// Number of the last pass that saw the leaf.
+    seen: u64,
+}
+
+/// The footprint of one machine.
+#[derive(Clone, Debug)]
+pub struct Footprint {
+    tunables: Tunables,
+    matrix: Matrix,
+    /// Touches of each node's memory, in [`TOUCH`] units, of about the last eight passes.
+    evidence: Vec<u64>,
+    /// Ascending by address.
+    pages: Vec<Page>,
+    /// Bytes on each node, touched or not.
+    resident: Vec<u64>,
+    /// Where the machine ran in the last window, in thousandths of one CPU.
+    run: Vec<PerMille>,
+    passes: u64,
+    idle: bool,
+    home: Option<NodeId>,
+    /// For how long it has been busy with the same home.
+    age: Nanos,
+}
+
+impl Footprint {
+    /// Of a machine on a host with `nodes` nodes, before its first pass.
+    pub fn new(nodes: usize, tunables: Tunables) -> Self {
+        Self {
+            tunables,
+            matrix: Matrix::new(nodes),
+            evidence: vec![0; nodes],
+            pages: Vec::new(),
+            resident: vec![0; nodes],
+            run: vec![PerMille(0); nodes],
+            passes: 0,
+            idle: true,
+            home: None,
+            age: Nanos::ZERO,
+        }
+    }
+
+    /// Changes the constants from the next pass on.
+    pub fn set_tunables(&mut self, tunables: Tunables) {
+        self.tunables = tunables;
+    }
+
+    /// Takes in one pass: every present leaf once, in any order.
+    pub fn record(
+        &mut self,
+        window: &Window<'_>,
+        leaves: impl IntoIterator<Item = LeafSample>,
+    ) -> PassSummary {
+        let mut samples: Vec<LeafSample> = leaves.into_iter().collect();
+        samples.sort_unstable_by_key(|s| s.gpa);
+        samples.dedup_by_key(|s| s.gpa);
+
+        self.passes = self.passes.saturating_add(1);
+        self.note_run(window);
+        self.note_resident(&samples);
+        let known = |s: &&LeafSample| s.node.index() < self.matrix.nodes;
+        let mut summary = PassSummary {
+            leaves: samples.len() as u64,
+            touched: samples.iter().filter(|s| s.accessed != 0).count() as u64,
+            dirty: samples.iter().filter(|s| s.dirty).count() as u64,
+            on_unknown_nodes: samples.iter().filter(|s| !known(s)).count() as u64,
+            idle: self.idle,
+        };
+        self.follow_relocations(&samples);
+        self.decay();
+        if self.idle {
+            self.mark_seen(&samples, |_| 0);
+        } else {
+            self.add_touches(window, &samples);
+        }
+        self.note_home(window.length);
+        summary.idle = self.idle;
+        summary
+    }
+
+    /// Run time per node as shares of one CPU, and whether that is idle.
+    fn note_run(&mut self, window: &Window<'_>) {
+        self.run.fill(PerMille(0));
+        for (share, t) in self.run.iter_mut().zip(window.run_time) {
+            *share = PerMille::ratio(t.0, window.length.0);
+        }
+        self.idle =
+            window.length == Nanos::ZERO || self.run_total() < u32::from(self.tunables.idle_run.0);
+    }
+
+    fn note_resident(&mut self, samples: &[LeafSample]) {
+        self.resident.fill(0);
+        for s in samples {
+            if let Some(bytes) = self.resident.get_mut(s.node.index()) {
+                *bytes = bytes.saturating_add(s.size.bytes());
+            }
+        }
+    }
+
+    /// Pages that were moved take their history along, so that the matrix describes where the
+    /// touched memory is and not where it was.
+    fn follow_relocations(&mut self, samples: &[LeafSample]) {
+        for page in &mut self.pages {
+            let Ok(i) = samples.binary_search_by_key(&page.hot.gpa, |s| s.gpa) else {
+                continue;
+            };
+            let Some(sample) = samples.get(i) else {
+                continue;
+            };
+            page.hot.size = sample.size;
+            if sample.node == page.hot.node {
+                continue;
+            }
+            let (from, to) = (page.hot.node.index(), sample.node.index());
+            let column = self.matrix.by_memory().get(from).copied().unwrap_or(0);
+            self.matrix.relocate(from, to, page.hot.heat, column);
+            let part = Score::ratio(page.hot.heat.into(), column.into());
+            let moved = self.evidence.get(from).map_or(0, |e| part.of(*e));
+            if to < self.evidence.len() {
+                if let Some(e) = self.evidence.get_mut(from) {
+                    *e -= moved;
+                }
+                if let Some(e) = self.evidence.get_mut(to) {
+                    *e = e.saturating_add(moved);
+                }
+            }
+            page.hot.node = sample.node;
+        }
+    }
+
+    fn decay(&mut self) {
+        self.matrix.halve();
+        for e in &mut self.evidence {
+            *e -= *e / 8;
+        }
+        for page in &mut self.pages {
+            page.hot.heat /= 2;
+        }
+        self.pages.retain(|p| p.hot.heat > 0);
+    }
+
+    /// Adds the touches of a busy window to matrix, evidence and pages.
+    fn add_touches(&mut self, window: &Window<'_>, samples: &[LeafSample]) {
+        let mut touches = vec![0u64; self.matrix.nodes];
+        let region = |s: &LeafSample| (s.size, s.gpa.align_down(PageSize::Size2M));
+        let mut weights = Vec::with_capacity(samples.len());
+        for leaves in samples.chunk_by(|a, b| region(a) == region(b)) {
+            // A region's one touch is shared among the leaves that were touched.
+            let touched = leaves.iter().filter(|s| s.accessed != 0).count() as u64;
+            let weight = (TOUCH / touched.max(1)).max(1);
+            for s in leaves {
+                let by = match window.attribution {
+                    Attribution::ByRunTime => u64::from(s.accessed != 0),
+                    Attribution::ByRoot => u64::from(s.accessed.count_ones()),
+                };
+                weights.push(weight * by);
+                if let Some(sum) = touches.get_mut(s.node.index()) {
+                    *sum = sum.saturating_add(weight * by);
+                }
+                if window.attribution == Attribution::ByRoot {
+                    for k in (0..64).filter(|k| s.accessed >> k & 1 == 1) {
+                        self.matrix.add(k, s.node.index(), weight);
+                    }
+                }
+            }
+        }
+        if window.attribution == Attribution::ByRunTime {
+            let total = window.total_run().0;
+            for (k, t) in window.run_time.iter().enumerate() {
+                let part = Score::ratio(t.0.into(), total.into());
+                for (n, sum) in touches.iter().enumerate() {
+                    self.matrix.add(k, n, part.of(*sum));
+                }
+            }
+        }
+        for (e, sum) in self.evidence.iter_mut().zip(&touches) {
+            *e = e.saturating_add(*sum);
+        }
+        self.mark_seen(samples, |i| weights.get(i).copied().unwrap_or(0));
+    }
+
+    /// Merges the samples into the remembered pages; `weight` is by index into `samples`.
+    fn mark_seen(&mut self, samples: &[LeafSample], weight: impl Fn(usize) -> u64) {
+        let mut merged = Vec::with_capacity(self.pages.len());
+        let mut old = self.pages.iter().copied().peekable();
+        for (i, s) in samples.iter().enumerate() {
+            while let Some(gone) = old.next_if(|p| p.hot.gpa < s.gpa) {
+                merged.push(gone);
+            }
+            let heat = old
+                .next_if(|p| p.hot.gpa == s.gpa)
+                .map_or(0, |p| p.hot.heat);
+            let heat = heat.saturating_add(weight(i));
+            if heat > 0 {
+                let hot = HotPage {
+                    gpa: s.gpa,
+                    size: s.size,
+                    node: s.node,
+                    heat,
+                };
+                merged.push(Page {
+                    hot,
+                    seen: self.passes,
+                });
+            }
+        }
+        merged.extend(old);
+        self.pages = merged;
+    }
+
+    /// Names the node whose memory is touched most and restarts the clock when that changes.
+    fn note_home(&mut self, length: Nanos) {
+        let weights = self.matrix.by_memory();
+        let most = weights.iter().copied().max().unwrap_or(0);
+        let home = weights.iter().position(|w| *w == most && most > 0);
+        let home = home.and_then(|n| u16::try_from(n).ok()).map(NodeId);
+        if self.idle || home != self.home {
+            self.age = Nanos::ZERO;
+        }
+        if !self.idle {
+            self.age += length;
+        }
+        self.home = home;
+    }
+
+    /// Number of passes taken in.
+    pub const fn passes(&self) -> u64 {
+        self.passes
+    }
+
+    /// Whether the machine was idle in the last window.
+    pub const fn is_idle(&self) -> bool {
+        self.idle
+    }
+
+    /// `F[k][n]`.
+    pub const fn matrix(&self) -> &Matrix {
+        &self.matrix
+    }
+
+    /// Bytes on each node, touched or not.
+    pub fn resident(&self) -> &[u64] {
+        &self.resident
+    }
+
+    /// Where the machine ran in the last window: thousandths of one CPU, per node.
+    pub fn run(&self) -> &[PerMille] {
+        &self.run
+    }
+
+    /// The sum of [`Self::run`]: 2000 = two CPUs all the time.
+    pub fn run_total(&self) -> u32 {
+        self.run.iter().map(|r| u32::from(r.0)).sum()
+    }
+
+    /// For how long the machine has been busy with the same [`Self::home`].
+    pub const fn age(&self) -> Nanos {
+        self.age
+    }
+
+    /// Share of its touches that goes to each node's memory; all 0 before the first touch.
+    pub fn shares(&self) -> Vec<PerMille> {
+        let weights = self.matrix.by_memory();
+        let total = weights.iter().fold(0u64, |sum, w| sum.saturating_add(*w));
+        weights.iter().map(|w| PerMille::ratio(*w, total)).collect()
+    }
+
+    /// How sure the shares are: 0 is no opinion (idle, or fewer touches than needed).
+    pub fn confidence(&self) -> PerMille {
+        let hits = self.hits();
+        if self.idle || hits < u64::from(self.tunables.min_touches) {
+            return PerMille(0);
+        }
+        wilson_lower(hits, hits).per_mille()
+    }
+
+    /// The share that goes to memory of `node` at least, with 95 % confidence; 0 without opinion.
+    pub fn share_at_least(&self, node: NodeId) -> Score {
+        if self.confidence().0 == 0 {
+            return Score::ZERO;
+        }
+        let hits = self.evidence.get(node.index()).map_or(0, |e| e / TOUCH);
+        wilson_lower(hits, self.hits())
+    }
+
+    /// Touches that back the shares.
+    fn hits(&self) -> u64 {
+        self.evidence
+            .iter()
+            .fold(0u64, |sum, e| sum.saturating_add(*e))
+            / TOUCH
+    }
+
+    /// The node whose memory it really touches: by accesses, not by bytes. None without opinion.
+    pub fn home(&self) -> Option<NodeId> {
+        if self.confidence().0 == 0 {
+            None
+        } else {
+            self.home
+        }
+    }
+
+    /// Share of touches made from the node that holds the memory; None before the first touch.
+    pub fn locality(&self) -> Option<Score> {
+        let total: u128 = self.matrix.cells.iter().map(|c| u128::from(*c)).sum();
+        let local: u128 = self
+            .matrix
+            .cells
+            .chunks(self.matrix.nodes.max(1))
+            .enumerate()
+            .filter_map(|(k, row)| row.get(k))
+            .map(|c| u128::from(*c))
+            .sum();
+        (total > 0).then(|| Score::ratio(local, total))
+    }
+
+    /// How near each node is to what the machine touches; every node 1 without opinion.
+    pub fn proximity(&self, latencies: &Latencies) -> Vec<Score> {
+        if self.confidence().0 == 0 {
+            return vec![Score::ONE; latencies.nodes()];
+        }
+        proximity(&self.matrix.by_memory(), latencies)
+    }
+
+    /// Touched pages on nodes that `on` accepts, hottest first, then by address.
+    pub fn hot(&self, on: impl Fn(NodeId) -> bool) -> Vec<HotPage> {
+        let mut pages: Vec<HotPage> = self
+            .pages
+            .iter()
+            .filter(|p| p.seen == self.passes && on(p.hot.node))
+            .map(|p| p.hot)
+            .collect();
+        pages.sort_by_key(|p| (core::cmp::Reverse(p.heat), p.gpa));
+        pages
+    }
+
+    /// Bytes of touched pages on each node.
+    pub fn touched(&self) -> Vec<u64> {
+        let mut bytes = vec![0u64; self.matrix.nodes];
+        for p in self.pages.iter().filter(|p| p.seen == self.passes) {
+            if let Some(sum) = bytes.get_mut(p.hot.node.index()) {
+                *sum = sum.saturating_add(p.hot.size.bytes());
+            }
+        }
+        bytes
+    }
+}

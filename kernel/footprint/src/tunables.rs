@@ -1,0 +1,24 @@
+//! The constants of this room, each a starting value that may be changed at run time.
+
+use units::PerMille;
+
+/// What a [`Footprint`](crate::Footprint) decides by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tunables {
+    /// A machine whose vCPUs together ran less than this share of one CPU is idle.
+    ///
+    /// A tickless Linux guest at rest needs well under 1 % on hardware and up to a few per cent
+    /// where every exit is emulated.
+    pub idle_run: PerMille,
+    /// Touches below which there is no opinion (MECHANISMS section 2: N >= 20).
+    pub min_touches: u32,
+}
+
+impl Default for Tunables {
+    fn default() -> Self {
+        Self {
+            idle_run: PerMille(80),
+            min_touches: 20,
+        }
+    }
+}
