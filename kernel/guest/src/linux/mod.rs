@@ -1,63 +1,24 @@
-//! Linux' 64-bit boot protocol.
-use crate::{EntryState, GuestMemory, OutOfRange, VmShape};
-use units::Gpa;
+//! Linux' 64-bit boot protocol: from a bzImage to the first instruction of `startup_64`.
+//!
+//! The protocol (Linux: Documentation/arch/x86/boot.rst) asks the loader for what firmware and a
+//! boot loader do on a PC: the protected-mode kernel at a place that it likes, a zeroed page of
+//! `boot_params` with the kernel's own setup header, the memory map, a command line, the initrd,
+//! identity-mapping page tables and a GDT with two descriptors. Three steps, so that every refusal
+//! comes before a byte is written:
+//!
+//! 1. [`KernelImage::parse`] checks the file ([`header`](self) fields at their documented offsets);
+//! 2. [`plan`] finds room for everything in the VM's memory;
+//! 3. [`load`] writes it and returns the register state of the first vCPU.
+//!
+//! The command line is the configuration's; nothing is added to it. The ACPI tables come from
+//! [`crate::acpi::install`]; `boot_params` points to them.
 
-/// A checked bzImage.
-#[derive(Clone, Copy, Debug)]
-pub struct KernelImage<'a> {
-    /// The protected-mode kernel.
-    pub payload: &'a [u8],
-}
+mod error;
+mod header;
+mod image;
+mod plan;
 
-/// Where everything goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LoadPlan {
-    /// Kernel.
-    pub kernel: Gpa,
-}
-
-/// Why not.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum LinuxError {
-    /// Memory.
-    Memory(OutOfRange),
-}
-
-impl<'a> KernelImage<'a> {
-    /// Checks the setup header.
-    pub fn parse(_bytes: &'a [u8]) -> Result<Self, LinuxError> {
-        Err(LinuxError::Memory(OutOfRange {
-            gpa: Gpa(0),
-            bytes: 0,
-        }))
-    }
-    /// The version string
-    pub fn version(&self) -> &'a str {
-        ""
-    }
-}
-
-/// Plans.
-pub fn plan(
-    _image: &KernelImage<'_>,
-    _initrd_bytes: u64,
-    _cmdline: &str,
-    _shape: &VmShape,
-) -> Result<LoadPlan, LinuxError> {
-    Ok(LoadPlan { kernel: Gpa(0) })
-}
-
-/// Writes kernel, initrd (empty for none), command line, boot_params, GDT, page tables; the ACPI tables are
-/// written by [`crate::acpi::install`].
-pub fn load(
-    _plan: &LoadPlan,
-    _image: &KernelImage<'_>,
-    _initrd: &[u8],
-    _memory: &impl GuestMemory,
-) -> Result<EntryState, LinuxError> {
-    Err(LinuxError::Memory(OutOfRange {
-        gpa: Gpa(0),
-        bytes: 0,
-    }))
-}
+pub use error::LinuxError;
+pub use header::KernelImage;
+pub use image::load;
+pub use plan::{Initrd, LoadPlan, plan};
