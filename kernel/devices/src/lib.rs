@@ -7,9 +7,12 @@ extern crate alloc;
 mod access;
 pub mod apic;
 pub mod board;
+mod ioapic;
 pub mod layout;
 mod message;
+mod pic;
 mod scale;
+mod uart;
 
 pub use access::{AccessSize, Now};
 pub use apic::{Activity, ApicConfig, ApicMode, Effect, GeneralProtection, LocalApic, Role};
