@@ -30,7 +30,13 @@ pub fn write_disk(path: &Path, files: &Files) -> Result<()> {
     let volume = (content + content / 8 + 8 * MIB).max(SMALLEST).next_multiple_of(MIB);
     let disk = PARTITION_START + volume + MIB;
 
-    let mut file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .with_context(|| format!("cannot create {}", path.display()))?;
     file.set_len(disk)?;
     let blocks = u32::try_from(disk / SECTOR - 1).unwrap_or(u32::MAX);
     ProtectiveMBR::with_lb_size(blocks).overwrite_lba0(&mut file).context("cannot write the protective MBR")?;
@@ -70,7 +76,6 @@ fn fat(volume: u64, files: &Files) -> Result<Vec<u8>> {
         file.write_all(content).with_context(|| format!("{path} does not fit on the volume"))?;
     }
     fs.unmount().context("cannot finish the volume")?;
-    drop(bytes.len());
     Ok(bytes)
 }
 
