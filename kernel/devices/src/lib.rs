@@ -5,12 +5,16 @@
 extern crate alloc;
 
 mod access;
+mod acpi_pm;
 pub mod apic;
 pub mod board;
 mod ioapic;
 pub mod layout;
 mod message;
 mod pic;
+mod pit;
+mod rtc;
+mod rtc_calendar;
 mod scale;
 mod uart;
 
