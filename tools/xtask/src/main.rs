@@ -1,7 +1,102 @@
-//! The front door.
-mod provision; mod say;
-fn main() {
- let n = [provision::Part::Qemu, provision::Part::Ovmf, provision::Part::Busybox, provision::Part::Kernel61].into_iter().collect();
- println!("{:#?}", provision::Lab::ensure(&n));
+//! The front door: `cargo xtask build | run | image | test | lint | clean`.
+//!
+//! Everything that a person or a machine does with this repository goes through here, so that a
+//! fresh checkout on a fresh machine needs nothing before it. The parts, in the order of a run:
+//!
+//! * [`provision`] finds or installs the laboratory: QEMU, firmware, busybox, guest kernels;
+//! * [`artifacts`] builds loader, kernel and workload, and provides the toolchain's targets;
+//! * [`plan`] turns wishes into `perigee.toml` and a list of guest files;
+//! * [`medium`], [`initramfs`] and [`image`] make the disk that firmware boots;
+//! * [`qemu`] composes the emulator's command line, [`session`] runs it to its end, [`console`] is the
+//!   person's terminal meanwhile;
+//! * [`verdict`] says what the run's transcript means; [`status`] which exit status that is;
+//! * [`trials`] does all this for each scenario, after the host tests; [`lint`] keeps the house rules.
+
+mod artifacts;
+mod console;
+mod image;
+mod initramfs;
+mod medium;
+mod plan;
+mod provision;
+mod qemu;
+mod run;
+mod say;
+mod session;
+mod status;
+mod verdict;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Perigee's front door.
+#[derive(Parser, Debug)]
+#[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
 }
-mod image; mod initramfs; mod status; mod plan; mod console; mod qemu;
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Build loader, kernel and the guests' workload
+    Build,
+    /// Boot Perigee with two Linux guests on an emulated NUMA machine
+    ///
+    /// Exit status: 0 clean, 1 guest failure or data mismatch, 2 usage, 3 hypervisor panic, 4 timeout,
+    /// 5 something needed could not be built, installed or started, 130 interrupted.
+    Run(run::RunArgs),
+    /// Write a bootable disk for a real server
+    Image {
+        /// The disk image to write
+        file: PathBuf,
+        #[command(flatten)]
+        guests: run::GuestArgs,
+    },
+    /// Remove what was built
+    Clean {
+        /// Remove what was unpacked into the cache folder as well
+        #[arg(long)]
+        cache: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    if args.next().as_deref() == Some(qemu::GUARD) {
+        eprintln!("xtask: {:#}", qemu::guard(args));
+        return ExitCode::from(5);
+    }
+    // clap ends usage errors with status 2 itself.
+    match obey(Cli::parse().command) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::from(status::of_error(&error))
+        }
+    }
+}
+
+fn obey(command: Command) -> Result<u8> {
+    match command {
+        Command::Build => artifacts::Artifacts::build().map(|_| 0),
+        Command::Run(args) => run::run(&args),
+        Command::Image { file, guests } => run::image(&file, &guests),
+        Command::Clean { cache } => clean(cache),
+    }
+}
+
+fn clean(cache: bool) -> Result<u8> {
+    if cache {
+        let folder = provision::cache_folder()?;
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder)?;
+        }
+        say::step(format!("{} is removed", folder.display()));
+    }
+    let status = artifacts::cargo_command().arg("clean").status()?;
+    Ok(if status.success() { 0 } else { 5 })
+}

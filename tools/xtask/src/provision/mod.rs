@@ -226,6 +226,16 @@ impl Lab {
         }
     }
 
+    /// Emulator and firmware, or where they will be once they are installed.
+    ///
+    /// # Errors
+    /// No folder for caches is known.
+    pub fn or_future_places(&self) -> Result<(Qemu, PathBuf)> {
+        let cache = cache_folder()?;
+        let qemu = self.qemu.clone().unwrap_or_else(|| Qemu::unpacked(&qemu_root(&cache)));
+        Ok((qemu, self.ovmf.clone().unwrap_or_else(|| cache.join("OVMF.fd"))))
+    }
+
     /// The file of a guest kernel.
     pub fn kernel(&self, kernel: &GuestKernel) -> Option<PathBuf> {
         match kernel {

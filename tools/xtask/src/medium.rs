@@ -1,0 +1,44 @@
+//! What lies on the boot medium, read together from everywhere.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use scenarios::Override;
+
+use crate::artifacts::Artifacts;
+use crate::image::Files;
+use crate::initramfs;
+use crate::plan::{Plan, Source};
+use crate::provision::Lab;
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// All files of the medium (the loader's `medium.rs` says who reads what).
+///
+/// # Errors
+/// One of them cannot be read.
+pub fn files(artifacts: &Artifacts, plan: &Plan, overrides: &[Override], lab: &Lab) -> Result<Files> {
+    let mut files = Files::from([
+        ("EFI/BOOT/BOOTX64.EFI".to_string(), read(&artifacts.loader)?),
+        ("perigee/kernel.elf".to_string(), read(&artifacts.kernel)?),
+        ("perigee/perigee.toml".to_string(), plan.toml.clone().into_bytes()),
+    ]);
+    for (path, source) in &plan.guests {
+        let content = match source {
+            Source::File(file) => read(file)?,
+            Source::Kernel(kernel) => read(&lab.kernel(kernel).context("a guest kernel is missing")?)?,
+            Source::OurInitramfs => {
+                let busybox = lab.busybox.as_ref().context("busybox is missing")?;
+                initramfs::build(&read(busybox)?, &read(&artifacts.workload)?)?
+            }
+        };
+        files.insert(format!("perigee/{path}"), content);
+    }
+    for table in overrides {
+        files.insert(format!("perigee/acpi/{}", table.name), table.bytes.clone());
+    }
+    Ok(files)
+}

@@ -1,0 +1,323 @@
+//! `cargo xtask run` and `cargo xtask image`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use scenarios::{Evidence, Machine, Node, Outcome, Override};
+
+use crate::artifacts::{self, Artifacts};
+use crate::plan::{Plan, PlannedVm, Source, Wishes, default_vms};
+use crate::provision::{Lab, Part};
+use crate::qemu::Invocation;
+use crate::session::{self, Manner, Transcript};
+use crate::status::usage;
+use crate::{image, medium, say, verdict};
+
+/// A run without `--timeout` is ended after this long, so that nothing hangs for ever.
+const ORDINARY_TIMEOUT: Duration = Duration::from_secs(900);
+/// Most nodes that the emulated machine can have.
+const MOST_NODES: u32 = 16;
+/// Most CPUs that the emulated machine can have.
+const MOST_CPUS: u32 = 64;
+
+/// Which guests, and how.
+#[derive(Args, Clone, Debug)]
+pub struct GuestArgs {
+    /// A perigee.toml to use instead of the two default VMs (kernel and initrd name files of this machine)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Kernel of every VM: a bzImage, debian-6.1 or debian-6.12
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<String>,
+    /// Initial RAM disk of every VM, or "none"
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<String>,
+    /// Kernel command line of every VM; words behind " -- " go to the memory workload
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    append: Option<String>,
+    /// One key of one VM, for example beta:mode=off or alpha:memory=256M; may be repeated
+    #[arg(long = "vm", value_name = "NAME:KEY=VALUE")]
+    vm_settings: Vec<String>,
+    /// Keep the guests at a shell after their workload
+    #[arg(long)]
+    stay: bool,
+}
+
+/// The options of `run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// NUMA nodes of the machine
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_NODES)))]
+    nodes: u32,
+    /// CPUs of the machine, spread over its nodes [default: 2 for each node]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_CPUS)))]
+    cpus: Option<u32>,
+    /// Memory of the machine, spread over its nodes, for example 2G [default: 512M for each node]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<String>,
+    #[command(flatten)]
+    guests: GuestArgs,
+    /// Wait for gdb on TCP port 1234 before the first instruction
+    #[arg(long)]
+    gdb: bool,
+    /// Print the emulator's command line and run nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Write the run as JSON to this file
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// End the run with status 4 after this long [default: 900, none with --stay or --gdb]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: Option<u64>,
+    /// Boot this disk (made by `cargo xtask image`) and build nothing
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["config", "kernel", "initrd", "append", "vm_settings", "stay"])]
+    image: Option<PathBuf>,
+}
+
+impl GuestArgs {
+    fn wishes(&self, machine: &Machine) -> Wishes {
+        Wishes {
+            config: self.config.clone(),
+            host: Vec::new(),
+            vms: default_vms(machine),
+            kernel: self.kernel.clone(),
+            initrd: self.initrd.clone(),
+            append: self.append.clone(),
+            vm_settings: self.vm_settings.clone(),
+            stay: self.stay,
+        }
+    }
+}
+
+impl RunArgs {
+    /// The machine they describe.
+    fn machine(&self) -> Result<Machine> {
+        let cpus = self.cpus.unwrap_or(2 * self.nodes);
+        let memory_mib = match &self.memory {
+            None => 512 * self.nodes,
+            Some(text) => {
+                let bytes = config::parse_size(text).map_err(|why| usage(format!("--memory {why}")))?;
+                u32::try_from(bytes >> 20).map_err(|_| usage(format!("--memory {text} is more than can be emulated.")))?
+            }
+        };
+        let each = memory_mib / self.nodes & !1;
+        if each < 128 {
+            return Err(usage(format!("--memory gives each of {} nodes {each} MiB; 128 are the least.", self.nodes)));
+        }
+        let share = |n: u32| cpus / self.nodes + u32::from(n < cpus % self.nodes);
+        Ok(Machine::of((0..self.nodes).map(|n| Node { cpus: share(n), memory_mib: each }).collect()))
+    }
+
+    fn limit(&self) -> Option<Duration> {
+        let endless = self.guests.stay || self.gdb;
+        self.timeout.map(Duration::from_secs).or((!endless).then_some(ORDINARY_TIMEOUT))
+    }
+}
+
+/// What a plan needs of the laboratory.
+pub fn parts(plan: &Plan, emulator: bool) -> BTreeSet<Part> {
+    let mut parts: BTreeSet<Part> = plan
+        .guests
+        .values()
+        .filter_map(|source| match source {
+            Source::Kernel(kernel) => Part::of_kernel(kernel),
+            Source::OurInitramfs => Some(Part::Busybox),
+            Source::File(_) => None,
+        })
+        .collect();
+    if emulator {
+        parts.extend([Part::Qemu, Part::Ovmf]);
+    }
+    parts
+}
+
+/// A folder that disappears with its owner.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// A new one.
+    pub fn new() -> Result<Self> {
+        let unique = Instant::now();
+        let path = std::env::temp_dir().join(format!("perigee-{}-{:x}", std::process::id(), hash(unique)));
+        fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn hash(value: impl std::hash::Hash) -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(value)
+}
+
+/// What was run, as far as judging needs to know it.
+#[derive(Debug)]
+pub struct Subject<'a> {
+    /// The machine.
+    pub machine: &'a Machine,
+    /// Its VMs.
+    pub vms: &'a [PlannedVm],
+    /// The seed, if there is one.
+    pub seed: Option<u64>,
+}
+
+impl Subject<'_> {
+    /// The evidence in a transcript.
+    pub fn evidence(&self, transcript: &Transcript, plugin: Option<serde_json::Value>) -> Evidence {
+        let mut evidence = Evidence {
+            machine: self.machine.clone(),
+            vms: self.vms.iter().map(|vm| vm.name.clone()).collect(),
+            outcome: Outcome::Clean,
+            console: transcript.console.clone(),
+            records: transcript.records.clone(),
+            torn_records: transcript.torn_records,
+            plugin,
+            seed: self.seed,
+        };
+        evidence.outcome = verdict::outcome(transcript, self.vms, &evidence);
+        evidence
+    }
+}
+
+/// Builds everything and writes the medium to `disk`.
+pub fn prepare(plan: &Plan, overrides: &[Override], lab: &Lab, artifacts: &Artifacts, disk: &Path) -> Result<()> {
+    image::write_disk(disk, &medium::files(artifacts, plan, overrides, lab)?)
+}
+
+/// `cargo xtask run`: the exit status.
+///
+/// # Errors
+/// A usage error, or what cannot be built, installed or started.
+pub fn run(args: &RunArgs) -> Result<u8> {
+    let machine = args.machine()?;
+    machine.check().map_err(usage)?;
+    let plan = match &args.image {
+        Some(_) => None,
+        None => Some(Plan::new(&args.guests.wishes(&machine))?),
+    };
+    if let Some(missing) = args.image.as_ref().filter(|image| !image.is_file()) {
+        return Err(usage(format!("--image {}: there is no such file.", missing.display())));
+    }
+    if args.dry_run {
+        return dry_run(args, &machine, plan.as_ref());
+    }
+    println!(
+        "Stop: Ctrl-C. Switch consoles: Ctrl-A then 0 for Perigee, 1 to 9 for a guest, n for the next, h for help."
+    );
+    session::stop_flag()?;
+    let needed = plan.as_ref().map_or(BTreeSet::from([Part::Qemu, Part::Ovmf]), |plan| parts(plan, true));
+    let lab = Lab::ensure(&needed)?;
+    let (qemu, firmware) = (lab.qemu.as_ref().context("no QEMU")?, lab.ovmf.as_ref().context("no firmware")?);
+    say::step(format!("QEMU {} ({})", qemu.version, qemu.program.display()));
+
+    let scratch = Scratch::new()?;
+    let (disk, build) = match (&args.image, &plan) {
+        (Some(image), _) => (image.clone(), None),
+        (None, plan) => {
+            let begun = Instant::now();
+            let artifacts = Artifacts::build()?;
+            let build = begun.elapsed();
+            let disk = scratch.path().join("medium.img");
+            prepare(plan.as_ref().context("no plan")?, &[], &lab, &artifacts, &disk)?;
+            (disk, Some(build))
+        }
+    };
+    let folder = artifacts::folder("run")?;
+    let mut invocation = Invocation::new(qemu, &machine, firmware, &disk, &session::records_file(&folder));
+    if args.gdb {
+        invocation = invocation.with_gdb();
+        tell_gdb();
+    }
+    let vms = plan.as_ref().map_or(Vec::new(), |plan| plan.vms.clone());
+    let manner = Manner { timeout: args.limit(), attended: true, typed: &[], folder: &folder };
+    let transcript = session::run(&invocation, &manner)?;
+    let evidence = Subject { machine: &machine, vms: &vms, seed: None }.evidence(&transcript, None);
+    let phases = verdict::phases(build, &evidence, transcript.took);
+    tell(&evidence, &phases, &folder);
+    if let Some(path) = &args.report {
+        let report = verdict::report(&evidence, &phases, &qemu.version, &invocation.to_string());
+        fs::write(path, format!("{report:#}\n")).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(evidence.outcome.exit_status())
+}
+
+/// The end of a run, for the person.
+fn tell(evidence: &Evidence, phases: &[verdict::Phase], folder: &Path) {
+    println!("Phases:");
+    for phase in phases {
+        match phase.took {
+            Some(took) => println!("  {:<32} {:>7.1} s", phase.name, took.as_secs_f64()),
+            None => println!("  {:<32} {:>9}", phase.name, "-"),
+        }
+    }
+    for name in &evidence.vms {
+        let guest = evidence.guest(name);
+        let result = match guest.ok {
+            Some(true) => "ok",
+            Some(false) => "failed",
+            None => "no result",
+        };
+        println!("{name}: {result} {}", guest.details);
+    }
+    println!("Result: {} (exit status {})", evidence.outcome, evidence.outcome.exit_status());
+    println!("Logs: {}", folder.display());
+}
+
+fn tell_gdb() {
+    println!("The machine waits for gdb on port 1234:");
+    println!(
+        "  gdb -ex 'target remote :1234' -ex 'add-symbol-file {} -o {:#x}' -ex 'hbreak kernel_entry' -ex continue",
+        Artifacts::places().kernel.display(),
+        handoff::KERNEL_BASE
+    );
+}
+
+/// Prints the line that would run. The disk it names is made here if everything for it is there;
+/// nothing is built or installed.
+fn dry_run(args: &RunArgs, machine: &Machine, plan: Option<&Plan>) -> Result<u8> {
+    let needed = plan.map_or(BTreeSet::from([Part::Qemu, Part::Ovmf]), |plan| parts(plan, true));
+    let lab = Lab::survey(&needed)?;
+    let folder = artifacts::folder("run")?;
+    let disk = args.image.clone().unwrap_or_else(|| folder.join("medium.img"));
+    if let (None, Some(plan)) = (&args.image, plan)
+        && let Err(error) = prepare(plan, &[], &lab, &Artifacts::places(), &disk)
+    {
+        say::step(format!("{} is not written: {error:#}; `cargo xtask build` makes what it needs", disk.display()));
+    }
+    let (qemu, firmware) = lab.or_future_places()?;
+    let mut invocation = Invocation::new(&qemu, machine, &firmware, &disk, &session::records_file(&folder));
+    if args.gdb {
+        invocation = invocation.with_gdb();
+    }
+    println!("{invocation}");
+    Ok(0)
+}
+
+/// `cargo xtask image FILE`.
+///
+/// # Errors
+/// As for [`run`].
+pub fn image(file: &Path, guests: &GuestArgs) -> Result<u8> {
+    // A real machine's nodes are not known here: both VMs start where Perigee thinks best.
+    let plan = Plan::new(&guests.wishes(&Machine::row(1, 1, 1024)))?;
+    let lab = Lab::ensure(&parts(&plan, false))?;
+    prepare(&plan, &[], &lab, &Artifacts::build()?, file)?;
+    let megabytes = say::megabytes(fs::metadata(file)?.len());
+    println!("{} ({megabytes}): write it to a USB stick or a disk, and start the server from it by UEFI.", file.display());
+    Ok(0)
+}

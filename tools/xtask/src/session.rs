@@ -1,0 +1,316 @@
+//! One run of the emulator, from its start to its end: everything that arrives is kept with the
+//! time of its arrival, what a person or a scenario types goes in, and nothing survives the end.
+
+use std::fs::File;
+use std::io::{IsTerminal, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use scenarios::{Stamped, Typed};
+use telemetry::{Event, Record};
+
+use crate::console::{Lines, Plain, RawTerminal};
+use crate::qemu::Invocation;
+
+/// Ctrl-C on a raw terminal.
+const CTRL_C: u8 = 3;
+/// How often records, signals and the clock are looked at while the console is silent.
+const TICK: Duration = Duration::from_millis(20);
+/// After a panic was seen, the rest of its report may take this long.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// How the loader's last sentence begins.
+pub const LOADER_GIVES_UP: &str = "cannot boot: ";
+
+/// Why the emulator is no longer running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It ended by itself.
+    ByItself(ExitStatus),
+    /// The hypervisor panicked; we ended it after the report.
+    Panicked,
+    /// The loader gave up and said why.
+    LoaderGaveUp,
+    /// Time ran out.
+    TimedOut(Duration),
+    /// A signal, or Ctrl-C.
+    Interrupted,
+}
+
+/// All that a run said.
+#[derive(Clone, Debug)]
+pub struct Transcript {
+    /// Console lines without escape sequences.
+    pub console: Vec<Stamped<String>>,
+    /// The kernel's records.
+    pub records: Vec<Stamped<Record>>,
+    /// Lines on the records' port that are none.
+    pub torn_records: usize,
+    /// How it ended.
+    pub ended: Ended,
+    /// How long it ran.
+    pub took: Duration,
+    /// What the emulator complained about.
+    pub complaints: String,
+}
+
+/// How to run.
+#[derive(Debug)]
+pub struct Manner<'a> {
+    /// End the run after this long.
+    pub timeout: Option<Duration>,
+    /// Show the console to the person and take their keys.
+    pub attended: bool,
+    /// What is typed, in this order.
+    pub typed: &'a [Typed],
+    /// Folder for `console.log`, `records.jsonl` and `emulator.log`.
+    pub folder: &'a Path,
+}
+
+/// Set by SIGINT, SIGTERM and SIGHUP, from the first call on.
+pub fn stop_flag() -> Result<Arc<AtomicBool>> {
+    static FLAG: std::sync::OnceLock<Arc<AtomicBool>> = std::sync::OnceLock::new();
+    let flag = FLAG.get_or_init(Arc::default);
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    let mut result = Ok(());
+    ONCE.call_once(|| {
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+            if let Err(error) = signal_hook::flag::register(signal, Arc::clone(flag)) {
+                result = Err(error);
+            }
+        }
+    });
+    result.context("cannot catch signals")?;
+    Ok(Arc::clone(flag))
+}
+
+/// The file that the kernel's records go to.
+pub fn records_file(folder: &Path) -> PathBuf {
+    folder.join("records.jsonl")
+}
+
+/// Runs the emulator to its end.
+///
+/// # Errors
+/// It cannot be started, or the folder cannot be written.
+pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
+    let stop = stop_flag()?;
+    let records = records_file(manner.folder);
+    File::create(&records).with_context(|| format!("cannot write {}", records.display()))?;
+    let complaints = manner.folder.join("emulator.log");
+    let mut emulator = invocation.spawn(File::create(&complaints)?)?;
+    let mut session = Session::new(manner, &records)?;
+
+    let (to_us, from_machine) = channel();
+    let console_out = emulator.child.stdout.take().context("the emulator has no output")?;
+    read_in_thread(console_out, to_us);
+    let mut console_in = emulator.child.stdin.take().context("the emulator has no input")?;
+    let terminal = if manner.attended { RawTerminal::enter() } else { None };
+    session.plain_output = terminal.is_none();
+    let keys = if manner.attended { keys(terminal.is_some()) } else { None };
+
+    let ended = loop {
+        let quiet = match from_machine.recv_timeout(TICK) {
+            Ok(bytes) => {
+                session.console(&bytes)?;
+                false
+            }
+            Err(RecvTimeoutError::Timeout) => true,
+            Err(RecvTimeoutError::Disconnected) => {
+                std::thread::sleep(TICK);
+                true
+            }
+        };
+        session.read_records()?;
+        let mut interrupted = stop.load(Ordering::Relaxed);
+        if session.kernel_is_up() {
+            for bytes in keys.iter().flat_map(Receiver::try_iter) {
+                let end = bytes.iter().position(|b| *b == CTRL_C && terminal.is_some());
+                interrupted |= end.is_some();
+                let _ = console_in.write_all(&bytes[..end.unwrap_or(bytes.len())]);
+            }
+        } else if terminal.is_some() {
+            // Keys that firmware would take for a wish to enter its setup; only Ctrl-C is heard so early.
+            interrupted |= keys.iter().flat_map(Receiver::try_iter).any(|bytes| bytes.contains(&CTRL_C));
+        }
+        for keys in session.due_keys() {
+            let _ = console_in.write_all(keys.as_bytes());
+        }
+        let _ = console_in.flush();
+        if interrupted {
+            break Ended::Interrupted;
+        }
+        if quiet && let Some(status) = emulator.child.try_wait()? {
+            while let Ok(bytes) = from_machine.recv_timeout(TICK) {
+                session.console(&bytes)?;
+            }
+            session.read_records()?;
+            break if session.panicked.is_some() { Ended::Panicked } else { Ended::ByItself(status) };
+        }
+        if session.panicked.is_some_and(|at| at.elapsed() > LAST_WORDS) {
+            break Ended::Panicked;
+        }
+        if session.loader_gave_up() {
+            break Ended::LoaderGaveUp;
+        }
+        if let Some(limit) = manner.timeout.filter(|limit| session.start.elapsed() > *limit) {
+            break Ended::TimedOut(limit);
+        }
+    };
+    let took = session.start.elapsed();
+    emulator.end();
+    drop(terminal);
+    session.finish()?;
+    Ok(Transcript {
+        console: session.lines,
+        records: session.records,
+        torn_records: session.torn_records,
+        ended,
+        took,
+        complaints: std::fs::read_to_string(complaints).unwrap_or_default(),
+    })
+}
+
+/// Passes on what arrives until the source ends or nobody listens.
+fn read_in_thread(mut from: impl Read + Send + 'static, to: Sender<Vec<u8>>) {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(n @ 1..) = from.read(&mut buffer) {
+            if to.send(buffer[..n].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+}
+
+/// The person's keys, or what is piped in. A terminal that is not ours is left alone: reading it
+/// from the background would stop us.
+fn keys(raw: bool) -> Option<Receiver<Vec<u8>>> {
+    let stdin = std::io::stdin();
+    if !raw && stdin.is_terminal() {
+        return None;
+    }
+    let (to_us, keys) = channel();
+    read_in_thread(stdin, to_us);
+    Some(keys)
+}
+
+struct Session<'a> {
+    start: Instant,
+    attended: bool,
+    plain_output: bool,
+    plain: Plain,
+    cutter: Lines,
+    lines: Vec<Stamped<String>>,
+    log: File,
+    record_file: File,
+    record_cutter: Lines,
+    records: Vec<Stamped<Record>>,
+    torn_records: usize,
+    panicked: Option<Instant>,
+    typed: &'a [Typed],
+    /// Lines already searched for the next thing to be typed.
+    searched: usize,
+}
+
+impl<'a> Session<'a> {
+    fn new(manner: &Manner<'a>, records: &Path) -> Result<Self> {
+        let log = manner.folder.join("console.log");
+        Ok(Self {
+            start: Instant::now(),
+            attended: manner.attended,
+            plain_output: true,
+            plain: Plain::default(),
+            cutter: Lines::default(),
+            lines: Vec::new(),
+            log: File::create(&log).with_context(|| format!("cannot write {}", log.display()))?,
+            record_file: File::open(records)?,
+            record_cutter: Lines::default(),
+            records: Vec::new(),
+            torn_records: 0,
+            panicked: None,
+            typed: manner.typed,
+            searched: 0,
+        })
+    }
+
+    /// The kernel's first record: from here on the console is Perigee's and not firmware's.
+    fn kernel_is_up(&self) -> bool {
+        !self.records.is_empty()
+    }
+
+    /// It would go back to firmware now, which would look for something else to boot.
+    fn loader_gave_up(&self) -> bool {
+        !self.kernel_is_up() && self.lines.iter().any(|l| l.what.contains(LOADER_GIVES_UP))
+    }
+
+    fn console(&mut self, bytes: &[u8]) -> Result<()> {
+        let plain = self.plain.filter(bytes);
+        self.log.write_all(&plain)?;
+        if self.attended {
+            // Firmware's screen control would wipe the first line, which says how to stop this.
+            let raw = !self.plain_output && self.kernel_is_up();
+            let mut out = std::io::stdout().lock();
+            // A closed pipe is no reason to stop: the report and the exit status remain.
+            let _ = out.write_all(if raw { bytes } else { &plain }).and_then(|()| out.flush());
+        }
+        let at = self.start.elapsed();
+        self.lines.extend(self.cutter.push(&plain).into_iter().map(|what| Stamped { at, what }));
+        Ok(())
+    }
+
+    fn read_records(&mut self) -> Result<()> {
+        let mut bytes = Vec::new();
+        // QEMU truncates the file when it starts; whoever is beyond its end begins anew.
+        let here = self.record_file.stream_position()?;
+        if self.record_file.metadata()?.len() < here {
+            self.record_file.seek(SeekFrom::Start(0))?;
+        }
+        self.record_file.read_to_end(&mut bytes)?;
+        let at = self.start.elapsed();
+        for line in self.record_cutter.push(&bytes) {
+            match telemetry::from_line(&line) {
+                Ok(what) => {
+                    if matches!(what.event, Event::Panic { .. }) {
+                        self.panicked.get_or_insert_with(Instant::now);
+                    }
+                    self.records.push(Stamped { at, what });
+                }
+                // Firmware takes every UART for a console of its own until the kernel owns it.
+                Err(_) if self.records.is_empty() => {}
+                Err(_) => self.torn_records += 1,
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to be typed now, because a line that it waits for has come.
+    fn due_keys(&mut self) -> Vec<&'a str> {
+        let mut due = Vec::new();
+        while let Some(next) = self.typed.first() {
+            let fresh = self.lines.get(self.searched..).unwrap_or_default();
+            let Some(found) = fresh.iter().position(|line| line.what.contains(&next.after)) else {
+                self.searched = self.lines.len();
+                break;
+            };
+            self.searched += found + 1;
+            due.push(next.keys.as_str());
+            self.typed = self.typed.split_first().map_or(&[], |(_, rest)| rest);
+        }
+        due
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        let at = self.start.elapsed();
+        self.lines.extend(self.cutter.rest().map(|what| Stamped { at, what }));
+        if self.attended {
+            let _ = writeln!(std::io::stdout());
+        }
+        Ok(())
+    }
+}
