@@ -121,11 +121,12 @@ pub const ISA_OVERRIDES: [IsaOverride; 2] = [
 
 /// The I/O APIC pin that an ISA interrupt drives; `None` for the cascade and past 15.
 pub const fn isa_pin(irq: u8) -> Option<u8> {
-    match irq {
-        PIT_IRQ => Some(2),
-        CASCADE_IRQ => None,
-        0..=15 => Some(irq),
-        _ => None,
+    if irq == PIT_IRQ {
+        Some(2)
+    } else if irq == CASCADE_IRQ || irq > 15 {
+        None
+    } else {
+        Some(irq)
     }
 }
 

@@ -17,6 +17,7 @@ mod rtc;
 mod rtc_calendar;
 mod scale;
 mod uart;
+mod unclaimed;
 
 pub use access::{AccessSize, Now};
 pub use apic::{Activity, ApicConfig, ApicMode, Effect, GeneralProtection, LocalApic, Role};

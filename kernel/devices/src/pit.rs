@@ -164,7 +164,12 @@ impl Counter {
             _ => (self.reload + modulus - elapsed % modulus) % modulus,
         } % modulus;
         let shown = match self.bcd {
-            true => count % 10 | count / 10 % 10 << 4 | count / 100 % 10 << 8 | count / 1000 << 12,
+            true => {
+                (count % 10)
+                    | ((count / 10 % 10) << 4)
+                    | (count / 100 % 10) << 8
+                    | (count / 1000) << 12
+            }
             false => count,
         };
         shown as u16
@@ -308,7 +313,7 @@ impl Pit {
         let [_, _, two] = &self.counters;
         u8::from(two.gate)
             | u8::from(self.speaker) << 1
-            | ((now.0 / 15_085 & 1) as u8) << 4
+            | (((now.0 / 15_085) & 1) as u8) << 4
             | u8::from(two.output(now)) << 5
     }
 

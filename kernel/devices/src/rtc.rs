@@ -53,7 +53,7 @@ impl Rtc {
             a: 0x26, // 32,768 Hz time base, 1,024 Hz periodic rate
             b: B_24_HOURS,
             flags: 0,
-            offset: unix_seconds,
+            offset: DateTime::clamp_unix(unix_seconds),
             phase: 0,
             stopped: None,
             alarm: [0; 3],
@@ -272,7 +272,7 @@ impl Rtc {
         if self.b & B_BINARY != 0 {
             value
         } else {
-            value / 10 << 4 | value % 10
+            ((value / 10) << 4) | (value % 10)
         }
     }
 
@@ -289,7 +289,11 @@ impl Rtc {
         if self.b & B_24_HOURS != 0 {
             return self.encode(hour);
         }
-        let clock = if hour % 12 == 0 { 12 } else { hour % 12 };
+        let clock = if hour.is_multiple_of(12) {
+            12
+        } else {
+            hour % 12
+        };
         self.encode(clock) | if hour >= 12 { 0x80 } else { 0 }
     }
 

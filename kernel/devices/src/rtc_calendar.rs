@@ -20,9 +20,14 @@ pub(crate) struct DateTime {
 const LAST: u64 = 253_402_300_799;
 
 impl DateTime {
+    /// The nearest time that the registers can show.
+    pub(crate) const fn clamp_unix(seconds: u64) -> u64 {
+        if seconds > LAST { LAST } else { seconds }
+    }
+
     /// From seconds since 1970; clamped to the year 9999, which is what the registers can show.
     pub(crate) fn from_unix(seconds: u64) -> Self {
-        let seconds = seconds.min(LAST);
+        let seconds = Self::clamp_unix(seconds);
         // Years start in March here, so that the leap day is a year's last.
         let days = seconds / 86_400 + DAYS_TO_1970;
         let (era, day_of_era) = (days / ERA, days % ERA);

@@ -100,7 +100,7 @@ impl Timer {
     pub(super) fn set_divide_configuration(&mut self, register: u32, now: Nanos) {
         let count = self.current_count(now);
         let encoded = register >> 1 & 4 | register & 3;
-        self.divider = 1 << (encoded + 1 & 7);
+        self.divider = 1 << ((encoded + 1) & 7);
         if let State::Counting { .. } = self.state {
             self.state = State::Counting {
                 due: now + ticks_to_nanos(u64::from(count), self.hz()),
