@@ -1,0 +1,305 @@
+//! Credits inside one queue: what a class of vCPUs on one CPU owes its members.
+//!
+//! While somebody of the class runs for `t`, each member earns `t x weight / W` and the runner
+//! pays `t`. So credits always sum to 0, and the credit of a vCPU is its *lag*: the service that an
+//! ideal processor shared in proportion to weights would have given it, minus what it got.
+//!
+//! A virtual clock would do the same with one addition per charge instead of one per member.
+//! Queues are short (a CPU has tens of vCPUs), the sum needs no division that loses meaning over
+//! time, and the number that an operator sees is the number that decides.
+//!
+//! Who leaves takes its credit along and the rest share what that leaves uncovered, in proportion
+//! to weight; who joins brings it back the same way. That is the shift of the virtual clock at a
+//! join or leave in EEVDF.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use telemetry::{Class, Terms};
+use units::{CpuId, Credits, Nanos, Score, VcpuId};
+
+use crate::event::CpuPlace;
+use crate::tunables::{DEFAULT_WEIGHT, Tunables};
+use crate::vcpu::Vcpu;
+
+/// All vCPUs by name.
+pub(crate) type Vcpus = BTreeMap<VcpuId, Vcpu>;
+
+/// Members of one class on one CPU, the running one included.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ClassQueue {
+    pub(crate) members: Vec<VcpuId>,
+    /// CPU time that the class is owed by higher ones, by its floor.
+    pub(crate) floor_owed: Nanos,
+}
+
+/// One CPU.
+#[derive(Clone, Debug)]
+pub(crate) struct Cpu {
+    pub(crate) place: CpuPlace,
+    classes: [ClassQueue; Class::ALL.len()],
+    /// Whom it runs.
+    pub(crate) current: Option<VcpuId>,
+    pub(crate) picked_at: Nanos,
+    pub(crate) charged_at: Nanos,
+    /// What the current one ran since it was picked.
+    pub(crate) ran: Nanos,
+    /// Until when it sleeps, if it found nothing to run.
+    pub(crate) idle_until: Option<Nanos>,
+    /// Was kicked and has not picked since.
+    pub(crate) kicked: bool,
+}
+
+impl Cpu {
+    pub(crate) fn new(place: CpuPlace) -> Self {
+        Self {
+            place,
+            classes: Default::default(),
+            current: None,
+            picked_at: Nanos::ZERO,
+            charged_at: Nanos::ZERO,
+            ran: Nanos::ZERO,
+            idle_until: None,
+            kicked: false,
+        }
+    }
+
+    pub(crate) fn class(&self, class: Class) -> &ClassQueue {
+        let [high, normal, low] = &self.classes;
+        match class {
+            Class::High => high,
+            Class::Normal => normal,
+            Class::Low => low,
+        }
+    }
+
+    pub(crate) fn class_mut(&mut self, class: Class) -> &mut ClassQueue {
+        let [high, normal, low] = &mut self.classes;
+        match class {
+            Class::High => high,
+            Class::Normal => normal,
+            Class::Low => low,
+        }
+    }
+
+    /// Members of all classes, highest class first.
+    pub(crate) fn members(&self) -> impl Iterator<Item = VcpuId> + '_ {
+        self.classes.iter().flat_map(|c| c.members.iter().copied())
+    }
+
+    /// Whether it has nothing to run of its own.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.classes.iter().all(|c| c.members.is_empty())
+    }
+}
+
+/// Sum of the members' weights.
+pub(crate) fn total_weight(members: &[VcpuId], vcpus: &Vcpus) -> u64 {
+    members
+        .iter()
+        .filter_map(|v| vcpus.get(v))
+        .map(|v| u64::from(v.weight))
+        .sum()
+}
+
+/// Gives `amount` (which may be negative) to the members in proportion to weight, to the last
+/// nanosecond.
+fn share_out(amount: i64, members: &[VcpuId], vcpus: &mut Vcpus) {
+    let total = i128::from(total_weight(members, vcpus));
+    if total == 0 {
+        return;
+    }
+    let mut rest = amount;
+    for id in members {
+        let Some(v) = vcpus.get_mut(id) else { continue };
+        let part = i128::from(amount) * i128::from(v.weight) / total;
+        let part = i64::try_from(part).unwrap_or(0);
+        v.credit = v.credit.saturating_add(part);
+        rest -= part;
+    }
+    // What rounding left goes to whoever is owed least, so that it never pushes out a lag.
+    let least = if rest >= 0 {
+        members
+            .iter()
+            .min_by_key(|id| vcpus.get(id).map_or(i64::MAX, |v| v.credit))
+            .copied()
+    } else {
+        members
+            .iter()
+            .max_by_key(|id| vcpus.get(id).map_or(i64::MIN, |v| v.credit))
+            .copied()
+    };
+    if let Some(v) = least.and_then(|id| vcpus.get_mut(&id)) {
+        v.credit = v.credit.saturating_add(rest);
+    }
+}
+
+impl ClassQueue {
+    /// `runner` ran for `t`.
+    pub(crate) fn charge(&self, runner: VcpuId, t: Nanos, vcpus: &mut Vcpus) {
+        let price = Credits::for_time(t).0;
+        share_out(price, &self.members, vcpus);
+        if let Some(v) = vcpus.get_mut(&runner) {
+            v.credit = v.credit.saturating_sub(price);
+        }
+    }
+
+    /// `id` joins with `credit`. A vCPU that is alone has none: nobody owes it.
+    pub(crate) fn join(&mut self, id: VcpuId, credit: i64, vcpus: &mut Vcpus) {
+        let credit = if self.members.is_empty() { 0 } else { credit };
+        share_out(credit.saturating_neg(), &self.members, vcpus);
+        if let Some(v) = vcpus.get_mut(&id) {
+            v.credit = credit;
+            v.queued = true;
+        }
+        self.members.push(id);
+    }
+
+    /// `id` leaves and keeps its credit for its return.
+    pub(crate) fn leave(&mut self, id: VcpuId, now: Nanos, vcpus: &mut Vcpus) {
+        let total = total_weight(&self.members, vcpus);
+        self.members.retain(|m| *m != id);
+        if let Some(v) = vcpus.get_mut(&id) {
+            v.queued = false;
+            v.left = (now, Score::ratio(v.weight.into(), total.into()));
+            let credit = v.credit;
+            share_out(credit, &self.members, vcpus);
+        }
+        if self.members.is_empty() {
+            self.floor_owed = Nanos::ZERO;
+        }
+    }
+}
+
+/// What proximity and caches add to the deadline of `v` on a CPU; |bonus| + penalty is at most
+/// Q / divisor.
+///
+/// `proximity` is the score of the CPU's node and `mean` the average over nodes.
+pub(crate) fn bonus_and_penalty(
+    v: &Vcpu,
+    proximity: Score,
+    mean: Score,
+    move_cost: Nanos,
+    tunables: &Tunables,
+) -> (i64, i64) {
+    let bound = Credits::for_time(Nanos(
+        tunables.quantum.0 / u64::from(tunables.bonus_divisor.max(1)),
+    ))
+    .0;
+    let difference = i64::from(proximity.0) - i64::from(mean.0);
+    let pull = i128::from(bound) * i128::from(difference) / i128::from(Score::ONE.0);
+    let bonus = i64::try_from(pull)
+        .unwrap_or(0)
+        .saturating_sub(Credits::for_time(move_cost).0);
+    let (bonus, penalty) = (
+        bonus.clamp(-bound, bound),
+        Credits::for_time(v.penalty).0.clamp(0, bound),
+    );
+    let sum = bonus.saturating_abs().saturating_add(penalty);
+    if sum <= bound {
+        return (bonus, penalty);
+    }
+    let scale =
+        |x: i64| i64::try_from(i128::from(x) * i128::from(bound) / i128::from(sum)).unwrap_or(0);
+    (scale(bonus), scale(penalty))
+}
+
+/// The sum by which `v` is compared on one CPU.
+pub(crate) fn terms(v: &Vcpu, bonus: i64, penalty: i64) -> Terms {
+    let at_default = |x: i64| {
+        let scaled = i128::from(x) * i128::from(DEFAULT_WEIGHT) / i128::from(v.weight.max(1));
+        Credits(i64::try_from(scaled).unwrap_or(if x < 0 { i64::MIN } else { i64::MAX }))
+    };
+    let deadline = Credits::for_time(v.remaining).0.saturating_sub(v.credit);
+    Terms {
+        class: v.spec.class,
+        weight: v.weight,
+        credit: Credits(v.credit),
+        remaining: v.remaining,
+        deadline: at_default(deadline),
+        bonus: Credits(bonus),
+        penalty: Credits(penalty),
+        key: at_default(deadline.saturating_sub(bonus).saturating_add(penalty)),
+    }
+}
+
+/// Time that a move to `to` costs a vCPU whose cache contents are at `last`.
+pub(crate) fn move_cost(
+    last: Option<(CpuId, CpuPlace)>,
+    to: (CpuId, CpuPlace),
+    tunables: &Tunables,
+) -> Nanos {
+    match last {
+        None => Nanos::ZERO,
+        Some((cpu, _)) if cpu == to.0 => Nanos::ZERO,
+        Some((_, place)) if place.node == to.1.node && place.llc == to.1.llc => tunables.move_near,
+        Some(_) => tunables.move_far,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::VcpuSpec;
+    use proptest::prelude::*;
+    use units::VmId;
+
+    fn vcpus(weights: &[u32]) -> (ClassQueue, Vcpus) {
+        let mut all = Vcpus::new();
+        let mut queue = ClassQueue::default();
+        for (i, &weight) in weights.iter().enumerate() {
+            let id = VcpuId {
+                vm: VmId(0),
+                index: i as u16,
+            };
+            let spec = VcpuSpec {
+                weight,
+                ..VcpuSpec::default()
+            };
+            all.insert(
+                id,
+                Vcpu::new(spec, CpuId(0), Nanos::ZERO, &Tunables::default()),
+            );
+            queue.join(id, 0, &mut all);
+        }
+        (queue, all)
+    }
+
+    fn sum(vcpus: &Vcpus) -> i64 {
+        vcpus.values().filter(|v| v.queued).map(|v| v.credit).sum()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn credits_sum_to_zero_through_charges_joins_and_leaves(
+            weights in proptest::collection::vec(1u32..5000, 2..8),
+            steps in proptest::collection::vec((0usize..8, 0u64..20_000_000, any::<bool>()), 1..60),
+        ) {
+            let (mut queue, mut all) = vcpus(&weights);
+            for (i, t, leave) in steps {
+                let id = VcpuId { vm: VmId(0), index: (i % weights.len()) as u16 };
+                let member = queue.members.contains(&id);
+                if member {
+                    queue.charge(id, Nanos(t), &mut all);
+                }
+                if member && leave && queue.members.len() > 1 {
+                    queue.leave(id, Nanos::ZERO, &mut all);
+                } else if !member {
+                    let credit = all[&id].credit;
+                    queue.join(id, credit, &mut all);
+                }
+                prop_assert_eq!(sum(&all), 0);
+            }
+        }
+
+        #[test]
+        fn bonus_and_penalty_stay_in_range(p in 0u32..=65536, mean in 0u32..=65536, penalty: u64, cost: u64) {
+            let tunables = Tunables::default();
+            let mut v = Vcpu::new(VcpuSpec::default(), CpuId(0), Nanos::ZERO, &tunables);
+            v.penalty = Nanos(penalty);
+            let (b, q) = bonus_and_penalty(&v, Score(p), Score(mean), Nanos(cost), &tunables);
+            prop_assert!(q >= 0);
+            prop_assert!(b.abs() + q <= 1_000_000);
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! What the scheduler remembers of one vCPU.
+
+use telemetry::MoveReason;
+use units::{CpuId, Credits, Nanos, PerMille, Score};
+
+use crate::event::VcpuSpec;
+use crate::tunables::{MAX_WEIGHT, Tunables};
+
+/// A limit on CPU time: a bucket that fills at the rate of the cap and empties by running.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limit {
+    cap: PerMille,
+    /// May be negative after a late interruption.
+    tokens_ns: i64,
+    filled_at: Nanos,
+}
+
+impl Limit {
+    fn new(cap: PerMille, now: Nanos) -> Self {
+        Self {
+            cap: PerMille(cap.0.clamp(1, 1000)),
+            tokens_ns: 0,
+            filled_at: now,
+        }
+    }
+
+    /// Fills up to one request's worth, so that idle time does not become a long burst.
+    pub(crate) fn fill(&mut self, now: Nanos, burst: Nanos) {
+        let income = u128::from(now.since(self.filled_at).0) * u128::from(self.cap.0) / 1000;
+        // Only the time that paid for whole nanoseconds is used up.
+        let used = income * 1000 / u128::from(self.cap.0);
+        self.filled_at += Nanos(u64::try_from(used).unwrap_or(u64::MAX));
+        let income = i64::try_from(income).unwrap_or(i64::MAX);
+        let burst = i64::try_from(burst.0).unwrap_or(i64::MAX);
+        self.tokens_ns = self.tokens_ns.saturating_add(income).min(burst);
+    }
+
+    pub(crate) fn pay(&mut self, ran: Nanos) {
+        self.tokens_ns = self.tokens_ns.saturating_sub(Credits::for_time(ran).0);
+    }
+
+    /// What may be run now.
+    pub(crate) fn left(&self) -> Nanos {
+        Nanos(u64::try_from(self.tokens_ns).unwrap_or(0))
+    }
+
+    /// When `want` will have been saved up.
+    pub(crate) fn ready_at(&self, want: Nanos) -> Nanos {
+        let missing = Credits::for_time(want)
+            .0
+            .saturating_sub(self.tokens_ns)
+            .max(0);
+        let wait = u128::from(missing.unsigned_abs()) * 1000 / u128::from(self.cap.0) + 1;
+        self.filled_at + Nanos(u64::try_from(wait).unwrap_or(u64::MAX))
+    }
+}
+
+/// One vCPU.
+#[derive(Clone, Debug)]
+pub(crate) struct Vcpu {
+    pub(crate) spec: VcpuSpec,
+    pub(crate) weight: u32,
+    /// Has work: woken and not halted since.
+    pub(crate) wants: bool,
+    /// Its machine is paused.
+    pub(crate) paused: bool,
+    /// Used up its limit; waits for it outside the queue.
+    pub(crate) throttled: bool,
+    /// Gone as soon as its CPU has left it.
+    pub(crate) removed: bool,
+    /// Gave up its turn; the next pick passes it over if anybody else can run.
+    pub(crate) yielded: bool,
+    /// The CPU whose queue it belongs to, now or when it wakes.
+    pub(crate) cpu: CpuId,
+    /// Whether it is a member of that queue.
+    pub(crate) queued: bool,
+    /// The CPU that may be inside it.
+    pub(crate) on_cpu: Option<CpuId>,
+    /// The CPU that was inside it last: where its cache contents are.
+    pub(crate) last_cpu: Option<CpuId>,
+    /// Lag against the fluid share of its queue, ns. See `queue`.
+    pub(crate) credit: i64,
+    /// What is left of its request.
+    pub(crate) remaining: Nanos,
+    /// When it left a queue, and its share there: at that rate a debt is forgiven.
+    pub(crate) left: (Nanos, Score),
+    pub(crate) penalty: Nanos,
+    /// Since when it is queued without running.
+    pub(crate) waiting_since: Nanos,
+    pub(crate) limit: Option<Limit>,
+    /// Where it goes when its CPU has left it.
+    pub(crate) move_to: Option<(CpuId, MoveReason)>,
+    pub(crate) moved_at: Nanos,
+    /// Decayed part of time in which it wanted to run.
+    pub(crate) demand: Score,
+    /// Feasible weight, set by `balance`.
+    pub(crate) load_weight: u32,
+    /// Share of one CPU that it is entitled to machine-wide, set by `balance`.
+    pub(crate) entitled: Score,
+    /// Entitled minus received, machine-wide, ns: what the operator sees as credits.
+    pub(crate) account: i64,
+    /// Up to when demand and account are current.
+    pub(crate) advanced_at: Nanos,
+    /// Run time since it was added.
+    pub(crate) ran: Nanos,
+}
+
+impl Vcpu {
+    pub(crate) fn new(spec: VcpuSpec, cpu: CpuId, now: Nanos, tunables: &Tunables) -> Self {
+        let weight = spec.weight.clamp(1, MAX_WEIGHT);
+        Self {
+            limit: spec.cap.map(|cap| Limit::new(cap, now)),
+            spec,
+            weight,
+            wants: false,
+            paused: false,
+            throttled: false,
+            removed: false,
+            yielded: false,
+            cpu,
+            queued: false,
+            on_cpu: None,
+            last_cpu: None,
+            credit: 0,
+            remaining: tunables.request,
+            left: (now, Score::ZERO),
+            penalty: Nanos::ZERO,
+            waiting_since: now,
+            move_to: None,
+            moved_at: Nanos::ZERO,
+            demand: Score::ZERO,
+            load_weight: weight,
+            entitled: Score::ONE,
+            account: 0,
+            advanced_at: now,
+            ran: Nanos::ZERO,
+        }
+    }
+
+    /// Takes over a changed specification.
+    pub(crate) fn respecify(&mut self, spec: VcpuSpec, now: Nanos) {
+        if spec.cap != self.spec.cap {
+            self.limit = spec.cap.map(|cap| Limit::new(cap, now));
+        }
+        self.weight = spec.weight.clamp(1, MAX_WEIGHT);
+        self.load_weight = self.weight;
+        self.spec = spec;
+    }
+
+    /// Whether it would run if it had a CPU.
+    pub(crate) const fn runnable(&self) -> bool {
+        self.wants && !self.paused && !self.throttled && !self.removed
+    }
+
+    /// Whether it waits in a queue and nobody runs it.
+    pub(crate) const fn waiting(&self) -> bool {
+        self.queued && self.on_cpu.is_none()
+    }
+
+    /// Brings demand and account up to `now`. Called before every change of state.
+    pub(crate) fn advance(&mut self, now: Nanos, tunables: &Tunables) {
+        let dt = now.since(self.advanced_at);
+        self.advanced_at = self.advanced_at.max(now);
+        let window = tunables.demand_window.0.max(1);
+        let part = Score::ratio(dt.0.into(), window.into());
+        let active = self.wants && !self.paused && !self.removed;
+        if active {
+            let earned = i64::try_from(self.entitled.of(dt.0)).unwrap_or(i64::MAX);
+            self.account = self.account.saturating_add(earned);
+            let most = self
+                .spec
+                .cap
+                .map_or(Score::ONE, |cap| Score::from_per_mille(cap.0));
+            let rise = part.of(most.above(self.demand).0.into());
+            self.demand.0 = self
+                .demand
+                .0
+                .saturating_add(u32::try_from(rise).unwrap_or(0))
+                .min(most.0);
+        } else {
+            let fall = part.of(self.demand.0.into());
+            self.demand.0 = self
+                .demand
+                .0
+                .saturating_sub(u32::try_from(fall).unwrap_or(u32::MAX));
+        }
+    }
+
+    /// Pays for run time in every currency but the queue's.
+    pub(crate) fn pay(&mut self, ran: Nanos, tunables: &Tunables) {
+        self.ran += ran;
+        self.account = self.account.saturating_sub(Credits::for_time(ran).0);
+        self.remaining = self.remaining - ran;
+        if self.remaining == Nanos::ZERO {
+            self.remaining = tunables.request;
+        }
+        if let Some(limit) = &mut self.limit {
+            limit.pay(ran);
+        }
+    }
+
+    /// Debt left after the time spent out of the queue, had it stayed and earned its share.
+    pub(crate) fn credit_on_return(&self, now: Nanos, bound: Nanos) -> i64 {
+        let (at, share) = self.left;
+        let bound = Credits::for_time(bound).0;
+        let earned = i64::try_from(share.of(now.since(at).0)).unwrap_or(i64::MAX);
+        let credit = if self.credit < 0 {
+            self.credit.saturating_add(earned).min(0)
+        } else {
+            self.credit
+        };
+        credit.clamp(-bound, bound)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_pays_out_exactly_its_rate() {
+        let mut limit = Limit::new(PerMille(333), Nanos::ZERO);
+        let (mut ran, mut now) = (0u64, Nanos::ZERO);
+        for _ in 0..10_000 {
+            now += Nanos(999_983);
+            limit.fill(now, Nanos::from_millis(5));
+            let run = limit.left();
+            limit.pay(run);
+            ran += run.0;
+        }
+        let exact = now.0 * 333 / 1000;
+        assert!(ran.abs_diff(exact) < 1000, "{ran} instead of {exact}");
+    }
+
+    #[test]
+    fn a_limit_says_when_it_is_ready() {
+        let mut limit = Limit::new(PerMille(250), Nanos::ZERO);
+        let at = limit.ready_at(Nanos::from_millis(1));
+        limit.fill(at, Nanos::from_millis(5));
+        assert!(limit.left() >= Nanos::from_millis(1));
+        assert!(at <= Nanos::from_millis(5));
+    }
+}
