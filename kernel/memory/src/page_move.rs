@@ -33,6 +33,18 @@
 //! }
 //! ```
 //!
+//! The right order, for comparison:
+//!
+//! ```
+//! # use memory::page_move::{Displaced, Frozen, PageMove, Quiet};
+//! # use memory::table::{NoProcessor, NptFormat, RadixTable};
+//! # use memory::testing::VecTables;
+//! fn moves(page: PageMove<Frozen>, tables: &mut [RadixTable<NptFormat, VecTables>]) -> Displaced {
+//!     let page: PageMove<Quiet> = page.shoot_down(&NoProcessor);
+//!     page.copy(|_old, _new, _pages| {}).commit(tables).expect("still frozen")
+//! }
+//! ```
+//!
 //! # Locks
 //! Freeze, commit and abort take the VM's tables mutably, that is, under the VM's table lock. The shootdown and
 //! the copy need no table and must run with that lock *released*: a processor that is waited for

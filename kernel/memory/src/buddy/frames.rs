@@ -286,17 +286,8 @@ impl<'m> Frames<'m> {
     ) -> Result<Allocation, FrameError> {
         let order = order.into();
         let node = self.node_of(frame).ok_or(FrameError::Foreign { frame })?;
-        match self.zone_of(frame)?.state(frame)? {
-            FrameState::Allocated(known) if known == order => {
-                Ok(Allocation::new(frame, order, node, false))
-            }
-            FrameState::Free(_) => Err(FrameError::DoubleFree { frame }),
-            state => Err(FrameError::WrongBlock {
-                frame,
-                given: order,
-                state,
-            }),
-        }
+        self.zone_of(frame)?.check_allocated(frame, order)?;
+        Ok(Allocation::new(frame, order, node, false))
     }
 
     /// Turns one allocated block into allocated blocks of a smaller size, each freed by itself.

@@ -94,6 +94,15 @@ impl<'m> Zone<'m> {
         Ok(self.meta_at(index).state())
     }
 
+    /// That `frame` is the first of an allocated block of `order`.
+    ///
+    /// # Errors
+    /// [`FrameError`] says what it is instead.
+    pub fn check_allocated(&self, frame: Frame, order: Order) -> Result<(), FrameError> {
+        self.expect_state(frame, FrameState::Allocated(order), order)
+            .map(|_| ())
+    }
+
     /// Makes `frames` absent frames from `first` free.
     ///
     /// # Errors

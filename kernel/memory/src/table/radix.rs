@@ -135,7 +135,11 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
     /// # Errors
     /// [`TableError::OutOfRange`] if the table cannot translate the address at all.
     pub fn translate(&self, at: F::Address) -> Result<Lookup<F::Address>, TableError> {
-        let offset = offset_of::<F>(at, 1)?;
+        let outside = TableError::OutOfRange {
+            at: at.bits(),
+            pages: 1,
+        };
+        let offset = at.to_offset().ok_or(outside)?;
         let slot = self.find(offset);
         let size = slot.level.leaf_size().unwrap_or(PageSize::Size1G);
         let start = F::Address::from_offset(offset & !(slot.level.span() - 1));
