@@ -1,0 +1,317 @@
+//! Page moves end to end: frames from the allocators, leaves in the tables, bytes in a mock memory.
+
+use memory::buddy::{FrameMeta, Frames};
+use memory::page_move::{MoveError, PageMove, Stage, shoot_down};
+use memory::table::{
+    Attributes, Flush, Lookup, NoProcessor, NptFormat, RadixTable, Rights, Shootdown, TableError,
+};
+use memory::testing::{Access, VecTables, touch};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use units::{Frame, Gpa, NodeId, PageSize};
+
+const NEAR: NodeId = NodeId(0);
+const FAR: NodeId = NodeId(1);
+const PAGE: Gpa = Gpa(0x7000);
+const SMALL: PageSize = PageSize::Size4K;
+
+type Table<'m> = RadixTable<NptFormat, &'m VecTables>;
+
+fn frames() -> Frames<'static> {
+    let mut frames = Frames::new();
+    for (node, base) in [(NEAR, 0x10_0000), (FAR, 0x20_0000)] {
+        frames
+            .add_zone(node, Frame(base), vec![FrameMeta::default(); 2048].leak())
+            .expect("apart");
+        frames.release(Frame(base), 2048).expect("fresh");
+    }
+    frames
+}
+
+/// Two replicas that map `PAGE` to a frame on the far node.
+fn replicas<'m>(memory: &'m VecTables, frames: &mut Frames<'_>) -> (Vec<Table<'m>>, Frame) {
+    let old = frames.allocate(FAR, SMALL, &[]).expect("free").into_frame();
+    let table = |node| {
+        let mut table = Table::new(memory, node).expect("room");
+        let all = Attributes::GUEST_MEMORY;
+        table
+            .map(PAGE, old, SMALL, all)
+            .expect("empty")
+            .carry_out(&NoProcessor);
+        table
+    };
+    (vec![table(NEAR), table(FAR)], old)
+}
+
+fn mapped_to(table: &Table<'_>, at: Gpa) -> Option<Frame> {
+    match table.translate(at) {
+        Ok(Lookup::Mapped(leaf)) => Some(leaf.frame),
+        _ => None,
+    }
+}
+
+/// Checks at each shootdown that the page is out of reach in every replica.
+struct Recorder<'a> {
+    memory: &'a VecTables,
+    roots: Vec<Frame>,
+    flushes: RefCell<Vec<Flush>>,
+}
+
+impl<'a> Recorder<'a> {
+    fn new(memory: &'a VecTables, tables: &[Table<'_>]) -> Self {
+        let roots = tables.iter().map(Table::root).collect();
+        Self {
+            memory,
+            roots,
+            flushes: RefCell::default(),
+        }
+    }
+}
+
+impl Shootdown for Recorder<'_> {
+    fn shoot_down(&self, flush: Flush) {
+        for &root in &self.roots {
+            assert_eq!(
+                touch::<NptFormat>(self.memory, root, PAGE, Access::Read),
+                None
+            );
+        }
+        self.flushes.borrow_mut().push(flush);
+    }
+}
+
+#[test]
+fn a_move_brings_the_bytes_and_frees_the_old_frame() {
+    let memory = VecTables::new(16);
+    let mut frames = frames();
+    let (mut tables, old) = replicas(&memory, &mut frames);
+    let mut bytes = BTreeMap::from([(old, 0xab)]);
+    touch::<NptFormat>(&memory, tables[1].root(), PAGE, Access::Write).expect("mapped");
+
+    let target = frames.allocate(NEAR, SMALL, &[]).expect("free");
+    let new = target.frame();
+    let page = PageMove::plan(PAGE, SMALL, target).expect("sizes agree");
+    assert_eq!(page.stage(), Stage::Mapped);
+    let page = page.freeze(&mut tables).expect("mapped alike");
+    assert_eq!(page.stage(), Stage::Frozen);
+    assert_eq!(
+        touch::<NptFormat>(&memory, tables[0].root(), PAGE, Access::Read),
+        None
+    );
+    assert!(matches!(
+        tables[0].translate(PAGE),
+        Ok(Lookup::Frozen {
+            at: PAGE,
+            size: SMALL
+        })
+    ));
+    assert_eq!(
+        tables[0].unmap(PAGE, SMALL).err(),
+        Some(TableError::Frozen { at: PAGE.0 })
+    );
+
+    let recorder = Recorder::new(&memory, &tables);
+    let page = page.shoot_down(&recorder);
+    assert_eq!(
+        *recorder.flushes.borrow(),
+        [Flush::Range {
+            first: PAGE.0,
+            bytes: 4096
+        }]
+    );
+    let page = page.copy(|from, to, pages| {
+        assert_eq!((from, to, pages), (old, new, 1));
+        let content = bytes[&from];
+        bytes.insert(to, content);
+    });
+    let displaced = page.commit(&mut tables).expect("still frozen");
+    assert_eq!((displaced.frame, bytes[&new]), (old, 0xab));
+    for (table, written) in tables.iter().zip([false, true]) {
+        let Ok(Lookup::Mapped(leaf)) = table.translate(PAGE) else {
+            panic!("mapped again")
+        };
+        assert_eq!(
+            (leaf.frame, leaf.attributes),
+            (new, Attributes::GUEST_MEMORY)
+        );
+        assert_eq!(
+            (leaf.accessed, leaf.dirty),
+            (written, written),
+            "each replica keeps its own A and D"
+        );
+    }
+    let block = frames
+        .take_back(displaced.frame, displaced.size)
+        .expect("an allocated frame");
+    frames
+        .free(block.scrub(|frame, _| assert!(bytes.remove(&frame).is_some())))
+        .expect("once");
+    assert_eq!(frames.counters(FAR).map(|c| c.free), Some(2048));
+    assert_eq!(frames.counters(NEAR).map(|c| c.free), Some(2047));
+    assert_eq!(bytes, BTreeMap::from([(new, 0xab)]));
+}
+
+#[test]
+fn an_abort_at_any_stage_leaves_the_guest_as_it_was() {
+    for stage in 0..4 {
+        let memory = VecTables::new(16);
+        let mut frames = frames();
+        let (mut tables, old) = replicas(&memory, &mut frames);
+        touch::<NptFormat>(&memory, tables[0].root(), PAGE, Access::Write).expect("mapped");
+        let before: Vec<_> = tables.iter().map(|table| table.translate(PAGE)).collect();
+        let target = frames.allocate(NEAR, SMALL, &[]).expect("free");
+        let page = PageMove::plan(PAGE, SMALL, target).expect("sizes agree");
+        let target = match stage {
+            0 => page.cancel(),
+            1 => page.freeze(&mut tables).expect("mapped").abort(&mut tables),
+            2 => page
+                .freeze(&mut tables)
+                .expect("mapped")
+                .shoot_down(&NoProcessor)
+                .abort(&mut tables),
+            _ => {
+                let quiet = page
+                    .freeze(&mut tables)
+                    .expect("mapped")
+                    .shoot_down(&NoProcessor);
+                quiet.copy(|_, _, _| {}).abort(&mut tables)
+            }
+        };
+        assert_eq!(
+            tables
+                .iter()
+                .map(|table| table.translate(PAGE))
+                .collect::<Vec<_>>(),
+            before
+        );
+        assert_eq!(mapped_to(&tables[0], PAGE), Some(old));
+        frames.free(target.scrub(|_, _| {})).expect("allocated");
+        assert_eq!(frames.counters(NEAR).map(|c| c.free), Some(2048));
+    }
+}
+
+#[test]
+fn replicas_that_disagree_refuse_and_stay_as_they_were() {
+    let memory = VecTables::new(16);
+    let mut frames = frames();
+    let (mut tables, old) = replicas(&memory, &mut frames);
+    let mut refuse = |tables: &mut [Table<'_>]| {
+        let before: Vec<_> = tables.iter().map(|table| table.translate(PAGE)).collect();
+        let target = frames.allocate(NEAR, SMALL, &[]).expect("free");
+        let (error, target) = PageMove::plan(PAGE, SMALL, target)
+            .expect("sizes agree")
+            .freeze(tables)
+            .expect_err("refused");
+        assert_eq!(
+            tables
+                .iter()
+                .map(|table| table.translate(PAGE))
+                .collect::<Vec<_>>(),
+            before,
+            "{error}"
+        );
+        frames.free(target.scrub(|_, _| {})).expect("allocated");
+        error
+    };
+    assert_eq!(refuse(&mut []), MoveError::NoTable { at: PAGE });
+    let read = Attributes::memory(Rights::READ);
+    tables[1]
+        .protect(PAGE, SMALL, read)
+        .expect("mapped")
+        .carry_out(&NoProcessor);
+    assert_eq!(refuse(&mut tables), MoveError::Replicas { at: PAGE });
+    let leaf = tables[1]
+        .unmap(PAGE, SMALL)
+        .expect("mapped")
+        .finish(&NoProcessor, &memory);
+    assert_eq!(leaf.frame, old);
+    assert_eq!(
+        refuse(&mut tables),
+        MoveError::Table(TableError::NotMapped { at: PAGE.0 })
+    );
+    let large = frames.allocate(NEAR, PageSize::Size2M, &[]).expect("free");
+    let (error, _large) = PageMove::plan(PAGE, SMALL, large).expect_err("sizes differ");
+    assert_eq!(
+        error.to_string(),
+        "the page at 0x7000 was not moved: it is a leaf of 4 KiB and the target has 2 MiB"
+    );
+}
+
+#[test]
+fn a_batch_takes_one_flush_that_covers_every_page() {
+    let memory = VecTables::new(16);
+    let mut frames = frames();
+    let (mut tables, _) = replicas(&memory, &mut frames);
+    let all = Attributes::GUEST_MEMORY;
+    let mut planned = vec![];
+    for i in 0..8u64 {
+        let at = Gpa(PAGE.0 + i * 4096);
+        if i > 0 {
+            let frame = frames.allocate(FAR, SMALL, &[]).expect("free").into_frame();
+            for table in &mut tables {
+                table
+                    .map(at, frame, SMALL, all)
+                    .expect("empty")
+                    .carry_out(&NoProcessor);
+            }
+        }
+        let target = frames.allocate(NEAR, SMALL, &[]).expect("free");
+        planned.push(PageMove::plan(at, SMALL, target).expect("sizes agree"));
+    }
+    let frozen = planned
+        .into_iter()
+        .map(|page| page.freeze(&mut tables).expect("mapped"))
+        .collect();
+    let recorder = Recorder::new(&memory, &tables);
+    let quiet = shoot_down(frozen, &recorder);
+    assert_eq!(
+        *recorder.flushes.borrow(),
+        [Flush::Range {
+            first: PAGE.0,
+            bytes: 8 * 4096
+        }]
+    );
+    for page in quiet {
+        let (at, new) = (page.at(), page.target().frame());
+        let displaced = page
+            .copy(|_, _, _| {})
+            .commit(&mut tables)
+            .expect("still frozen");
+        assert_eq!(frames.node_of(displaced.frame), Some(FAR));
+        assert!(tables.iter().all(|table| mapped_to(table, at) == Some(new)));
+        let block = frames
+            .take_back(displaced.frame, displaced.size)
+            .expect("allocated");
+        frames.free(block.scrub(|_, _| {})).expect("once");
+    }
+    assert_eq!(frames.counters(FAR).map(|c| c.free), Some(2048));
+}
+
+#[test]
+fn a_large_page_moves_whole() {
+    let memory = VecTables::new(16);
+    let mut frames = frames();
+    let old = frames
+        .allocate(FAR, PageSize::Size2M, &[])
+        .expect("free")
+        .into_frame();
+    let mut table = [Table::new(&memory, NEAR).expect("room")];
+    let at = Gpa(0x4000_0000);
+    table[0]
+        .map(at, old, PageSize::Size2M, Attributes::GUEST_MEMORY)
+        .expect("empty")
+        .carry_out(&NoProcessor);
+    let target = frames.allocate(NEAR, PageSize::Size2M, &[]).expect("free");
+    let new = target.frame();
+    let page = PageMove::plan(at, PageSize::Size2M, target).expect("sizes agree");
+    let page = page
+        .freeze(&mut table)
+        .expect("mapped")
+        .shoot_down(&NoProcessor);
+    let displaced = page
+        .copy(|_, _, pages| assert_eq!(pages, 512))
+        .commit(&mut table)
+        .expect("still frozen");
+    assert_eq!((displaced.frame, displaced.size), (old, PageSize::Size2M));
+    assert_eq!(mapped_to(&table[0], Gpa(at.0 + 0x12_3456)), Some(new));
+}
