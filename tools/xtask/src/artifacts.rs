@@ -104,6 +104,16 @@ fn cargo(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Builds the emulator plugin that observes a machine from outside.
+///
+/// # Errors
+/// It does not compile.
+pub fn build_plugin() -> Result<PathBuf> {
+    cargo(&["build", "--release", "--package", "lab"])?;
+    let library = target_folder().join("release/liblab.so");
+    if library.is_file() { Ok(library) } else { bail!("the build left no {}", library.display()) }
+}
+
 /// Whether the toolchain has core for this target.
 fn has_target(target: &str) -> bool {
     let output = Command::new("rustc").current_dir(root()).args(["--print", "target-libdir", "--target", target]).output();

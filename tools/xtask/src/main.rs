@@ -16,6 +16,7 @@ mod artifacts;
 mod console;
 mod image;
 mod initramfs;
+mod lint;
 mod medium;
 mod plan;
 mod provision;
@@ -24,6 +25,7 @@ mod run;
 mod say;
 mod session;
 mod status;
+mod trials;
 mod verdict;
 
 use std::path::PathBuf;
@@ -56,6 +58,10 @@ enum Command {
         #[command(flatten)]
         guests: run::GuestArgs,
     },
+    /// Run lints, host tests and emulator scenarios; the last line counts them
+    Test(trials::TestArgs),
+    /// Check formatting, Clippy and the house rules
+    Lint,
     /// Remove what was built
     Clean {
         /// Remove what was unpacked into the cache folder as well
@@ -85,6 +91,8 @@ fn obey(command: Command) -> Result<u8> {
         Command::Build => artifacts::Artifacts::build().map(|_| 0),
         Command::Run(args) => run::run(&args),
         Command::Image { file, guests } => run::image(&file, &guests),
+        Command::Test(args) => trials::test(&args),
+        Command::Lint => Ok(lint::lint()),
         Command::Clean { cache } => clean(cache),
     }
 }

@@ -216,9 +216,7 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     if args.dry_run {
         return dry_run(args, &machine, plan.as_ref());
     }
-    println!(
-        "Stop: Ctrl-C. Switch consoles: Ctrl-A then 0 for Perigee, 1 to 9 for a guest, n for the next, h for help."
-    );
+    say::line("Stop: Ctrl-C. Switch consoles: Ctrl-A then 0 for Perigee, 1 to 9 for a guest, n for the next, h for help.");
     session::stop_flag()?;
     let needed = plan.as_ref().map_or(BTreeSet::from([Part::Qemu, Part::Ovmf]), |plan| parts(plan, true));
     let lab = Lab::ensure(&needed)?;
@@ -258,11 +256,11 @@ pub fn run(args: &RunArgs) -> Result<u8> {
 
 /// The end of a run, for the person.
 fn tell(evidence: &Evidence, phases: &[verdict::Phase], folder: &Path) {
-    println!("Phases:");
+    say::line("Phases:");
     for phase in phases {
         match phase.took {
-            Some(took) => println!("  {:<32} {:>7.1} s", phase.name, took.as_secs_f64()),
-            None => println!("  {:<32} {:>9}", phase.name, "-"),
+            Some(took) => say::line(format!("  {:<32} {:>7.1} s", phase.name, took.as_secs_f64())),
+            None => say::line(format!("  {:<32} {:>9}", phase.name, "-")),
         }
     }
     for name in &evidence.vms {
@@ -272,19 +270,19 @@ fn tell(evidence: &Evidence, phases: &[verdict::Phase], folder: &Path) {
             Some(false) => "failed",
             None => "no result",
         };
-        println!("{name}: {result} {}", guest.details);
+        say::line(format!("{name}: {result} {}", guest.details));
     }
-    println!("Result: {} (exit status {})", evidence.outcome, evidence.outcome.exit_status());
-    println!("Logs: {}", folder.display());
+    say::line(format!("Result: {} (exit status {})", evidence.outcome, evidence.outcome.exit_status()));
+    say::line(format!("Logs: {}", folder.display()));
 }
 
 fn tell_gdb() {
-    println!("The machine waits for gdb on port 1234:");
-    println!(
+    say::line("The machine waits for gdb on port 1234:");
+    say::line(format!(
         "  gdb -ex 'target remote :1234' -ex 'add-symbol-file {} -o {:#x}' -ex 'hbreak kernel_entry' -ex continue",
         Artifacts::places().kernel.display(),
         handoff::KERNEL_BASE
-    );
+    ));
 }
 
 /// Prints the line that would run. The disk it names is made here if everything for it is there;
@@ -304,7 +302,7 @@ fn dry_run(args: &RunArgs, machine: &Machine, plan: Option<&Plan>) -> Result<u8>
     if args.gdb {
         invocation = invocation.with_gdb();
     }
-    println!("{invocation}");
+    say::line(format!("{invocation}"));
     Ok(0)
 }
 
@@ -318,6 +316,6 @@ pub fn image(file: &Path, guests: &GuestArgs) -> Result<u8> {
     let lab = Lab::ensure(&parts(&plan, false))?;
     prepare(&plan, &[], &lab, &Artifacts::build()?, file)?;
     let megabytes = say::megabytes(fs::metadata(file)?.len());
-    println!("{} ({megabytes}): write it to a USB stick or a disk, and start the server from it by UEFI.", file.display());
+    say::line(format!("{} ({megabytes}): write it to a USB stick or a disk, and start the server from it by UEFI.", file.display()));
     Ok(0)
 }

@@ -8,6 +8,12 @@ pub fn step(text: impl AsRef<str>) {
     let _ = writeln!(std::io::stderr(), "xtask: {}", text.as_ref());
 }
 
+/// A line of the run itself, on stdout. A reader that went away is no reason to stop: the exit status and
+/// the report remain.
+pub fn line(text: impl AsRef<str>) {
+    let _ = writeln!(std::io::stdout(), "{}", text.as_ref());
+}
+
 /// A size as a person reads it.
 pub fn megabytes(bytes: u64) -> String {
     if bytes < 1_000_000 { format!("{} kB", bytes.div_ceil(1000)) } else { format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10) }

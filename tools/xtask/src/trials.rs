@@ -1,0 +1,360 @@
+//! `cargo xtask test`: lints, host tests and emulator scenarios, and one line that counts them.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use scenarios::{Scenario, Tier};
+use serde_json::Value;
+
+use crate::artifacts::{self, Artifacts, cargo_command, root};
+use crate::plan::{Plan, Wishes};
+use crate::provision::{Lab, Part};
+use crate::qemu::Invocation;
+use crate::run::{Scratch, Subject, parts, prepare};
+use crate::session::{self, Manner};
+use crate::status::usage;
+use crate::{lint, say};
+
+/// The options of `test`.
+#[derive(Args, Clone, Debug)]
+pub struct TestArgs {
+    /// Only trials whose name contains this
+    filter: Option<String>,
+    /// Name the trials and run none
+    #[arg(long)]
+    list: bool,
+    /// The long scenarios as well
+    #[arg(long)]
+    full: bool,
+    /// Seed of the random scenarios [default: a new one, printed]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Scenarios that run at the same time
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    jobs: u8,
+}
+
+/// The name under which the host tests are listed and filtered.
+const HOST: &str = "host/";
+/// Packages with host tests that no bare `cargo test` builds, because their binaries are for bare metal.
+const LIBRARIES_OF_BARE_PACKAGES: [&str; 1] = ["boot"];
+
+/// What is counted on the last line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    fn line(&self) -> String {
+        format!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+/// `cargo xtask test`: the exit status.
+///
+/// # Errors
+/// A filter that names nothing, a file of permitted skips that cannot be read.
+pub fn test(args: &TestArgs) -> Result<u8> {
+    let seed = args.seed.unwrap_or_else(|| u64::from(std::process::id()) ^ unix_nanos());
+    let wanted = |name: &str| args.filter.as_ref().is_none_or(|f| name.contains(f.as_str()));
+    let checks: Vec<_> = lint::CHECKS.into_iter().filter(|(name, _)| wanted(name)).collect();
+    let packages: Vec<String> = host_packages()?.into_iter().filter(|p| wanted(&format!("{HOST}{p}"))).collect();
+    let scenarios: Vec<Scenario> =
+        scenarios::all(seed).into_iter().filter(|s| wanted(&label(s)) && (args.full || args.list || s.tier == Tier::Quick)).collect();
+    if args.list {
+        list(&checks, &packages, &scenarios);
+        return Ok(0);
+    }
+    if checks.is_empty() && packages.is_empty() && scenarios.is_empty() {
+        return Err(usage(format!("no trial's name contains {:?}; --list names them all (some run with --full only).", args.filter.as_deref().unwrap_or(""))));
+    }
+    let permitted = PermittedSkips::read(&root().join("tests/scenarios/permitted-skips.toml"))?;
+    let stop = session::stop_flag()?;
+    say::line(format!("seed {seed} (the same again: --seed {seed})"));
+
+    let mut tally = Tally::default();
+    for (name, check) in checks {
+        tally.add(told(name, check()));
+    }
+    if !packages.is_empty() {
+        tally.add(host_tests(&packages, &permitted)?);
+    }
+    if !scenarios.is_empty() && !stop.load(Ordering::Relaxed) {
+        tally.add(emulator_trials(&scenarios, args.jobs));
+    }
+    let interrupted = stop.load(Ordering::Relaxed);
+    if interrupted {
+        say::line("interrupted: the rest did not run");
+    }
+    say::line(tally.line());
+    Ok(if interrupted { 130 } else { u8::from(tally.failed > 0) })
+}
+
+fn unix_nanos() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |d| d.as_secs().wrapping_mul(1_000_003) ^ u64::from(d.subsec_nanos()))
+}
+
+fn label(scenario: &Scenario) -> String {
+    format!("scenario/{}", scenario.name)
+}
+
+fn told(name: &str, result: Result<(), String>) -> Tally {
+    match result {
+        Ok(()) => {
+            say::line(format!("{name} ... ok"));
+            Tally { passed: 1, ..Tally::default() }
+        }
+        Err(why) => {
+            say::line(format!("{name} ... FAILED\n  {why}"));
+            Tally { failed: 1, ..Tally::default() }
+        }
+    }
+}
+
+fn list(checks: &[lint::Check], packages: &[String], scenarios: &[Scenario]) {
+    checks.iter().for_each(|(name, _)| say::line(*name));
+    packages.iter().for_each(|package| say::line(format!("{HOST}{package}")));
+    for scenario in scenarios {
+        let full = if scenario.tier == Tier::Full { " [--full]" } else { "" };
+        say::line(format!("{}{full}: {}", label(scenario), scenario.about));
+    }
+}
+
+/// The packages with host tests.
+fn host_packages() -> Result<Vec<String>> {
+    let output = cargo_command().args(["metadata", "--no-deps", "--format-version", "1"]).output()?;
+    let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
+    let default: Vec<&str> = metadata["workspace_default_members"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let packages = metadata["packages"].as_array().context("cargo metadata names no packages")?;
+    let mut names: Vec<String> = packages
+        .iter()
+        .filter(|p| p["id"].as_str().is_some_and(|id| default.contains(&id)))
+        .filter_map(|p| p["name"].as_str().map(str::to_string))
+        .collect();
+    names.extend(LIBRARIES_OF_BARE_PACKAGES.map(String::from));
+    Ok(names)
+}
+
+/// Runs `cargo test` for these packages and counts what libtest says.
+fn host_tests(packages: &[String], permitted: &PermittedSkips) -> Result<Tally> {
+    let (bare, hosted): (Vec<_>, Vec<_>) = packages.iter().partition(|p| LIBRARIES_OF_BARE_PACKAGES.contains(&p.as_str()));
+    let mut tally = Tally::default();
+    let selections = [(hosted, &[][..]), (bare, &["--lib"][..])];
+    for (names, extra) in selections.into_iter().filter(|(names, _)| !names.is_empty()) {
+        let mut command = cargo_command();
+        command.args(["test", "--no-fail-fast"]).args(extra);
+        command.args(names.iter().flat_map(|name| ["--package", name]));
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
+        let mut counted = Tally::default();
+        let output = child.stdout.take().context("cargo test has no output")?;
+        for line in BufReader::new(output).lines() {
+            let line = line?;
+            counted.add(libtest_line(&line, permitted));
+            say::line(line);
+        }
+        if !child.wait()?.success() && counted.failed == 0 {
+            say::line("host tests ... FAILED: they do not compile or did not finish");
+            counted.failed = 1;
+        }
+        tally.add(counted);
+    }
+    Ok(tally)
+}
+
+/// What a line of libtest's counts for. An ignored test is a skip, and one without permission a failure.
+fn libtest_line(line: &str, permitted: &PermittedSkips) -> Tally {
+    let mut tally = Tally::default();
+    if let Some(counts) = line.strip_prefix("test result: ") {
+        let number = |what: &str| {
+            let before = counts.split(what).next().unwrap_or_default();
+            before.split_whitespace().next_back().and_then(|n| n.parse().ok()).unwrap_or(0)
+        };
+        tally.passed = number(" passed");
+        tally.failed = number(" failed");
+    } else if let Some((name, _)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ignored")) {
+        match permitted.reason(name) {
+            Some(_) => tally.skipped = 1,
+            None => {
+                say::line(format!("{name} is skipped without permission (tests/scenarios/permitted-skips.toml)"));
+                tally.failed = 1;
+            }
+        }
+    }
+    tally
+}
+
+/// The trials that may be skipped, each with its reason.
+#[derive(Debug, Default)]
+struct PermittedSkips(Vec<(String, String)>);
+
+impl PermittedSkips {
+    fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("{} is not as it should be", path.display()))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let table: toml::Table = text.parse()?;
+        let mut skips = Vec::new();
+        for (name, reason) in table {
+            let reason = reason.as_str().map(str::trim).unwrap_or_default().to_string();
+            if reason.is_empty() {
+                bail!("{name} has no reason");
+            }
+            skips.push((name, reason));
+        }
+        Ok(Self(skips))
+    }
+
+    fn reason(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(n, _)| n == name).map(|(_, reason)| reason.as_str())
+    }
+}
+
+/// Runs the scenarios, `jobs` at a time, after building what they need once.
+fn emulator_trials(scenarios: &[Scenario], jobs: u8) -> Tally {
+    let bench = match Bench::set_up(scenarios) {
+        Ok(bench) => bench,
+        Err(error) => {
+            say::line(format!("no scenario can run: {error:#}"));
+            return Tally { failed: scenarios.len(), ..Tally::default() };
+        }
+    };
+    let (next, tally) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let begun = Instant::now();
+                    let result = bench.trial(scenario).unwrap_or_else(|error| Err(format!("{error:#}")));
+                    let name = format!("{} ({} s)", label(scenario), begun.elapsed().as_secs());
+                    let mut tally = tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    tally.add(told(&name, result));
+                    if session::stop_flag().is_ok_and(|stop| stop.load(Ordering::Relaxed)) {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    tally.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// What all scenarios share.
+struct Bench {
+    lab: Lab,
+    artifacts: Artifacts,
+    plugin: Option<PathBuf>,
+}
+
+impl Bench {
+    fn set_up(scenarios: &[Scenario]) -> Result<Self> {
+        let mut needed: std::collections::BTreeSet<Part> = [Part::Qemu, Part::Ovmf].into();
+        for scenario in scenarios {
+            needed.extend(parts(&plan(scenario)?, true));
+        }
+        let lab = Lab::ensure(&needed)?;
+        let artifacts = Artifacts::build()?;
+        let plugin = if scenarios.iter().any(|s| s.plugin.is_some()) { Some(artifacts::build_plugin()?) } else { None };
+        Ok(Self { lab, artifacts, plugin })
+    }
+
+    /// Boots the scenario's machine and judges what it left; the inner error is the judge's.
+    fn trial(&self, scenario: &Scenario) -> Result<Result<(), String>> {
+        scenario.machine.check().map_err(anyhow::Error::msg)?;
+        let folder = artifacts::folder(&format!("scenarios/{}", scenario.name))?;
+        let plan = plan(scenario)?;
+        std::fs::write(folder.join("perigee.toml"), &plan.toml)?;
+        let scratch = Scratch::new()?;
+        let disk = scratch.path().join("medium.img");
+        prepare(&plan, &scenario.overrides, &self.lab, &self.artifacts, &disk)?;
+
+        let (qemu, firmware) = (self.lab.qemu.as_ref().context("no QEMU")?, self.lab.ovmf.as_ref().context("no firmware")?);
+        let mut invocation = Invocation::new(qemu, &scenario.machine, firmware, &disk, &session::records_file(&folder));
+        let counted = folder.join("plugin.json");
+        let _ = std::fs::remove_file(&counted);
+        if let Some(arguments) = &scenario.plugin {
+            let library = self.plugin.as_ref().context("the observer plugin is not built")?;
+            let arguments = format!("out={},{arguments}", counted.display());
+            invocation = invocation.with_plugin(library, arguments.trim_end_matches(','));
+        }
+        std::fs::write(folder.join("command-line.txt"), format!("{invocation}\n"))?;
+        let manner = Manner { timeout: Some(scenario.timeout), attended: false, typed: &scenario.typed, folder: &folder };
+        let transcript = session::run(&invocation, &manner)?;
+        let plugin = match &scenario.plugin {
+            Some(_) => Some(read_json(&counted)?),
+            None => None,
+        };
+        let subject = Subject { machine: &scenario.machine, vms: &plan.vms, seed: scenario.seed };
+        let evidence = subject.evidence(&transcript, plugin);
+        Ok(scenario.judge(&evidence).map_err(|why| {
+            let seed = scenario.seed.map_or(String::new(), |seed| format!(" (seed {seed})"));
+            format!("{why}{seed}\n  the run ended: {}\n  logs: {}", evidence.outcome, folder.display())
+        }))
+    }
+}
+
+fn plan(scenario: &Scenario) -> Result<Plan> {
+    let wishes = Wishes { host: scenario.host.clone(), vms: scenario.vms.clone(), ..Wishes::default() };
+    Plan::new(&wishes).with_context(|| format!("scenario {}", scenario.name))
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("the plugin wrote no {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libtest_s_lines_are_counted() {
+        let permitted = PermittedSkips::parse("\"slow::known\" = \"takes a day\"").expect("valid");
+        let count = |line: &str| libtest_line(line, &permitted);
+        let result = "test result: FAILED. 21 passed; 1 failed; 2 ignored; 0 measured; 3 filtered out; finished in 0.39s";
+        assert_eq!(count(result), Tally { passed: 21, failed: 1, skipped: 0 });
+        assert_eq!(count("test slow::known ... ignored, takes a day").skipped, 1);
+        assert_eq!(count("test slow::unknown ... ignored").failed, 1);
+        assert_eq!(count("test fine ... ok"), Tally::default());
+    }
+
+    #[test]
+    fn a_skip_needs_a_reason() {
+        assert!(PermittedSkips::parse("x = \" \"").is_err());
+        assert!(PermittedSkips::parse("x = 3").is_err());
+        assert!(PermittedSkips::parse("# nothing\n").is_ok_and(|p| p.reason("x").is_none()));
+    }
+
+    #[test]
+    fn every_scenario_has_a_name_of_its_own_and_a_plan() {
+        let all = scenarios::all(1);
+        for (i, scenario) in all.iter().enumerate() {
+            assert!(all.iter().skip(i + 1).all(|other| other.name != scenario.name), "{} twice", scenario.name);
+            assert!(scenario.name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'));
+            plan(scenario).expect("a scenario's configuration is accepted");
+            scenario.machine.check().expect("a scenario's machine can be built");
+        }
+    }
+
+    #[test]
+    fn the_last_line_is_what_scripts_read() {
+        assert_eq!(Tally { passed: 3, failed: 0, skipped: 1 }.line(), "3 passed, 0 failed, 1 skipped");
+    }
+}
