@@ -70,11 +70,6 @@ impl CpuTopology {
     pub const fn thread_bits(self) -> u32 {
         ceil_log2(self.threads_per_core as u32)
     }
-    /// Bits that number the threads of a package.
-    #[must_use]
-    pub const fn package_bits(self) -> u32 {
-        self.thread_bits() + ceil_log2(self.cores_per_package as u32)
-    }
 }
 
 const fn ceil_log2(n: u32) -> u32 {
@@ -399,7 +394,7 @@ impl VmShape {
                 largest.div_ceil(threads) as u16
             },
         };
-        if threads_per_core == 0 || threads > largest || topology.package_bits() > 16 {
+        if threads_per_core == 0 || threads > largest {
             return Err(ShapeError::Topology(topology));
         }
         let memory = MemoryLayout::new(&nodes);
@@ -421,6 +416,18 @@ impl VmShape {
             .map_or(0, |(i, _)| i)
     }
 
+    /// Bits of the APIC identifier that number the threads of a package.
+    ///
+    /// Several packages are at least 8 identifiers apart: on the first Zen models Linux takes 8
+    /// neighbouring identifiers for processors that share a cache, whatever CPUID says.
+    #[must_use]
+    pub fn package_bits(&self) -> u32 {
+        let needed =
+            self.topology.thread_bits() + ceil_log2(u32::from(self.topology.cores_per_package));
+        let packages = self.nodes.iter().filter(|n| !n.vcpus.is_empty()).count();
+        if packages > 1 { needed.max(3) } else { needed }
+    }
+
     /// The local APIC identifier of a vCPU: package, core and thread in fields of their own
     /// (SDM 3A 9.9.1), where packages are the nodes that have processors.
     #[must_use]
@@ -432,7 +439,7 @@ impl VmShape {
                 let threads = u32::from(self.topology.threads_per_core);
                 let core = i / threads;
                 let thread = i % threads;
-                return package << self.topology.package_bits()
+                return package << self.package_bits()
                     | core << self.topology.thread_bits()
                     | thread;
             }

@@ -1,8 +1,27 @@
-//! Which model-specific registers a guest may touch.
+//! Which model-specific registers a guest may touch, and how.
+//!
+//! [`MsrPolicy::classify`] answers for each register and direction; whatever is not listed is
+//! denied with #GP, as on a processor that lacks the register. The list holds what the features
+//! shown by [`crate::cpuid`] promise, and what Linux 6.1 to 6.12 reads without being ready for a
+//! #GP on the processors of both vendors. Registers that only hold a value live in [`MsrState`],
+//! with the checks that hardware makes on writes. [`FirstSeen`] keeps the log of denied registers
+//! short.
+//!
+//! Numbers and meanings: SDM 4 chapter 2, APM 2 appendix A, Linux' `asm/msr-index.h` and
+//! Documentation/virt/kvm/x86/msr.rst.
+
+mod first_seen;
+mod state;
+mod table;
+
+pub use first_seen::FirstSeen;
+pub use state::{MsrState, pat_is_valid};
+
 use crate::cpuid::CpuidPolicy;
+use table::Facts;
 
 /// RDMSR or WRMSR.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Direction {
     /// RDMSR.
     Read,
@@ -10,17 +29,17 @@ pub enum Direction {
     Write,
 }
 
-/// What to do.
+/// What to do with an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MsrAction {
-    /// The guest's value lives in hardware while it runs; the bitmap lets the access through. (An exit that
-    /// happens nevertheless is a defect of the bitmap.)
+    /// The guest's value is in hardware while it runs: the MSR bitmap lets the access through
+    /// ([`PASSTHROUGH`]), and an exit for it is a defect of the bitmap.
     Passthrough,
     /// The kernel answers.
     Emulate(EmulatedMsr),
-    /// Reads give this.
+    /// The read gives this value.
     ReadConst(u64),
-    /// Writes vanish.
+    /// The write has no effect.
     IgnoreWrite,
     /// #GP(0).
     Deny,
@@ -31,7 +50,8 @@ pub enum MsrAction {
 pub enum EmulatedMsr {
     /// IA32_APIC_BASE.
     ApicBase,
-    /// x2APIC register: MSR 0x800 + this; MMIO offset = this * 16.
+    /// An x2APIC register: MSR 0x800 plus this number, which is the MMIO offset divided by 16. Outside of
+    /// x2APIC mode it is #GP.
     X2Apic(u8),
     /// IA32_TSC_DEADLINE.
     TscDeadline,
@@ -39,29 +59,29 @@ pub enum EmulatedMsr {
     Tsc,
     /// IA32_TSC_ADJUST.
     TscAdjust,
-    /// IA32_TSC_AUX.
+    /// IA32_TSC_AUX, 32 bits; switched with the vCPU, as RDTSCP and RDPID read it.
     TscAux,
-    /// IA32_EFER.
+    /// IA32_EFER; writes must stay within [`CpuidPolicy::allowed_efer`].
     Efer,
-    /// IA32_PAT; stored in [`MsrState`] too, but hardware must learn of it (G_PAT).
+    /// IA32_PAT; [`MsrState`] checks and holds it, and nested paging must learn of it.
     Pat,
-    /// IA32_XSS.
+    /// IA32_XSS; writes must stay within [`CpuidPolicy::allowed_xss`].
     Xss,
-    /// IA32_SPEC_CTRL.
+    /// IA32_SPEC_CTRL; writes must stay within [`MsrPolicy::spec_ctrl_mask`]; switched with the vCPU.
     SpecCtrl,
-    /// IA32_PRED_CMD.
+    /// IA32_PRED_CMD; only 0 and 1 (IBPB) may be written, and a 1 must reach the processor.
     PredCmd,
-    /// MSR_KVM_WALL_CLOCK_NEW (and the old number).
+    /// MSR_KVM_WALL_CLOCK_NEW: a guest-physical address, where [`crate::pvclock::WallClock`] is written once.
     KvmWallClock,
-    /// MSR_KVM_SYSTEM_TIME_NEW (and the old number).
+    /// MSR_KVM_SYSTEM_TIME_NEW: see [`crate::pvclock::SharedPage::decode_system_time`].
     KvmSystemTime,
-    /// MSR_KVM_STEAL_TIME.
+    /// MSR_KVM_STEAL_TIME: see [`crate::pvclock::SharedPage::decode_steal_time`].
     KvmStealTime,
-    /// Plain storage in [`MsrState`].
+    /// A value in [`MsrState`] and nothing else.
     Stored(StoredMsr),
 }
 
-/// Registers that only hold a value.
+/// Registers whose value [`MsrState`] holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StoredMsr {
     /// IA32_PAT.
@@ -72,63 +92,65 @@ pub enum StoredMsr {
     MtrrPhysBase(u8),
     /// IA32_MTRR_PHYSMASKn.
     MtrrPhysMask(u8),
-    /// Fixed-range MTRR, 0 to 10 in ascending order of address.
+    /// A fixed-range MTRR, 0 to 10 in ascending order of address.
     MtrrFixed(u8),
     /// IA32_MISC_ENABLE.
     MiscEnable,
     /// IA32_MCG_STATUS.
     McgStatus,
+    /// IA32_DEBUGCTL; LBR and BTF can be set, but have no effect.
+    DebugCtl,
 }
 
-/// #GP(0).
+/// A write that hardware answers with #GP(0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gp;
 
-/// The policy of one VM.
+/// Registers whose accesses need no exit: VMLOAD and VMSAVE (APM 2 15.5.2) or the VMCS and the
+/// kernel's vCPU switch keep the guest's values in hardware while it runs.
+pub const PASSTHROUGH: &[u32] = &[
+    0x174,       // IA32_SYSENTER_CS
+    0x175,       // IA32_SYSENTER_ESP
+    0x176,       // IA32_SYSENTER_EIP
+    0xC000_0081, // STAR
+    0xC000_0082, // LSTAR
+    0xC000_0083, // CSTAR
+    0xC000_0084, // SFMASK
+    0xC000_0100, // FS.base
+    0xC000_0101, // GS.base
+    0xC000_0102, // KernelGSbase
+];
+
+/// The MSR policy of one VM.
 #[derive(Clone, Debug)]
-pub struct MsrPolicy {}
+pub struct MsrPolicy {
+    facts: Facts,
+}
 
 impl MsrPolicy {
-    /// Agrees with what CPUID shows.
-    pub fn new(_cpuid: &CpuidPolicy) -> Self {
-        Self {}
+    /// The policy that agrees with what CPUID shows.
+    #[must_use]
+    pub fn new(cpuid: &CpuidPolicy) -> Self {
+        Self {
+            facts: Facts::of(cpuid),
+        }
     }
-    /// What to do with an access.
-    pub fn classify(&self, _msr: u32, _direction: Direction) -> MsrAction {
-        MsrAction::Deny
-    }
-    /// Every register whose accesses need no exit, both ways: clear these in the MSR bitmap.
-    pub fn passthrough(&self) -> &'static [u32] {
-        &[]
-    }
-}
 
-/// Values of one vCPU's stored registers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MsrState {}
-
-impl MsrState {
-    /// After reset.
-    pub fn new(_cpuid: &CpuidPolicy) -> Self {
-        Self {}
+    /// What to do with an access to register `msr`.
+    #[must_use]
+    pub fn classify(&self, msr: u32, direction: Direction) -> MsrAction {
+        table::classify(&self.facts, msr, direction)
     }
-    /// Reads.
-    pub fn read(&self, _msr: StoredMsr) -> u64 {
-        0
-    }
-    /// Writes.
-    pub fn write(&mut self, _msr: StoredMsr, _value: u64) -> Result<(), Gp> {
-        Err(Gp)
-    }
-}
 
-/// Remembers which unknown registers were already logged; bounded.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FirstSeen {}
+    /// [`PASSTHROUGH`]: clear both bits of each in the MSR bitmap.
+    #[must_use]
+    pub const fn passthrough(&self) -> &'static [u32] {
+        PASSTHROUGH
+    }
 
-impl FirstSeen {
-    /// Whether this access is the first of its kind and should be logged; false when full.
-    pub fn insert(&mut self, _msr: u32, _direction: Direction) -> bool {
-        false
+    /// Bits that a guest may set in IA32_SPEC_CTRL.
+    #[must_use]
+    pub const fn spec_ctrl_mask(&self) -> u64 {
+        self.facts.spec_ctrl
     }
 }
