@@ -55,6 +55,6 @@ pub mod tunables;
 
 pub use evidence::wilson_lower;
 pub use latency::{Latencies, LatencyError, proximity};
-pub use sample::{Attribution, LeafSample, Window};
+pub use sample::{Attribution, Coverage, LeafSample, Window};
 pub use tracker::{Footprint, HotPage, Matrix, PassSummary, TOUCH};
 pub use tunables::Tunables;

@@ -46,6 +46,18 @@ pub enum Attribution {
     ByRoot,
 }
 
+/// Which leaves a pass hands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coverage<'a> {
+    /// Every present leaf. What lies on each node is counted, moved pages are noticed.
+    EveryLeaf,
+    /// Those with an accessed or dirty bit, as a harvest that prunes untouched subtrees finds them.
+    TouchedLeaves {
+        /// Bytes of the machine on each node, by node number.
+        resident: &'a [u64],
+    },
+}
+
 /// The time between two passes.
 #[derive(Clone, Copy, Debug)]
 pub struct Window<'a> {
@@ -55,6 +67,8 @@ pub struct Window<'a> {
     pub run_time: &'a [Nanos],
     /// How touches find their node.
     pub attribution: Attribution,
+    /// Which leaves the pass hands in.
+    pub coverage: Coverage<'a>,
 }
 
 impl Window<'_> {

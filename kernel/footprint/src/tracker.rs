@@ -6,7 +6,7 @@ use units::{Gpa, Nanos, NodeId, PageSize, PerMille, Score};
 
 use crate::evidence::wilson_lower;
 use crate::latency::{Latencies, proximity};
-use crate::sample::{Attribution, LeafSample, Window};
+use crate::sample::{Attribution, Coverage, LeafSample, Window};
 use crate::tunables::Tunables;
 
 /// Weight of one touch of one region in one window. Shares of a touch are rounded to this.
@@ -121,14 +121,6 @@ pub struct PassSummary {
     pub idle: bool,
 }
 
-/// A touched page as it is remembered; see [`HotPage`].
-#[derive(Clone, Copy, Debug)]
-struct Page {
-    hot: HotPage,
-    /// Number of the last pass that saw the leaf.
-    seen: u64,
-}
-
 /// The footprint of one machine.
 #[derive(Clone, Debug)]
 pub struct Footprint {
@@ -137,7 +129,7 @@ pub struct Footprint {
     /// Touches of each node's memory, in [`TOUCH`] units, of about the last eight passes.
     evidence: Vec<u64>,
     /// Ascending by address.
-    pages: Vec<Page>,
+    pages: Vec<HotPage>,
     /// Bytes on each node, touched or not.
     resident: Vec<u64>,
     /// Where the machine ran in the last window, in thousandths of one CPU.
@@ -171,7 +163,7 @@ impl Footprint {
         self.tunables = tunables;
     }
 
-    /// Takes in one pass: every present leaf once, in any order.
+    /// Takes in one pass: each leaf once, in any order.
     pub fn record(
         &mut self,
         window: &Window<'_>,
@@ -183,7 +175,7 @@ impl Footprint {
 
         self.passes = self.passes.saturating_add(1);
         self.note_run(window);
-        self.note_resident(&samples);
+        self.note_resident(window, &samples);
         let known = |s: &&LeafSample| s.node.index() < self.matrix.nodes;
         let mut summary = PassSummary {
             leaves: samples.len() as u64,
@@ -194,9 +186,7 @@ impl Footprint {
         };
         self.follow_relocations(&samples);
         self.decay();
-        if self.idle {
-            self.mark_seen(&samples, |_| 0);
-        } else {
+        if !self.idle {
             self.add_touches(window, &samples);
         }
         self.note_home(window.length);
@@ -214,43 +204,67 @@ impl Footprint {
             window.length == Nanos::ZERO || self.run_total() < u32::from(self.tunables.idle_run.0);
     }
 
-    fn note_resident(&mut self, samples: &[LeafSample]) {
+    fn note_resident(&mut self, window: &Window<'_>, samples: &[LeafSample]) {
         self.resident.fill(0);
-        for s in samples {
-            if let Some(bytes) = self.resident.get_mut(s.node.index()) {
-                *bytes = bytes.saturating_add(s.size.bytes());
+        match window.coverage {
+            Coverage::EveryLeaf => {
+                for s in samples {
+                    if let Some(bytes) = self.resident.get_mut(s.node.index()) {
+                        *bytes = bytes.saturating_add(s.size.bytes());
+                    }
+                }
+                // A page without a leaf is gone, and so is what it was touched for.
+                self.pages
+                    .retain(|p| samples.binary_search_by_key(&p.gpa, |s| s.gpa).is_ok());
+            }
+            Coverage::TouchedLeaves { resident } => {
+                for (bytes, now) in self.resident.iter_mut().zip(resident) {
+                    *bytes = *now;
+                }
             }
         }
     }
 
-    /// Pages that were moved take their history along, so that the matrix describes where the
-    /// touched memory is and not where it was.
+    /// Notices pages that a pass finds on another node than before.
     fn follow_relocations(&mut self, samples: &[LeafSample]) {
-        for page in &mut self.pages {
-            let Ok(i) = samples.binary_search_by_key(&page.hot.gpa, |s| s.gpa) else {
-                continue;
-            };
-            let Some(sample) = samples.get(i) else {
-                continue;
-            };
-            page.hot.size = sample.size;
-            if sample.node == page.hot.node {
-                continue;
-            }
-            let (from, to) = (page.hot.node.index(), sample.node.index());
-            let column = self.matrix.by_memory().get(from).copied().unwrap_or(0);
-            self.matrix.relocate(from, to, page.hot.heat, column);
-            let part = Score::ratio(page.hot.heat.into(), column.into());
-            let moved = self.evidence.get(from).map_or(0, |e| part.of(*e));
-            if to < self.evidence.len() {
-                if let Some(e) = self.evidence.get_mut(from) {
-                    *e -= moved;
-                }
-                if let Some(e) = self.evidence.get_mut(to) {
-                    *e = e.saturating_add(moved);
-                }
-            }
-            page.hot.node = sample.node;
+        let moved: Vec<LeafSample> = self
+            .pages
+            .iter_mut()
+            .filter_map(|page| {
+                let i = samples.binary_search_by_key(&page.gpa, |s| s.gpa).ok()?;
+                let sample = samples.get(i)?;
+                page.size = sample.size;
+                (sample.node != page.node).then_some(*sample)
+            })
+            .collect();
+        for sample in moved {
+            self.relocated(sample.gpa, sample.node);
+        }
+    }
+
+    /// The leaf at `gpa` was moved to another node. It takes its history along, so that the
+    /// matrix says where the touched memory is and not where it was.
+    pub fn relocated(&mut self, gpa: Gpa, to: NodeId) {
+        let Ok(i) = self.pages.binary_search_by_key(&gpa, |p| p.gpa) else {
+            return;
+        };
+        let Some(page) = self.pages.get_mut(i) else {
+            return;
+        };
+        if page.node == to || to.index() >= self.matrix.nodes {
+            return;
+        }
+        let (from, heat) = (page.node.index(), page.heat);
+        page.node = to;
+        let column = self.matrix.by_memory().get(from).copied().unwrap_or(0);
+        self.matrix.relocate(from, to.index(), heat, column);
+        let part = Score::ratio(heat.into(), column.into());
+        let moved = self.evidence.get(from).map_or(0, |e| part.of(*e));
+        if let Some(e) = self.evidence.get_mut(from) {
+            *e -= moved;
+        }
+        if let Some(e) = self.evidence.get_mut(to.index()) {
+            *e = e.saturating_add(moved);
         }
     }
 
@@ -260,9 +274,9 @@ impl Footprint {
             *e -= *e / 8;
         }
         for page in &mut self.pages {
-            page.hot.heat /= 2;
+            page.heat /= 2;
         }
-        self.pages.retain(|p| p.hot.heat > 0);
+        self.pages.retain(|p| p.heat > 0);
     }
 
     /// Adds the touches of a busy window to matrix, evidence and pages.
@@ -302,33 +316,25 @@ impl Footprint {
         for (e, sum) in self.evidence.iter_mut().zip(&touches) {
             *e = e.saturating_add(*sum);
         }
-        self.mark_seen(samples, |i| weights.get(i).copied().unwrap_or(0));
+        self.warm(samples, &weights);
     }
 
-    /// Merges the samples into the remembered pages; `weight` is by index into `samples`.
-    fn mark_seen(&mut self, samples: &[LeafSample], weight: impl Fn(usize) -> u64) {
+    /// Merges the touched samples into the remembered pages.
+    fn warm(&mut self, samples: &[LeafSample], weights: &[u64]) {
         let mut merged = Vec::with_capacity(self.pages.len());
         let mut old = self.pages.iter().copied().peekable();
-        for (i, s) in samples.iter().enumerate() {
-            while let Some(gone) = old.next_if(|p| p.hot.gpa < s.gpa) {
-                merged.push(gone);
+        for (s, weight) in samples.iter().zip(weights).filter(|(_, w)| **w > 0) {
+            while let Some(other) = old.next_if(|p| p.gpa < s.gpa) {
+                merged.push(other);
             }
-            let heat = old
-                .next_if(|p| p.hot.gpa == s.gpa)
-                .map_or(0, |p| p.hot.heat);
-            let heat = heat.saturating_add(weight(i));
-            if heat > 0 {
-                let hot = HotPage {
-                    gpa: s.gpa,
-                    size: s.size,
-                    node: s.node,
-                    heat,
-                };
-                merged.push(Page {
-                    hot,
-                    seen: self.passes,
-                });
-            }
+            let heat = old.next_if(|p| p.gpa == s.gpa).map_or(0, |p| p.heat);
+            let heat = heat.saturating_add(*weight);
+            merged.push(HotPage {
+                gpa: s.gpa,
+                size: s.size,
+                node: s.node,
+                heat,
+            });
         }
         merged.extend(old);
         self.pages = merged;
@@ -450,12 +456,7 @@ impl Footprint {
 
     /// Touched pages on nodes that `on` accepts, hottest first, then by address.
     pub fn hot(&self, on: impl Fn(NodeId) -> bool) -> Vec<HotPage> {
-        let mut pages: Vec<HotPage> = self
-            .pages
-            .iter()
-            .filter(|p| p.seen == self.passes && on(p.hot.node))
-            .map(|p| p.hot)
-            .collect();
+        let mut pages: Vec<HotPage> = self.pages.iter().copied().filter(|p| on(p.node)).collect();
         pages.sort_by_key(|p| (core::cmp::Reverse(p.heat), p.gpa));
         pages
     }
@@ -463,9 +464,9 @@ impl Footprint {
     /// Bytes of touched pages on each node.
     pub fn touched(&self) -> Vec<u64> {
         let mut bytes = vec![0u64; self.matrix.nodes];
-        for p in self.pages.iter().filter(|p| p.seen == self.passes) {
-            if let Some(sum) = bytes.get_mut(p.hot.node.index()) {
-                *sum = sum.saturating_add(p.hot.size.bytes());
+        for p in &self.pages {
+            if let Some(sum) = bytes.get_mut(p.node.index()) {
+                *sum = sum.saturating_add(p.size.bytes());
             }
         }
         bytes

@@ -12,6 +12,8 @@ pub(crate) struct Limit {
     cap: PerMille,
     /// May be negative after a late interruption.
     tokens_ns: i64,
+    /// Income below one nanosecond, kept for the next filling.
+    thousandths: u16,
     filled_at: Nanos,
 }
 
@@ -20,16 +22,18 @@ impl Limit {
         Self {
             cap: PerMille(cap.0.clamp(1, 1000)),
             tokens_ns: 0,
+            thousandths: 0,
             filled_at: now,
         }
     }
 
     /// Fills up to one request's worth, so that idle time does not become a long burst.
     pub(crate) fn fill(&mut self, now: Nanos, burst: Nanos) {
-        let income = u128::from(now.since(self.filled_at).0) * u128::from(self.cap.0) / 1000;
-        // Only the time that paid for whole nanoseconds is used up.
-        let used = income * 1000 / u128::from(self.cap.0);
-        self.filled_at += Nanos(u64::try_from(used).unwrap_or(u64::MAX));
+        let income = u128::from(now.since(self.filled_at).0) * u128::from(self.cap.0)
+            + u128::from(self.thousandths);
+        self.filled_at = self.filled_at.max(now);
+        self.thousandths = u16::try_from(income % 1000).unwrap_or(0);
+        let income = income / 1000;
         let income = i64::try_from(income).unwrap_or(i64::MAX);
         let burst = i64::try_from(burst.0).unwrap_or(i64::MAX);
         self.tokens_ns = self.tokens_ns.saturating_add(income).min(burst);
