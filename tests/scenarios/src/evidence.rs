@@ -113,7 +113,10 @@ impl Evidence {
 
     /// What a guest said about itself; empty for one that said nothing.
     pub fn guest(&self, vm: &str) -> GuestResult {
-        let mut result = GuestResult { name: vm.into(), ..GuestResult::default() };
+        let mut result = GuestResult {
+            name: vm.into(),
+            ..GuestResult::default()
+        };
         for line in self.guest_lines(vm) {
             if let Some(rest) = line.what.split_once("GUEST-UP ").map(|(_, rest)| rest) {
                 result.userspace.get_or_insert(line.at);
@@ -154,7 +157,10 @@ impl Evidence {
                 return Err(format!("{name} never reached userspace"));
             }
             if guest.cpus_online != Some(cpus) {
-                return Err(format!("{name} had {:?} CPUs online, not {cpus}", guest.cpus_online));
+                return Err(format!(
+                    "{name} had {:?} CPUs online, not {cpus}",
+                    guest.cpus_online
+                ));
             }
             match guest.ok {
                 Some(true) => {}
@@ -163,7 +169,10 @@ impl Evidence {
             }
         }
         if self.outcome != Outcome::Clean {
-            return Err(format!("the run ended otherwise than cleanly: {}", self.outcome));
+            return Err(format!(
+                "the run ended otherwise than cleanly: {}",
+                self.outcome
+            ));
         }
         Ok(())
     }
@@ -172,22 +181,31 @@ impl Evidence {
 /// The guest's name and its text when this console line comes from a guest: `[alpha] text`.
 pub(crate) fn guest_line(line: &str) -> Option<(&str, &str)> {
     let (name, text) = line.strip_prefix('[')?.split_once(']')?;
-    let named = !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    let named = !name.is_empty()
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
     named.then_some((name, text.strip_prefix(' ').unwrap_or(text)))
 }
 
 /// The word behind `key` in `text`.
 fn word_after<'a>(text: &'a str, key: &str) -> Option<&'a str> {
-    text.split_whitespace().find_map(|word| word.strip_prefix(key))
+    text.split_whitespace()
+        .find_map(|word| word.strip_prefix(key))
 }
-
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn evidence(lines: &[&str]) -> Evidence {
-        let console = lines.iter().map(|l| Stamped { at: Duration::from_secs(1), what: (*l).into() }).collect();
+        let console = lines
+            .iter()
+            .map(|l| Stamped {
+                at: Duration::from_secs(1),
+                what: (*l).into(),
+            })
+            .collect();
         Evidence {
             machine: Machine::row(1, 1, 256),
             vms: vec!["alpha".into()],
@@ -206,7 +224,11 @@ mod tests {
     #[test]
     fn a_guest_is_believed_only_with_both_lines() {
         assert_eq!(evidence(&[UP, OK]).every_guest_is_well(2), Ok(()));
-        let why = |lines: &[&str]| evidence(lines).every_guest_is_well(2).expect_err("not convincing");
+        let why = |lines: &[&str]| {
+            evidence(lines)
+                .every_guest_is_well(2)
+                .expect_err("not convincing")
+        };
         assert!(why(&[OK]).contains("userspace"));
         assert!(why(&[UP]).contains("no result"));
         assert!(why(&["[alpha] GUEST-UP cpus=1", OK]).contains("CPUs online"));
@@ -216,7 +238,10 @@ mod tests {
     #[test]
     fn a_mismatch_is_not_forgotten() {
         let e = evidence(&[UP, "[alpha] GUEST-RESULT mismatch at 0x1000", OK]);
-        assert!(e.every_guest_is_well(2).is_err_and(|why| why.contains("failure")));
+        assert!(
+            e.every_guest_is_well(2)
+                .is_err_and(|why| why.contains("failure"))
+        );
     }
 
     #[test]
@@ -232,5 +257,4 @@ mod tests {
         assert_eq!(guest_line("[    1.204] smpboot: up"), None);
         assert_eq!(guest_line("perigee: [x]"), None);
     }
-
 }

@@ -36,14 +36,62 @@ pub struct Machine {
 
 /// SLIT distance, latency and bandwidth by number of hops; further hops cost what the last one costs.
 const BY_HOPS: [(u8, Latency); 8] = [
-    (10, Latency { latency_ns: 80, bandwidth_mib_s: 40960 }),
-    (16, Latency { latency_ns: 130, bandwidth_mib_s: 20480 }),
-    (22, Latency { latency_ns: 180, bandwidth_mib_s: 15360 }),
-    (32, Latency { latency_ns: 260, bandwidth_mib_s: 10240 }),
-    (38, Latency { latency_ns: 310, bandwidth_mib_s: 8192 }),
-    (44, Latency { latency_ns: 360, bandwidth_mib_s: 7168 }),
-    (50, Latency { latency_ns: 410, bandwidth_mib_s: 6144 }),
-    (56, Latency { latency_ns: 460, bandwidth_mib_s: 5120 }),
+    (
+        10,
+        Latency {
+            latency_ns: 80,
+            bandwidth_mib_s: 40960,
+        },
+    ),
+    (
+        16,
+        Latency {
+            latency_ns: 130,
+            bandwidth_mib_s: 20480,
+        },
+    ),
+    (
+        22,
+        Latency {
+            latency_ns: 180,
+            bandwidth_mib_s: 15360,
+        },
+    ),
+    (
+        32,
+        Latency {
+            latency_ns: 260,
+            bandwidth_mib_s: 10240,
+        },
+    ),
+    (
+        38,
+        Latency {
+            latency_ns: 310,
+            bandwidth_mib_s: 8192,
+        },
+    ),
+    (
+        44,
+        Latency {
+            latency_ns: 360,
+            bandwidth_mib_s: 7168,
+        },
+    ),
+    (
+        50,
+        Latency {
+            latency_ns: 410,
+            bandwidth_mib_s: 6144,
+        },
+    ),
+    (
+        56,
+        Latency {
+            latency_ns: 460,
+            bandwidth_mib_s: 5120,
+        },
+    ),
 ];
 
 impl Machine {
@@ -59,9 +107,20 @@ impl Machine {
     pub fn of(nodes: Vec<Node>) -> Self {
         let hop = |from: usize, to: usize| BY_HOPS[from.abs_diff(to).min(BY_HOPS.len() - 1)];
         let all = 0..nodes.len();
-        let distances = all.clone().map(|from| all.clone().map(|to| hop(from, to).0).collect()).collect();
-        let latencies = all.clone().map(|from| all.clone().map(|to| hop(from, to).1).collect()).collect();
-        Self { nodes, distances, latencies, cpu: Self::CPU.into() }
+        let distances = all
+            .clone()
+            .map(|from| all.clone().map(|to| hop(from, to).0).collect())
+            .collect();
+        let latencies = all
+            .clone()
+            .map(|from| all.clone().map(|to| hop(from, to).1).collect())
+            .collect();
+        Self {
+            nodes,
+            distances,
+            latencies,
+            cpu: Self::CPU.into(),
+        }
     }
 
     /// The same machine with these SLIT distances and no HMAT (which would contradict them).
@@ -89,7 +148,13 @@ impl Machine {
 
     /// A node with CPUs that is nearest to `node`: QEMU asks each node for the one its accesses come from.
     fn initiator(&self, node: usize) -> usize {
-        let distance = |from: usize| self.distances.get(from).and_then(|row| row.get(node)).copied().unwrap_or(u8::MAX);
+        let distance = |from: usize| {
+            self.distances
+                .get(from)
+                .and_then(|row| row.get(node))
+                .copied()
+                .unwrap_or(u8::MAX)
+        };
         (0..self.nodes.len())
             .filter(|n| self.nodes[*n].cpus > 0)
             .min_by_key(|n| (*n != node, distance(*n), *n))
@@ -105,14 +170,21 @@ impl Machine {
             return Err("node 0 needs CPUs and memory: the firmware starts there".into());
         }
         if self.nodes.len() > 16 {
-            return Err(format!("{} nodes are more than the 16 that this laboratory builds", self.nodes.len()));
+            return Err(format!(
+                "{} nodes are more than the 16 that this laboratory builds",
+                self.nodes.len()
+            ));
         }
         let square = |rows: usize, mut widths: Box<dyn Iterator<Item = usize> + '_>| {
             rows == 0 || (rows == self.nodes.len() && widths.all(|w| w == rows))
         };
-        if !square(self.distances.len(), Box::new(self.distances.iter().map(Vec::len)))
-            || !square(self.latencies.len(), Box::new(self.latencies.iter().map(Vec::len)))
-        {
+        if !square(
+            self.distances.len(),
+            Box::new(self.distances.iter().map(Vec::len)),
+        ) || !square(
+            self.latencies.len(),
+            Box::new(self.latencies.iter().map(Vec::len)),
+        ) {
             return Err("distances and latencies need one row and one column for each node".into());
         }
         Ok(())
@@ -123,20 +195,33 @@ impl Machine {
         let mut args = Vec::new();
         let mut push = |option: &str, value: String| args.extend([format!("-{option}"), value]);
         let hmat = !self.latencies.is_empty();
-        push("machine", format!("q35,hmat={}", if hmat { "on" } else { "off" }));
+        push(
+            "machine",
+            format!("q35,hmat={}", if hmat { "on" } else { "off" }),
+        );
         push("cpu", self.cpu.clone());
         push("m", format!("{}M", self.memory_mib()));
 
         // Equal nodes are sockets of several cores; otherwise each CPU is a socket, free to lie in any node.
         let cores = self.nodes[0].cpus;
         let equal = self.nodes.iter().all(|n| n.cpus == cores);
-        let (sockets, cores) = if equal { (self.nodes.len() as u32, cores) } else { (self.cpus(), 1) };
-        push("smp", format!("{},sockets={sockets},cores={cores},threads=1", self.cpus()));
+        let (sockets, cores) = if equal {
+            (self.nodes.len() as u32, cores)
+        } else {
+            (self.cpus(), 1)
+        };
+        push(
+            "smp",
+            format!("{},sockets={sockets},cores={cores},threads=1", self.cpus()),
+        );
 
         for (id, node) in self.nodes.iter().enumerate() {
             let mut numa = format!("node,nodeid={id}");
             if node.memory_mib > 0 {
-                push("object", format!("memory-backend-ram,id=m{id},size={}M", node.memory_mib));
+                push(
+                    "object",
+                    format!("memory-backend-ram,id=m{id},size={}M", node.memory_mib),
+                );
                 numa += &format!(",memdev=m{id}");
             }
             if hmat {
@@ -156,11 +241,28 @@ impl Machine {
                 push("numa", format!("dist,src={from},dst={to},val={distance}"));
             }
         }
-        for (from, row) in self.latencies.iter().enumerate().filter(|(from, _)| self.nodes[*from].cpus > 0) {
+        for (from, row) in self
+            .latencies
+            .iter()
+            .enumerate()
+            .filter(|(from, _)| self.nodes[*from].cpus > 0)
+        {
             for (to, cost) in row.iter().enumerate() {
                 let pair = format!("hmat-lb,initiator={from},target={to},hierarchy=memory");
-                push("numa", format!("{pair},data-type=access-latency,latency={}", cost.latency_ns));
-                push("numa", format!("{pair},data-type=access-bandwidth,bandwidth={}M", cost.bandwidth_mib_s));
+                push(
+                    "numa",
+                    format!(
+                        "{pair},data-type=access-latency,latency={}",
+                        cost.latency_ns
+                    ),
+                );
+                push(
+                    "numa",
+                    format!(
+                        "{pair},data-type=access-bandwidth,bandwidth={}M",
+                        cost.bandwidth_mib_s
+                    ),
+                );
             }
         }
         if hmat {
@@ -180,12 +282,17 @@ mod tests {
     #[test]
     fn equal_nodes_are_sockets_of_cores() {
         let args = Machine::row(4, 2, 512).qemu_args().join(" ");
-        assert!(args.contains("-smp 8,sockets=4,cores=2,threads=1"), "{args}");
+        assert!(
+            args.contains("-smp 8,sockets=4,cores=2,threads=1"),
+            "{args}"
+        );
         assert!(args.contains("-m 2048M"));
         assert!(args.contains("-numa cpu,node-id=3,socket-id=3"));
         assert!(!args.contains("socket-id=4"));
         assert!(args.contains("-numa dist,src=0,dst=3,val=32"));
-        assert!(args.contains("initiator=3,target=0,hierarchy=memory,data-type=access-latency,latency=260"));
+        assert!(args.contains(
+            "initiator=3,target=0,hierarchy=memory,data-type=access-latency,latency=260"
+        ));
     }
 
     #[test]
@@ -193,8 +300,14 @@ mod tests {
         let node = |cpus, memory_mib| Node { cpus, memory_mib };
         let machine = Machine::of(vec![node(2, 512), node(0, 256), node(1, 0)]);
         let args = machine.qemu_args().join(" ");
-        assert!(args.contains("-smp 3,sockets=3,cores=1,threads=1"), "{args}");
-        assert!(args.contains("-numa node,nodeid=1,memdev=m1,initiator=0"), "{args}");
+        assert!(
+            args.contains("-smp 3,sockets=3,cores=1,threads=1"),
+            "{args}"
+        );
+        assert!(
+            args.contains("-numa node,nodeid=1,memdev=m1,initiator=0"),
+            "{args}"
+        );
         assert!(args.contains("-numa node,nodeid=2,initiator=2"), "{args}");
         assert!(!args.contains("cpu,node-id=1"));
         assert!(args.contains("-numa cpu,node-id=2,socket-id=2"));
@@ -204,9 +317,22 @@ mod tests {
 
     #[test]
     fn a_machine_that_cannot_start_is_refused_with_a_reason() {
-        let headless = Machine::of(vec![Node { cpus: 0, memory_mib: 512 }, Node { cpus: 1, memory_mib: 512 }]);
+        let headless = Machine::of(vec![
+            Node {
+                cpus: 0,
+                memory_mib: 512,
+            },
+            Node {
+                cpus: 1,
+                memory_mib: 512,
+            },
+        ]);
         assert!(headless.check().is_err_and(|why| why.contains("node 0")));
         let ragged = Machine::row(2, 1, 256).with_distances(vec![vec![10, 20]]);
-        assert!(ragged.check().is_err_and(|why| why.contains("one row and one column")));
+        assert!(
+            ragged
+                .check()
+                .is_err_and(|why| why.contains("one row and one column"))
+        );
     }
 }

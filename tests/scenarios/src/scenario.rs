@@ -64,13 +64,20 @@ pub struct Scenario {
 
 impl fmt::Debug for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Scenario").field("name", &self.name).field("tier", &self.tier).finish_non_exhaustive()
+        f.debug_struct("Scenario")
+            .field("name", &self.name)
+            .field("tier", &self.tier)
+            .finish_non_exhaustive()
     }
 }
 
 impl Scenario {
     /// A scenario of the quick set on four nodes with two CPUs and 512 MiB each, without VMs.
-    pub fn quick(name: &str, about: &str, judge: impl Fn(&Evidence) -> Result<(), String> + Send + Sync + 'static) -> Self {
+    pub fn quick(
+        name: &str,
+        about: &str,
+        judge: impl Fn(&Evidence) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
         Self {
             name: name.into(),
             about: about.into(),
@@ -88,8 +95,15 @@ impl Scenario {
     }
 
     /// The same, for `--full` only.
-    pub fn full(name: &str, about: &str, judge: impl Fn(&Evidence) -> Result<(), String> + Send + Sync + 'static) -> Self {
-        Self { tier: Tier::Full, ..Self::quick(name, about, judge) }
+    pub fn full(
+        name: &str,
+        about: &str,
+        judge: impl Fn(&Evidence) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            tier: Tier::Full,
+            ..Self::quick(name, about, judge)
+        }
     }
 
     /// On this machine.
@@ -112,13 +126,19 @@ impl Scenario {
 
     /// With this ACPI table in place of the firmware's.
     pub fn table(mut self, name: &str, bytes: Vec<u8>) -> Self {
-        self.overrides.push(Override { name: name.into(), bytes });
+        self.overrides.push(Override {
+            name: name.into(),
+            bytes,
+        });
         self
     }
 
     /// With `keys` typed once a line of the console contains `after`.
     pub fn type_after(mut self, after: &str, keys: &str) -> Self {
-        self.typed.push(Typed { after: after.into(), keys: keys.into() });
+        self.typed.push(Typed {
+            after: after.into(),
+            keys: keys.into(),
+        });
         self
     }
 

@@ -42,7 +42,8 @@ pub fn target_folder() -> PathBuf {
 /// A folder below `target` for what runs leave behind.
 pub fn folder(name: &str) -> Result<PathBuf> {
     let folder = target_folder().join(name);
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
     Ok(folder)
 }
 
@@ -53,7 +54,10 @@ impl Artifacts {
         Self {
             loader: target.join(LOADER_TARGET).join("release/boot.efi"),
             kernel: target.join(KERNEL_TARGET).join("release/hypervisor"),
-            workload: target.join("guest").join(HOST_TARGET).join("release/workload"),
+            workload: target
+                .join("guest")
+                .join(HOST_TARGET)
+                .join("release/workload"),
         }
     }
 
@@ -63,12 +67,35 @@ impl Artifacts {
     /// The toolchain's targets cannot be had, or something does not compile.
     pub fn build() -> Result<Self> {
         provision_targets()?;
-        cargo(&["build", "--release", "--package", "boot", "--bin", "boot", "--target", LOADER_TARGET])?;
-        cargo(&["build", "--release", "--package", "hypervisor", "--target", KERNEL_TARGET])?;
+        cargo(&[
+            "build",
+            "--release",
+            "--package",
+            "boot",
+            "--bin",
+            "boot",
+            "--target",
+            LOADER_TARGET,
+        ])?;
+        cargo(&[
+            "build",
+            "--release",
+            "--package",
+            "hypervisor",
+            "--target",
+            KERNEL_TARGET,
+        ])?;
         // A folder of its own: other flags for the same target would rebuild everything each time.
         let guest = target_folder().join("guest").display().to_string();
         let flags = format!("target.{HOST_TARGET}.rustflags=['-Ctarget-feature=+crt-static']");
-        let workload = ["build", "--release", "--package", "workload", "--target", HOST_TARGET];
+        let workload = [
+            "build",
+            "--release",
+            "--package",
+            "workload",
+            "--target",
+            HOST_TARGET,
+        ];
         cargo(&[&workload[..], &["--target-dir", &guest, "--config", &flags]].concat())?;
         let built = Self::places();
         for file in [&built.loader, &built.kernel, &built.workload] {
@@ -86,7 +113,10 @@ pub fn cargo_command() -> Command {
     command.current_dir(root());
     // What `cargo run` told us about ourselves is not meant for others.
     for (key, _) in std::env::vars_os() {
-        if key.to_str().is_some_and(|k| k.starts_with("CARGO_PKG_") || k.starts_with("CARGO_MANIFEST_")) {
+        if key
+            .to_str()
+            .is_some_and(|k| k.starts_with("CARGO_PKG_") || k.starts_with("CARGO_MANIFEST_"))
+        {
             command.env_remove(key);
         }
     }
@@ -94,7 +124,10 @@ pub fn cargo_command() -> Command {
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {
-    let status = cargo_command().args(arguments).status().context("cannot run cargo")?;
+    let status = cargo_command()
+        .args(arguments)
+        .status()
+        .context("cannot run cargo")?;
     if stop_flag()?.load(std::sync::atomic::Ordering::Relaxed) {
         return Err(Interrupted.into());
     }
@@ -111,16 +144,25 @@ fn cargo(arguments: &[&str]) -> Result<()> {
 pub fn build_plugin() -> Result<PathBuf> {
     cargo(&["build", "--release", "--package", "lab"])?;
     let library = target_folder().join("release/liblab.so");
-    if library.is_file() { Ok(library) } else { bail!("the build left no {}", library.display()) }
+    if library.is_file() {
+        Ok(library)
+    } else {
+        bail!("the build left no {}", library.display())
+    }
 }
 
 /// Whether the toolchain has core for this target.
 fn has_target(target: &str) -> bool {
-    let output = Command::new("rustc").current_dir(root()).args(["--print", "target-libdir", "--target", target]).output();
+    let output = Command::new("rustc")
+        .current_dir(root())
+        .args(["--print", "target-libdir", "--target", target])
+        .output();
     let Ok(output) = output else { return false };
     let folder = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
     let libraries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    libraries.map(|e| e.file_name()).any(|name| name.to_string_lossy().starts_with("libcore-"))
+    libraries
+        .map(|e| e.file_name())
+        .any(|name| name.to_string_lossy().starts_with("libcore-"))
 }
 
 /// Makes both bare-metal targets usable; does nothing when they are.
@@ -128,7 +170,9 @@ fn provision_targets() -> Result<()> {
     if [LOADER_TARGET, KERNEL_TARGET].into_iter().all(has_target) {
         return Ok(());
     }
-    say::step("the toolchain lacks its bare-metal targets: rustup adds them (about 30 MB), or they are built from");
+    say::step(
+        "the toolchain lacks its bare-metal targets: rustup adds them (about 30 MB), or they are built from",
+    );
     say::step("Debian's rust-src of the same release (about 60 MB to download, 2 minutes)");
     let script = root().join("tools/provision-targets.sh");
     let status = Command::new("bash")

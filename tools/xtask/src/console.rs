@@ -22,8 +22,10 @@ impl RawTerminal {
         }
         let before = termios::tcgetattr(stdin()).ok()?;
         let mut raw = before.clone();
-        raw.local_modes &= !(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG | LocalModes::IEXTEN);
-        raw.input_modes &= !(termios::InputModes::ICRNL | termios::InputModes::IXON | termios::InputModes::BRKINT);
+        raw.local_modes &=
+            !(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG | LocalModes::IEXTEN);
+        raw.input_modes &=
+            !(termios::InputModes::ICRNL | termios::InputModes::IXON | termios::InputModes::BRKINT);
         raw.special_codes[SpecialCodeIndex::VMIN] = 1;
         raw.special_codes[SpecialCodeIndex::VTIME] = 0;
         termios::tcsetattr(stdin(), OptionalActions::Now, &raw).ok()?;
@@ -124,7 +126,11 @@ mod tests {
             let mut plain = Plain::default();
             let mut out = plain.filter(&text[..cut]);
             out.extend(plain.filter(&text[cut..]));
-            assert_eq!(String::from_utf8_lossy(&out), "Bds: ok\nend\n", "cut at {cut}");
+            assert_eq!(
+                String::from_utf8_lossy(&out),
+                "Bds: ok\nend\n",
+                "cut at {cut}"
+            );
         }
     }
 

@@ -26,8 +26,13 @@ pub type Files = BTreeMap<String, Vec<u8>>;
 /// # Errors
 /// `path` cannot be written.
 pub fn write_disk(path: &Path, files: &Files) -> Result<()> {
-    let content: u64 = files.values().map(|bytes| bytes.len() as u64 + 64 * 1024).sum();
-    let volume = (content + content / 8 + 8 * MIB).max(SMALLEST).next_multiple_of(MIB);
+    let content: u64 = files
+        .values()
+        .map(|bytes| bytes.len() as u64 + 64 * 1024)
+        .sum();
+    let volume = (content + content / 8 + 8 * MIB)
+        .max(SMALLEST)
+        .next_multiple_of(MIB);
     let disk = PARTITION_START + volume + MIB;
 
     let mut file = File::options()
@@ -39,7 +44,9 @@ pub fn write_disk(path: &Path, files: &Files) -> Result<()> {
         .with_context(|| format!("cannot create {}", path.display()))?;
     file.set_len(disk)?;
     let blocks = u32::try_from(disk / SECTOR - 1).unwrap_or(u32::MAX);
-    ProtectiveMBR::with_lb_size(blocks).overwrite_lba0(&mut file).context("cannot write the protective MBR")?;
+    ProtectiveMBR::with_lb_size(blocks)
+        .overwrite_lba0(&mut file)
+        .context("cannot write the protective MBR")?;
     let mut table = gpt::GptConfig::new()
         .writable(true)
         .logical_block_size(LogicalBlockSize::Lb512)
@@ -48,13 +55,22 @@ pub fn write_disk(path: &Path, files: &Files) -> Result<()> {
     table.update_partitions(BTreeMap::new())?;
     let alignment = Some(PARTITION_START / SECTOR);
     let id = table.add_partition("Perigee", volume, gpt::partition_types::EFI, 0, alignment)?;
-    let start = table.partitions().get(&id).context("the partition is not in its table")?.first_lba * SECTOR;
+    let start = table
+        .partitions()
+        .get(&id)
+        .context("the partition is not in its table")?
+        .first_lba
+        * SECTOR;
     table.write().context("cannot write the partition table")?;
 
     let bytes = fat(volume, files)?;
     // Zeros stay holes: most of the volume is empty.
     const CHUNK: usize = 64 * 1024;
-    for (index, chunk) in bytes.chunks(CHUNK).enumerate().filter(|(_, chunk)| chunk.iter().any(|b| *b != 0)) {
+    for (index, chunk) in bytes
+        .chunks(CHUNK)
+        .enumerate()
+        .filter(|(_, chunk)| chunk.iter().any(|b| *b != 0))
+    {
         file.seek(SeekFrom::Start(start + (index * CHUNK) as u64))?;
         file.write_all(chunk)?;
     }
@@ -64,16 +80,25 @@ pub fn write_disk(path: &Path, files: &Files) -> Result<()> {
 /// A FAT32 volume of this size.
 fn fat(volume: u64, files: &Files) -> Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(volume)?];
-    let options = FormatVolumeOptions::new().fat_type(FatType::Fat32).bytes_per_cluster(512).volume_label(*b"PERIGEE    ");
-    fatfs::format_volume(&mut Cursor::new(&mut bytes[..]), options).context("cannot format the volume")?;
-    let fs = FileSystem::new(Cursor::new(&mut bytes[..]), FsOptions::new()).context("cannot open the new volume")?;
+    let options = FormatVolumeOptions::new()
+        .fat_type(FatType::Fat32)
+        .bytes_per_cluster(512)
+        .volume_label(*b"PERIGEE    ");
+    fatfs::format_volume(&mut Cursor::new(&mut bytes[..]), options)
+        .context("cannot format the volume")?;
+    let fs = FileSystem::new(Cursor::new(&mut bytes[..]), FsOptions::new())
+        .context("cannot open the new volume")?;
     for (path, content) in files {
         let root = fs.root_dir();
         for (end, _) in path.match_indices('/') {
-            root.create_dir(&path[..end]).with_context(|| format!("cannot create {path} on the volume"))?;
+            root.create_dir(&path[..end])
+                .with_context(|| format!("cannot create {path} on the volume"))?;
         }
-        let mut file = root.create_file(path).with_context(|| format!("cannot create {path} on the volume"))?;
-        file.write_all(content).with_context(|| format!("{path} does not fit on the volume"))?;
+        let mut file = root
+            .create_file(path)
+            .with_context(|| format!("cannot create {path} on the volume"))?;
+        file.write_all(content)
+            .with_context(|| format!("{path} does not fit on the volume"))?;
     }
     fs.unmount().context("cannot finish the volume")?;
     Ok(bytes)
@@ -96,15 +121,24 @@ mod tests {
         let disk = gpt::GptConfig::new().open(&path).expect("a GPT disk");
         let partition = disk.partitions().get(&1).expect("one partition").clone();
         assert_eq!(partition.part_type_guid, gpt::partition_types::EFI);
-        let start = partition.bytes_start(LogicalBlockSize::Lb512).expect("a start");
+        let start = partition
+            .bytes_start(LogicalBlockSize::Lb512)
+            .expect("a start");
         assert_eq!(start, PARTITION_START);
-        let end = start + partition.bytes_len(LogicalBlockSize::Lb512).expect("a length");
+        let end = start
+            + partition
+                .bytes_len(LogicalBlockSize::Lb512)
+                .expect("a length");
         let file = File::open(&path).expect("the disk");
         let slice = fscommon::StreamSlice::new(file, start, end).expect("inside the disk");
         let fs = FileSystem::new(slice, FsOptions::new()).expect("a FAT volume");
         assert_eq!(fs.fat_type(), FatType::Fat32);
         let mut read = Vec::new();
-        fs.root_dir().open_file("perigee/guests/vmlinuz-6.1").expect("there").read_to_end(&mut read).expect("readable");
+        fs.root_dir()
+            .open_file("perigee/guests/vmlinuz-6.1")
+            .expect("there")
+            .read_to_end(&mut read)
+            .expect("readable");
         assert!(read == kernel);
         std::fs::remove_file(&path).expect("ours");
     }

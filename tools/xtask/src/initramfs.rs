@@ -36,8 +36,21 @@ impl<W: Write> Archive<W> {
         self.inode += 1;
         let size = u32::try_from(content.len())?;
         // inode, mode, uid, gid, links, mtime, size, device of the file, device it stands for, name, checksum
-        let fields =
-            [self.inode, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, u32::try_from(name.len() + 1)?, 0];
+        let fields = [
+            self.inode,
+            mode,
+            0,
+            0,
+            1,
+            0,
+            size,
+            0,
+            0,
+            device.0,
+            device.1,
+            u32::try_from(name.len() + 1)?,
+            0,
+        ];
         let mut header = b"070701".to_vec();
         for field in fields {
             header.extend(format!("{field:08x}").into_bytes());
@@ -54,7 +67,11 @@ impl<W: Write> Archive<W> {
 /// # Errors
 /// A program of 4 GiB or more.
 pub fn build(busybox: &[u8], workload: &[u8]) -> Result<Vec<u8>> {
-    let mut archive = Archive { out: GzEncoder::new(Vec::new(), Compression::default()), written: 0, inode: 0 };
+    let mut archive = Archive {
+        out: GzEncoder::new(Vec::new(), Compression::default()),
+        written: 0,
+        inode: 0,
+    };
     for folder in ["bin", "dev", "proc", "sys", "tmp"] {
         archive.entry(folder, FOLDER | 0o755, (0, 0), &[])?;
     }
@@ -75,22 +92,29 @@ mod tests {
     #[test]
     fn entries_are_aligned_and_found_by_their_own_lengths() {
         let mut bytes = Vec::new();
-        flate2::read::GzDecoder::new(&build(b"busy", b"work!").expect("small")[..]).read_to_end(&mut bytes).expect("gzip");
+        flate2::read::GzDecoder::new(&build(b"busy", b"work!").expect("small")[..])
+            .read_to_end(&mut bytes)
+            .expect("gzip");
         let (mut at, mut seen) = (0, Vec::new());
         while at < bytes.len() {
             assert_eq!(&bytes[at..at + 6], b"070701");
             let field = |i: usize| {
-                let text = std::str::from_utf8(&bytes[at + 6 + i * 8..at + 14 + i * 8]).expect("hex");
+                let text =
+                    std::str::from_utf8(&bytes[at + 6 + i * 8..at + 14 + i * 8]).expect("hex");
                 usize::from_str_radix(text, 16).expect("hex")
             };
             let (size, name_bytes) = (field(6), field(11));
-            let name = String::from_utf8(bytes[at + 110..at + 109 + name_bytes].to_vec()).expect("name");
+            let name =
+                String::from_utf8(bytes[at + 110..at + 109 + name_bytes].to_vec()).expect("name");
             let content = (at + 110 + name_bytes).next_multiple_of(4);
             seen.push((name, bytes[content..content + size].to_vec()));
             at = (content + size).next_multiple_of(4);
         }
         assert!(seen.contains(&("bin/workload".into(), b"work!".to_vec())));
         assert!(seen.contains(&("bin/busybox".into(), b"busy".to_vec())));
-        assert_eq!(seen.last().map(|(name, _)| name.as_str()), Some("TRAILER!!!"));
+        assert_eq!(
+            seen.last().map(|(name, _)| name.as_str()),
+            Some("TRAILER!!!")
+        );
     }
 }

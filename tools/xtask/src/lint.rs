@@ -11,7 +11,11 @@ use crate::artifacts::{cargo_command, root};
 pub type Check = (&'static str, fn() -> Result<(), String>);
 
 /// All checks, the quick ones first.
-pub const CHECKS: [Check; 3] = [("lint/fmt", fmt), ("lint/house", house), ("lint/clippy", clippy)];
+pub const CHECKS: [Check; 3] = [
+    ("lint/fmt", fmt),
+    ("lint/house", house),
+    ("lint/clippy", clippy),
+];
 
 fn cargo(arguments: &[&str]) -> Result<(), String> {
     match cargo_command().args(arguments).status() {
@@ -28,9 +32,41 @@ fn fmt() -> Result<(), String> {
 fn clippy() -> Result<(), String> {
     let strict = ["--", "-D", "warnings"];
     cargo(&[&["clippy", "--quiet", "--all-targets"][..], &strict].concat())?;
-    cargo(&[&["clippy", "--quiet", "-p", "boot", "--lib", "--tests"][..], &strict].concat())?;
-    cargo(&[&["clippy", "--quiet", "-p", "boot", "--target", "x86_64-unknown-uefi"][..], &strict].concat())?;
-    cargo(&[&["clippy", "--quiet", "-p", "hypervisor", "--target", "x86_64-unknown-none"][..], &strict].concat())
+    cargo(
+        &[
+            &["clippy", "--quiet", "-p", "boot", "--lib", "--tests"][..],
+            &strict,
+        ]
+        .concat(),
+    )?;
+    cargo(
+        &[
+            &[
+                "clippy",
+                "--quiet",
+                "-p",
+                "boot",
+                "--target",
+                "x86_64-unknown-uefi",
+            ][..],
+            &strict,
+        ]
+        .concat(),
+    )?;
+    cargo(
+        &[
+            &[
+                "clippy",
+                "--quiet",
+                "-p",
+                "hypervisor",
+                "--target",
+                "x86_64-unknown-none",
+            ][..],
+            &strict,
+        ]
+        .concat(),
+    )
 }
 
 /// The floors of the house: a crate may use those on lower floors only.
@@ -45,7 +81,13 @@ const FLOORS: [&[&str]; 6] = [
 /// Crates beside the house, which may use every floor of it but the last.
 const TOOLS: [&str; 2] = ["tools", "tests"];
 /// Folders whose crates may hold unsafe code.
-const MAY_BE_UNSAFE: [&str; 5] = ["boot/src", "kernel/hypervisor", "tests/guests", "tests/lab", "tests/fuzz"];
+const MAY_BE_UNSAFE: [&str; 5] = [
+    "boot/src",
+    "kernel/hypervisor",
+    "tests/guests",
+    "tests/lab",
+    "tests/fuzz",
+];
 
 fn floor(package: &str) -> Option<usize> {
     FLOORS.iter().position(|names| names.contains(&package))
@@ -59,33 +101,62 @@ fn may_use(user: &str, folder: &Path, used: &str) -> Result<(), String> {
         (None, used) if tool => used.is_none_or(|used| used < FLOORS.len() - 1),
         _ => false,
     };
-    if allowed { Ok(()) } else { Err(format!("{user} must not depend on {used}: arrows point down (kernel/README.md)")) }
+    if allowed {
+        Ok(())
+    } else {
+        Err(format!(
+            "{user} must not depend on {used}: arrows point down (kernel/README.md)"
+        ))
+    }
 }
 
 /// Arrows between crates, lints switched on, and unsafe code only where it may be.
 fn house() -> Result<(), String> {
     let wrong = problems().map_err(|e| format!("{e:#}"))?;
-    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n  ")) }
+    if wrong.is_empty() {
+        Ok(())
+    } else {
+        Err(wrong.join("\n  "))
+    }
 }
 
 fn problems() -> Result<Vec<String>> {
-    let output = cargo_command().args(["metadata", "--no-deps", "--format-version", "1"]).output()?;
-    let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
-    let packages = metadata["packages"].as_array().context("cargo metadata names no packages")?;
+    let output = cargo_command()
+        .args(["metadata", "--no-deps", "--format-version", "1"])
+        .output()?;
+    let metadata: Value =
+        serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo metadata names no packages")?;
     let mut wrong = Vec::new();
     for package in packages {
         let name = package["name"].as_str().unwrap_or_default();
         let manifest = PathBuf::from(package["manifest_path"].as_str().unwrap_or_default());
-        let folder = manifest.parent().and_then(|p| p.strip_prefix(root()).ok()).unwrap_or(Path::new("")).to_path_buf();
+        let folder = manifest
+            .parent()
+            .and_then(|p| p.strip_prefix(root()).ok())
+            .unwrap_or(Path::new(""))
+            .to_path_buf();
         let ours = |d: &&Value| d["path"].is_string() && d["kind"].is_null();
-        for used in package["dependencies"].as_array().into_iter().flatten().filter(ours) {
+        for used in package["dependencies"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(ours)
+        {
             wrong.extend(may_use(name, &folder, used["name"].as_str().unwrap_or_default()).err());
         }
         let text = std::fs::read_to_string(&manifest)?;
         if !text.contains("[lints]\nworkspace = true") {
-            wrong.push(format!("{} does not take the workspace's lints", folder.join("Cargo.toml").display()));
+            wrong.push(format!(
+                "{} does not take the workspace's lints",
+                folder.join("Cargo.toml").display()
+            ));
         }
-        sources(&root().join(&folder).join("src"), &mut |file, text| wrong.extend(unsafe_problem(file, text)))?;
+        sources(&root().join(&folder).join("src"), &mut |file, text| {
+            wrong.extend(unsafe_problem(file, text))
+        })?;
     }
     Ok(wrong)
 }
@@ -108,10 +179,13 @@ fn sources(folder: &Path, each: &mut impl FnMut(&Path, &str)) -> Result<()> {
 fn unsafe_problem(file: &Path, text: &str) -> Option<String> {
     let may = MAY_BE_UNSAFE.iter().any(|top| file.starts_with(top));
     let opts_in = text.contains("unsafe_code,");
-    let reasoned = text.contains("expect(\n    unsafe_code,") || text.contains("expect(unsafe_code, reason");
+    let reasoned =
+        text.contains("expect(\n    unsafe_code,") || text.contains("expect(unsafe_code, reason");
     let name = file.display();
     match (opts_in, may, reasoned) {
-        (true, false, _) if !text.contains("MAY_BE_UNSAFE") => Some(format!("{name} opts into unsafe code, which only {MAY_BE_UNSAFE:?} may")),
+        (true, false, _) if !text.contains("MAY_BE_UNSAFE") => Some(format!(
+            "{name} opts into unsafe code, which only {MAY_BE_UNSAFE:?} may"
+        )),
         (true, true, false) => Some(format!("{name} opts into unsafe code without a reason")),
         _ => None,
     }
@@ -142,10 +216,16 @@ mod tests {
         assert!(may_use("sched", kernel, "units").is_ok());
         assert!(may_use("migrate", kernel, "footprint").is_ok());
         assert!(may_use("hypervisor", kernel, "migrate").is_ok());
-        assert!(may_use("sched", kernel, "migrate").is_err_and(|why| why.contains("sched must not depend on migrate")));
+        assert!(
+            may_use("sched", kernel, "migrate")
+                .is_err_and(|why| why.contains("sched must not depend on migrate"))
+        );
         assert!(may_use("units", kernel, "telemetry").is_err());
         assert!(may_use("footprint", kernel, "sched").is_err());
-        assert!(may_use("kitchen", kernel, "units").is_err(), "a crate without a floor");
+        assert!(
+            may_use("kitchen", kernel, "units").is_err(),
+            "a crate without a floor"
+        );
         assert!(may_use("xtask", Path::new("tools/xtask"), "config").is_ok());
         assert!(may_use("xtask", Path::new("tools/xtask"), "hypervisor").is_err());
     }
@@ -153,9 +233,24 @@ mod tests {
     #[test]
     fn unsafe_code_needs_its_place_and_a_reason() {
         let with_reason = "#![expect(unsafe_code, reason = \"registers\")]";
-        assert_eq!(unsafe_problem(Path::new("kernel/hypervisor/src/a.rs"), with_reason), None);
-        assert!(unsafe_problem(Path::new("kernel/hypervisor/src/a.rs"), "#![allow(unsafe_code,)]").is_some());
+        assert_eq!(
+            unsafe_problem(Path::new("kernel/hypervisor/src/a.rs"), with_reason),
+            None
+        );
+        assert!(
+            unsafe_problem(
+                Path::new("kernel/hypervisor/src/a.rs"),
+                "#![allow(unsafe_code,)]"
+            )
+            .is_some()
+        );
         assert!(unsafe_problem(Path::new("kernel/sched/src/a.rs"), with_reason).is_some());
-        assert_eq!(unsafe_problem(Path::new("kernel/sched/src/a.rs"), "#![forbid(unsafe_code)]"), None);
+        assert_eq!(
+            unsafe_problem(
+                Path::new("kernel/sched/src/a.rs"),
+                "#![forbid(unsafe_code)]"
+            ),
+            None
+        );
     }
 }

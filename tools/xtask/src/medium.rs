@@ -20,16 +20,26 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// One of them cannot be read.
-pub fn files(artifacts: &Artifacts, plan: &Plan, overrides: &[Override], lab: &Lab) -> Result<Files> {
+pub fn files(
+    artifacts: &Artifacts,
+    plan: &Plan,
+    overrides: &[Override],
+    lab: &Lab,
+) -> Result<Files> {
     let mut files = Files::from([
         ("EFI/BOOT/BOOTX64.EFI".to_string(), read(&artifacts.loader)?),
         ("perigee/kernel.elf".to_string(), read(&artifacts.kernel)?),
-        ("perigee/perigee.toml".to_string(), plan.toml.clone().into_bytes()),
+        (
+            "perigee/perigee.toml".to_string(),
+            plan.toml.clone().into_bytes(),
+        ),
     ]);
     for (path, source) in &plan.guests {
         let content = match source {
             Source::File(file) => read(file)?,
-            Source::Kernel(kernel) => read(&lab.kernel(kernel).context("a guest kernel is missing")?)?,
+            Source::Kernel(kernel) => {
+                read(&lab.kernel(kernel).context("a guest kernel is missing")?)?
+            }
             Source::OurInitramfs => {
                 let busybox = lab.busybox.as_ref().context("busybox is missing")?;
                 initramfs::build(&read(busybox)?, &read(&artifacts.workload)?)?

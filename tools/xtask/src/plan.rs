@@ -21,11 +21,26 @@ pub const APPEND: &str = "console=ttyS0 quiet panic=1";
 /// What keeps a guest at a shell after its workload.
 const STAY: &str = "perigee.stay";
 /// Keys whose values are text even where they look like a number.
-const TEXT_KEYS: [&str; 8] = ["name", "memory", "kernel", "initrd", "append", "priority", "mode", "workload"];
+const TEXT_KEYS: [&str; 8] = [
+    "name", "memory", "kernel", "initrd", "append", "priority", "mode", "workload",
+];
 /// Keys of a `[[vm]]` table, and `workload`, which becomes a part of `append`.
 const KEYS: [&str; 15] = [
-    "name", "cpus", "memory", "kernel", "initrd", "append", "memory_nodes", "start_node", "cpu_affinity", "weight",
-    "cap", "priority", "mode", "vnuma", "workload",
+    "name",
+    "cpus",
+    "memory",
+    "kernel",
+    "initrd",
+    "append",
+    "memory_nodes",
+    "start_node",
+    "cpu_affinity",
+    "weight",
+    "cap",
+    "priority",
+    "mode",
+    "vnuma",
+    "workload",
 ];
 
 /// What the person or the scenario wants.
@@ -83,16 +98,29 @@ pub struct Plan {
 /// The two VMs of a run without a configuration: `alpha` wherever it is near its memory, `beta`
 /// with its pages on the last node and its CPUs on the first, for Perigee to find and mend.
 pub fn default_vms(machine: &Machine) -> Vec<Vm> {
-    let last = machine.nodes.iter().rposition(|n| n.memory_mib > 0).unwrap_or(0);
+    let last = machine
+        .nodes
+        .iter()
+        .rposition(|n| n.memory_mib > 0)
+        .unwrap_or(0);
     let beta = Vm::linux("beta");
-    let beta = if last > 0 { beta.set("memory_nodes", &format!("[{last}]")).set("start_node", "0") } else { beta };
+    let beta = if last > 0 {
+        beta.set("memory_nodes", &format!("[{last}]"))
+            .set("start_node", "0")
+    } else {
+        beta
+    };
     vec![Vm::linux("alpha"), beta]
 }
 
 /// The nearest of `known` to what was typed, as the end of a sentence.
 fn nearest<'a>(typed: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
-    let best = known.clone().min_by_key(|k| strsim::damerau_levenshtein(typed, k));
-    match best.filter(|k| strsim::damerau_levenshtein(typed, k) <= typed.len().max(k.len()).div_ceil(2)) {
+    let best = known
+        .clone()
+        .min_by_key(|k| strsim::damerau_levenshtein(typed, k));
+    match best
+        .filter(|k| strsim::damerau_levenshtein(typed, k) <= typed.len().max(k.len()).div_ceil(2))
+    {
         Some(best) => format!("did you mean {best:?}?"),
         None => format!("there are: {}.", known.collect::<Vec<_>>().join(", ")),
     }
@@ -105,18 +133,28 @@ fn value(key: &str, text: &str) -> Value {
         return text_value();
     }
     let parsed = format!("v = {text}").parse::<Table>().ok();
-    parsed.and_then(|mut t| t.remove("v")).unwrap_or_else(text_value)
+    parsed
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(text_value)
 }
 
 fn literal(key: &str, toml: &str) -> Result<Value> {
-    let table = format!("v = {toml}").parse::<Table>().with_context(|| format!("{key} = {toml} is not TOML"))?;
-    table.get("v").cloned().with_context(|| format!("{key} has no value"))
+    let table = format!("v = {toml}")
+        .parse::<Table>()
+        .with_context(|| format!("{key} = {toml} is not TOML"))?;
+    table
+        .get("v")
+        .cloned()
+        .with_context(|| format!("{key} has no value"))
 }
 
 /// All that `config` complains about, as one usage error.
 fn check(text: &str, whose: &str) -> Result<()> {
     config::parse(text).map(|_| ()).map_err(|errors| {
-        let lines = errors.iter().map(|e| format!("\n  {e}")).collect::<String>();
+        let lines = errors
+            .iter()
+            .map(|e| format!("\n  {e}"))
+            .collect::<String>();
         usage(format!("{whose} is not accepted:{lines}"))
     })
 }
@@ -129,15 +167,25 @@ impl Plan {
     pub fn new(wishes: &Wishes) -> Result<Self> {
         let (mut document, base) = wishes.document()?;
         let mut tables = match document.remove("vm") {
-            Some(Value::Array(entries)) => entries.into_iter().filter_map(|e| e.try_into::<Table>().ok()).collect(),
+            Some(Value::Array(entries)) => entries
+                .into_iter()
+                .filter_map(|e| e.try_into::<Table>().ok())
+                .collect(),
             _ => Vec::new(),
         };
         apply_settings(&mut tables, wishes)?;
-        let mut plan = Self { toml: String::new(), guests: BTreeMap::new(), vms: Vec::new() };
+        let mut plan = Self {
+            toml: String::new(),
+            guests: BTreeMap::new(),
+            vms: Vec::new(),
+        };
         for table in &mut tables {
             plan.add(table, &base, wishes.stay)?;
         }
-        let host = document.remove("host").and_then(|h| h.try_into::<Table>().ok()).unwrap_or_default();
+        let host = document
+            .remove("host")
+            .and_then(|h| h.try_into::<Table>().ok())
+            .unwrap_or_default();
         let _ = write!(plan.toml, "[host]\n{host}");
         for table in &tables {
             let _ = write!(plan.toml, "\n[[vm]]\n{table}");
@@ -148,12 +196,20 @@ impl Plan {
 
     /// Takes a VM in: its files get their place on the medium, its command line its last words.
     fn add(&mut self, table: &mut Table, base: &Path, stay: bool) -> Result<()> {
-        let mut text = |key: &str| table.remove(key).and_then(|v| v.as_str().map(str::to_string));
+        let mut text = |key: &str| {
+            table
+                .remove(key)
+                .and_then(|v| v.as_str().map(str::to_string))
+        };
         let kernel = text("kernel").unwrap_or_else(|| "debian-6.1".into());
         let initrd = text("initrd");
         let workload = text("workload").unwrap_or_default();
         let append = text("append");
-        let name = table.get("name").and_then(Value::as_str).unwrap_or_default().to_string();
+        let name = table
+            .get("name")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_string();
 
         let kernel = match GuestKernel::parse(&kernel) {
             GuestKernel::File(path) => Source::File(existing(base, &path, &name, "kernel")?),
@@ -163,14 +219,23 @@ impl Plan {
         let initrd = match initrd.as_deref() {
             None => Some(Source::OurInitramfs),
             Some("none") => None,
-            Some(path) => Some(Source::File(existing(base, Path::new(path), &name, "initrd")?)),
+            Some(path) => Some(Source::File(existing(
+                base,
+                Path::new(path),
+                &name,
+                "initrd",
+            )?)),
         };
         let reports = initrd == Some(Source::OurInitramfs);
         if let Some(initrd) = initrd {
             table.insert("initrd".into(), Value::String(self.place(initrd)));
         }
         let append = append.unwrap_or_else(|| APPEND.into());
-        let append = if reports { with_workload(&append, &workload, stay) } else { append };
+        let append = if reports {
+            with_workload(&append, &workload, stay)
+        } else {
+            append
+        };
         table.insert("append".into(), Value::String(append));
         self.vms.push(PlannedVm { name, reports });
         Ok(())
@@ -187,7 +252,16 @@ impl Plan {
             Source::OurInitramfs => "initrd.gz".to_string(),
             Source::File(path) => {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
-                name.chars().map(|c| if c.is_ascii_alphanumeric() || ".-_".contains(c) { c } else { '_' }).take(40).collect()
+                name.chars()
+                    .map(|c| {
+                        if c.is_ascii_alphanumeric() || ".-_".contains(c) {
+                            c
+                        } else {
+                            '_'
+                        }
+                    })
+                    .take(40)
+                    .collect()
             }
         };
         let free = |path: &String| !self.guests.contains_key(path);
@@ -203,14 +277,25 @@ impl Plan {
 /// Linux gives the words behind `--` to process 1, which hands them to the workload.
 fn with_workload(append: &str, workload: &str, stay: bool) -> String {
     let (options, arguments) = append.split_once(" -- ").unwrap_or((append, workload));
-    let stay = if stay { format!(" {STAY}") } else { String::new() };
-    if arguments.is_empty() { format!("{options}{stay}") } else { format!("{options}{stay} -- {arguments}") }
+    let stay = if stay {
+        format!(" {STAY}")
+    } else {
+        String::new()
+    };
+    if arguments.is_empty() {
+        format!("{options}{stay}")
+    } else {
+        format!("{options}{stay} -- {arguments}")
+    }
 }
 
 fn existing(base: &Path, path: &Path, vm: &str, key: &str) -> Result<PathBuf> {
     let path = base.join(path);
     if !path.is_file() {
-        return Err(usage(format!("{key} of {vm}: {} is not a file.", path.display())));
+        return Err(usage(format!(
+            "{key} of {vm}: {} is not a file.",
+            path.display()
+        )));
     }
     Ok(path.canonicalize()?)
 }
@@ -219,9 +304,12 @@ impl Wishes {
     /// The document to start from, and the folder that its paths are relative to.
     fn document(&self) -> Result<(Table, PathBuf)> {
         if let Some(path) = &self.config {
-            let text = std::fs::read_to_string(path).map_err(|e| usage(format!("--config {}: {e}.", path.display())))?;
+            let text = std::fs::read_to_string(path)
+                .map_err(|e| usage(format!("--config {}: {e}.", path.display())))?;
             check(&text, &path.display().to_string())?;
-            let document = text.parse().with_context(|| format!("{} is not TOML", path.display()))?;
+            let document = text
+                .parse()
+                .with_context(|| format!("{} is not TOML", path.display()))?;
             return Ok((document, path.parent().unwrap_or(Path::new("")).into()));
         }
         let mut host = Table::new();
@@ -230,7 +318,8 @@ impl Wishes {
         }
         let mut vms = Vec::new();
         for vm in &self.vms {
-            let mut table = Table::from_iter([("name".to_string(), Value::String(vm.name.clone()))]);
+            let mut table =
+                Table::from_iter([("name".to_string(), Value::String(vm.name.clone()))]);
             for (key, toml) in &vm.keys {
                 table.insert(key.clone(), literal(key, toml)?);
             }
@@ -239,20 +328,32 @@ impl Wishes {
                 GuestKernel::Debian612 => "debian-6.12".into(),
                 GuestKernel::File(path) => path.display().to_string(),
             };
-            let mut set = |key: &str, text: Option<String>| text.map(|t| table.insert(key.into(), Value::String(t)));
+            let mut set = |key: &str, text: Option<String>| {
+                text.map(|t| table.insert(key.into(), Value::String(t)))
+            };
             set("kernel", Some(kernel));
-            set("initrd", vm.initrd.as_ref().map(|p| p.display().to_string()));
+            set(
+                "initrd",
+                vm.initrd.as_ref().map(|p| p.display().to_string()),
+            );
             set("append", vm.append.clone());
             set("workload", Some(vm.workload.clone()));
             vms.push(Value::Table(table));
         }
-        let document = Table::from_iter([("host".to_string(), Value::Table(host)), ("vm".to_string(), Value::Array(vms))]);
+        let document = Table::from_iter([
+            ("host".to_string(), Value::Table(host)),
+            ("vm".to_string(), Value::Array(vms)),
+        ]);
         Ok((document, PathBuf::new()))
     }
 }
 
 fn apply_settings(tables: &mut [Table], wishes: &Wishes) -> Result<()> {
-    for (key, text) in [("kernel", &wishes.kernel), ("initrd", &wishes.initrd), ("append", &wishes.append)] {
+    for (key, text) in [
+        ("kernel", &wishes.kernel),
+        ("initrd", &wishes.initrd),
+        ("append", &wishes.append),
+    ] {
         for table in tables.iter_mut() {
             if let Some(text) = text {
                 table.insert(key.into(), value(key, &from_here(key, text)));
@@ -260,17 +361,32 @@ fn apply_settings(tables: &mut [Table], wishes: &Wishes) -> Result<()> {
         }
     }
     for setting in &wishes.vm_settings {
-        let parts = setting.split_once(':').and_then(|(name, rest)| Some((name, rest.split_once('=')?)));
-        let (name, (key, text)) =
-            parts.ok_or_else(|| usage(format!("--vm {setting}: write it as NAME:KEY=VALUE, for example beta:mode=off.")))?;
-        let names: Vec<String> =
-            tables.iter().filter_map(|t| t.get("name").and_then(Value::as_str).map(str::to_string)).collect();
+        let parts = setting
+            .split_once(':')
+            .and_then(|(name, rest)| Some((name, rest.split_once('=')?)));
+        let (name, (key, text)) = parts.ok_or_else(|| {
+            usage(format!(
+                "--vm {setting}: write it as NAME:KEY=VALUE, for example beta:mode=off."
+            ))
+        })?;
+        let names: Vec<String> = tables
+            .iter()
+            .filter_map(|t| t.get("name").and_then(Value::as_str).map(str::to_string))
+            .collect();
         let table = tables
             .iter_mut()
             .find(|t| t.get("name").and_then(Value::as_str) == Some(name))
-            .ok_or_else(|| usage(format!("--vm {setting}: no VM is called {name:?}; {}", nearest(name, names.iter().map(String::as_str)))))?;
+            .ok_or_else(|| {
+                usage(format!(
+                    "--vm {setting}: no VM is called {name:?}; {}",
+                    nearest(name, names.iter().map(String::as_str))
+                ))
+            })?;
         if !KEYS.contains(&key) {
-            return Err(usage(format!("--vm {setting}: no key is called {key:?}; {}", nearest(key, KEYS.iter().copied()))));
+            return Err(usage(format!(
+                "--vm {setting}: no key is called {key:?}; {}",
+                nearest(key, KEYS.iter().copied())
+            )));
         }
         table.insert(key.into(), value(key, &from_here(key, text)));
     }

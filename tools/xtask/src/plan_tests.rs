@@ -2,7 +2,10 @@ use super::*;
 use crate::status::Usage;
 
 fn wishes() -> Wishes {
-    Wishes { vms: default_vms(&Machine::row(4, 2, 512)), ..Wishes::default() }
+    Wishes {
+        vms: default_vms(&Machine::row(4, 2, 512)),
+        ..Wishes::default()
+    }
 }
 
 fn refused(wishes: &Wishes) -> String {
@@ -22,17 +25,35 @@ fn the_ordinary_run_has_one_near_and_one_far_vm() {
     assert_eq!(beta.memory_nodes[0].node.0, 3);
     assert_eq!(beta.start_node.map(|n| n.0), Some(0));
     assert!(config.vms[0].memory_nodes.is_empty());
-    assert_eq!(plan.guests.len(), 2, "both VMs share kernel and initramfs: {:?}", plan.guests);
+    assert_eq!(
+        plan.guests.len(),
+        2,
+        "both VMs share kernel and initramfs: {:?}",
+        plan.guests
+    );
     assert!(plan.vms.iter().all(|vm| vm.reports));
 }
 
 #[test]
 fn one_vm_is_changed_and_the_other_is_not() {
-    let settings = ["beta:memory=256M", "beta:mode=off", "beta:cpus=1", "beta:memory_nodes=[1, 2]", "beta:workload=--mib 32"];
-    let plan = Plan::new(&Wishes { vm_settings: settings.map(String::from).into(), ..wishes() }).expect("valid");
+    let settings = [
+        "beta:memory=256M",
+        "beta:mode=off",
+        "beta:cpus=1",
+        "beta:memory_nodes=[1, 2]",
+        "beta:workload=--mib 32",
+    ];
+    let plan = Plan::new(&Wishes {
+        vm_settings: settings.map(String::from).into(),
+        ..wishes()
+    })
+    .expect("valid");
     let config = config::parse(&plan.toml).expect("valid");
     let (alpha, beta) = (&config.vms[0], &config.vms[1]);
-    assert_eq!((beta.memory_bytes, beta.cpus, beta.memory_nodes.len()), (256 << 20, 1, 2));
+    assert_eq!(
+        (beta.memory_bytes, beta.cpus, beta.memory_nodes.len()),
+        (256 << 20, 1, 2)
+    );
     assert_eq!(beta.mode.map(|m| m.to_string()).as_deref(), Some("off"));
     assert!(beta.append.ends_with(" -- --mib 32"), "{}", beta.append);
     assert_eq!((alpha.memory_bytes, alpha.cpus), (192 << 20, 2));
@@ -41,7 +62,12 @@ fn one_vm_is_changed_and_the_other_is_not() {
 
 #[test]
 fn a_mistyped_vm_or_key_is_answered_with_the_nearest() {
-    let with = |setting: &str| refused(&Wishes { vm_settings: vec![setting.into()], ..wishes() });
+    let with = |setting: &str| {
+        refused(&Wishes {
+            vm_settings: vec![setting.into()],
+            ..wishes()
+        })
+    };
     assert!(with("beat:cpus=1").contains("did you mean \"beta\"?"));
     assert!(with("beta:memroy=64M").contains("did you mean \"memory\"?"));
     assert!(with("beta:xyzzyxyzzy=1").contains("there are: name, cpus"));
@@ -52,8 +78,14 @@ fn a_mistyped_vm_or_key_is_answered_with_the_nearest() {
 
 #[test]
 fn a_kernel_that_is_not_there_is_named() {
-    let text = refused(&Wishes { kernel: Some("/no/such/bzImage".into()), ..wishes() });
-    assert!(text.contains("/no/such/bzImage") && text.contains("alpha"), "{text}");
+    let text = refused(&Wishes {
+        kernel: Some("/no/such/bzImage".into()),
+        ..wishes()
+    });
+    assert!(
+        text.contains("/no/such/bzImage") && text.contains("alpha"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -71,7 +103,10 @@ fn own_files_are_placed_beside_each_other() {
         ..wishes()
     })
     .expect("valid");
-    assert_eq!(plan.guests.keys().collect::<Vec<_>>(), ["guests/2-my_kernel", "guests/my_kernel"]);
+    assert_eq!(
+        plan.guests.keys().collect::<Vec<_>>(),
+        ["guests/2-my_kernel", "guests/my_kernel"]
+    );
     let config = config::parse(&plan.toml).expect("valid");
     assert_eq!(config.vms[1].kernel, "guests/2-my_kernel");
     assert_eq!(config.vms[1].initrd, None);
@@ -81,23 +116,39 @@ fn own_files_are_placed_beside_each_other() {
 
 #[test]
 fn a_configuration_file_is_checked_where_the_person_wrote_it() {
-    let path = std::env::temp_dir().join(format!("perigee-config-test-{}.toml", std::process::id()));
+    let path =
+        std::env::temp_dir().join(format!("perigee-config-test-{}.toml", std::process::id()));
     let with = |text: &str| {
         std::fs::write(&path, text).expect("a temporary file");
-        Plan::new(&Wishes { config: Some(path.clone()), ..Wishes::default() })
+        Plan::new(&Wishes {
+            config: Some(path.clone()),
+            ..Wishes::default()
+        })
     };
     let text = "[host]\nmode = \"off\"\n[[vm]]\nname = \"x\"\ncpus = 1\nmemory = \"64M\"\nkernel = \"debian-6.12\"\n";
     let plan = with(text).expect("valid");
-    assert_eq!(plan.guests.keys().collect::<Vec<_>>(), ["guests/initrd.gz", "guests/vmlinuz-6.12"]);
+    assert_eq!(
+        plan.guests.keys().collect::<Vec<_>>(),
+        ["guests/initrd.gz", "guests/vmlinuz-6.12"]
+    );
     assert!(plan.toml.contains("mode = \"off\""));
     let error = with("[host]\nmoed = \"off\"\n").expect_err("mistyped");
-    assert!(error.is::<Usage>() && error.to_string().contains("mode"), "{error}");
+    assert!(
+        error.is::<Usage>() && error.to_string().contains("mode"),
+        "{error}"
+    );
     std::fs::remove_file(&path).expect("ours");
 }
 
 #[test]
 fn staying_guests_are_told_before_the_workload_s_words() {
     assert_eq!(with_workload("quiet", "", true), "quiet perigee.stay");
-    assert_eq!(with_workload("quiet", "--mib 3", true), "quiet perigee.stay -- --mib 3");
-    assert_eq!(with_workload("quiet -- --own", "--mib 3", false), "quiet -- --own");
+    assert_eq!(
+        with_workload("quiet", "--mib 3", true),
+        "quiet perigee.stay -- --mib 3"
+    );
+    assert_eq!(
+        with_workload("quiet -- --own", "--mib 3", false),
+        "quiet -- --own"
+    );
 }

@@ -27,7 +27,13 @@ fn in_option(path: &Path) -> String {
 impl Invocation {
     /// COM1 is the console, on the emulator's own input and output; COM2 writes the kernel's records
     /// to a file.
-    pub fn new(qemu: &Qemu, machine: &Machine, firmware: &Path, disk: &Path, records: &Path) -> Self {
+    pub fn new(
+        qemu: &Qemu,
+        machine: &Machine,
+        firmware: &Path,
+        disk: &Path,
+        records: &Path,
+    ) -> Self {
         let mut args = qemu.first_args.clone();
         args.extend(machine.qemu_args());
         let devices = [
@@ -37,18 +43,31 @@ impl Invocation {
             ("-no-reboot", String::new()),
             ("-display", "none".into()),
             ("-bios", firmware.display().to_string()),
-            ("-drive", format!("if=none,id=medium,format=raw,readonly=on,file={}", in_option(disk))),
+            (
+                "-drive",
+                format!(
+                    "if=none,id=medium,format=raw,readonly=on,file={}",
+                    in_option(disk)
+                ),
+            ),
             ("-device", "virtio-blk-pci,drive=medium,bootindex=0".into()),
             ("-chardev", "stdio,id=com1".into()),
             ("-serial", "chardev:com1".into()),
-            ("-chardev", format!("file,id=com2,path={}", in_option(records))),
+            (
+                "-chardev",
+                format!("file,id=com2,path={}", in_option(records)),
+            ),
             ("-serial", "chardev:com2".into()),
         ];
         for (option, value) in devices {
             args.push(option.into());
             args.extend(Some(value).filter(|v| !v.is_empty()));
         }
-        Self { env: qemu.env.clone(), program: qemu.program.display().to_string(), args }
+        Self {
+            env: qemu.env.clone(),
+            program: qemu.program.display().to_string(),
+            args,
+        }
     }
 
     /// Waits for a debugger on TCP port 1234 before the first instruction.
@@ -59,7 +78,10 @@ impl Invocation {
 
     /// Observed by this plugin.
     pub fn with_plugin(mut self, library: &Path, arguments: &str) -> Self {
-        self.args.extend(["-plugin".into(), format!("{},{arguments}", in_option(library))]);
+        self.args.extend([
+            "-plugin".into(),
+            format!("{},{arguments}", in_option(library)),
+        ]);
         self
     }
 
@@ -93,14 +115,20 @@ impl fmt::Display for Invocation {
             write!(f, "{key}={} ", quoted(value))?;
         }
         f.write_str(&quoted(&self.program))?;
-        self.args.iter().try_for_each(|arg| write!(f, " {}", quoted(arg)))
+        self.args
+            .iter()
+            .try_for_each(|arg| write!(f, " {}", quoted(arg)))
     }
 }
 
 /// A word for a POSIX shell.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/.,:=+-_@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.into()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
 }
 
 /// Hidden first argument: become the emulator, after asking to die with the parent.
@@ -118,7 +146,9 @@ pub fn guard(mut args: impl Iterator<Item = String>) -> anyhow::Error {
     if rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()) != parent {
         return anyhow::anyhow!("the parent is gone");
     }
-    let Some(program) = args.next() else { return anyhow::anyhow!("no program named") };
+    let Some(program) = args.next() else {
+        return anyhow::anyhow!("no program named");
+    };
     let error = Command::new(&program).args(args).exec();
     anyhow::Error::new(error).context(format!("cannot start {program}"))
 }
@@ -170,9 +200,21 @@ mod tests {
         let invocation = Invocation {
             env: vec![("A".into(), "x y".into())],
             program: "/bin/echo".into(),
-            args: vec!["it's".into(), "file=a,,b".into(), "$HOME".into(), String::new()],
+            args: vec![
+                "it's".into(),
+                "file=a,,b".into(),
+                "$HOME".into(),
+                String::new(),
+            ],
         };
-        let output = Command::new("sh").arg("-c").arg(invocation.to_string()).output().expect("a shell");
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "it's file=a,,b $HOME \n");
+        let output = Command::new("sh")
+            .arg("-c")
+            .arg(invocation.to_string())
+            .output()
+            .expect("a shell");
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "it's file=a,,b $HOME \n"
+        );
     }
 }

@@ -100,21 +100,35 @@ impl RunArgs {
         let memory_mib = match &self.memory {
             None => 512 * self.nodes,
             Some(text) => {
-                let bytes = config::parse_size(text).map_err(|why| usage(format!("--memory {why}")))?;
-                u32::try_from(bytes >> 20).map_err(|_| usage(format!("--memory {text} is more than can be emulated.")))?
+                let bytes =
+                    config::parse_size(text).map_err(|why| usage(format!("--memory {why}")))?;
+                u32::try_from(bytes >> 20)
+                    .map_err(|_| usage(format!("--memory {text} is more than can be emulated.")))?
             }
         };
         let each = memory_mib / self.nodes & !1;
         if each < 128 {
-            return Err(usage(format!("--memory gives each of {} nodes {each} MiB; 128 are the least.", self.nodes)));
+            return Err(usage(format!(
+                "--memory gives each of {} nodes {each} MiB; 128 are the least.",
+                self.nodes
+            )));
         }
         let share = |n: u32| cpus / self.nodes + u32::from(n < cpus % self.nodes);
-        Ok(Machine::of((0..self.nodes).map(|n| Node { cpus: share(n), memory_mib: each }).collect()))
+        Ok(Machine::of(
+            (0..self.nodes)
+                .map(|n| Node {
+                    cpus: share(n),
+                    memory_mib: each,
+                })
+                .collect(),
+        ))
     }
 
     fn limit(&self) -> Option<Duration> {
         let endless = self.guests.stay || self.gdb;
-        self.timeout.map(Duration::from_secs).or((!endless).then_some(ORDINARY_TIMEOUT))
+        self.timeout
+            .map(Duration::from_secs)
+            .or((!endless).then_some(ORDINARY_TIMEOUT))
     }
 }
 
@@ -143,7 +157,8 @@ impl Scratch {
     /// A new one.
     pub fn new() -> Result<Self> {
         let unique = Instant::now();
-        let path = std::env::temp_dir().join(format!("perigee-{}-{:x}", std::process::id(), hash(unique)));
+        let path =
+            std::env::temp_dir().join(format!("perigee-{}-{:x}", std::process::id(), hash(unique)));
         fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Self(path))
     }
@@ -195,7 +210,13 @@ impl Subject<'_> {
 }
 
 /// Builds everything and writes the medium to `disk`.
-pub fn prepare(plan: &Plan, overrides: &[Override], lab: &Lab, artifacts: &Artifacts, disk: &Path) -> Result<()> {
+pub fn prepare(
+    plan: &Plan,
+    overrides: &[Override],
+    lab: &Lab,
+    artifacts: &Artifacts,
+    disk: &Path,
+) -> Result<()> {
     image::write_disk(disk, &medium::files(artifacts, plan, overrides, lab)?)
 }
 
@@ -211,17 +232,33 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         None => Some(Plan::new(&args.guests.wishes(&machine))?),
     };
     if let Some(missing) = args.image.as_ref().filter(|image| !image.is_file()) {
-        return Err(usage(format!("--image {}: there is no such file.", missing.display())));
+        return Err(usage(format!(
+            "--image {}: there is no such file.",
+            missing.display()
+        )));
     }
     if args.dry_run {
         return dry_run(args, &machine, plan.as_ref());
     }
-    say::line("Stop: Ctrl-C. Switch consoles: Ctrl-A then 0 for Perigee, 1 to 9 for a guest, n for the next, h for help.");
+    say::line(
+        "Stop: Ctrl-C. Switch consoles: Ctrl-A then 0 for Perigee, 1 to 9 for a guest, n for the next, h for help.",
+    );
     session::stop_flag()?;
-    let needed = plan.as_ref().map_or(BTreeSet::from([Part::Qemu, Part::Ovmf]), |plan| parts(plan, true));
+    let needed = plan
+        .as_ref()
+        .map_or(BTreeSet::from([Part::Qemu, Part::Ovmf]), |plan| {
+            parts(plan, true)
+        });
     let lab = Lab::ensure(&needed)?;
-    let (qemu, firmware) = (lab.qemu.as_ref().context("no QEMU")?, lab.ovmf.as_ref().context("no firmware")?);
-    say::step(format!("QEMU {} ({})", qemu.version, qemu.program.display()));
+    let (qemu, firmware) = (
+        lab.qemu.as_ref().context("no QEMU")?,
+        lab.ovmf.as_ref().context("no firmware")?,
+    );
+    say::step(format!(
+        "QEMU {} ({})",
+        qemu.version,
+        qemu.program.display()
+    ));
 
     let scratch = Scratch::new()?;
     let (disk, build) = match (&args.image, &plan) {
@@ -231,25 +268,48 @@ pub fn run(args: &RunArgs) -> Result<u8> {
             let artifacts = Artifacts::build()?;
             let build = begun.elapsed();
             let disk = scratch.path().join("medium.img");
-            prepare(plan.as_ref().context("no plan")?, &[], &lab, &artifacts, &disk)?;
+            prepare(
+                plan.as_ref().context("no plan")?,
+                &[],
+                &lab,
+                &artifacts,
+                &disk,
+            )?;
             (disk, Some(build))
         }
     };
     let folder = artifacts::folder("run")?;
-    let mut invocation = Invocation::new(qemu, &machine, firmware, &disk, &session::records_file(&folder));
+    let mut invocation = Invocation::new(
+        qemu,
+        &machine,
+        firmware,
+        &disk,
+        &session::records_file(&folder),
+    );
     if args.gdb {
         invocation = invocation.with_gdb();
         tell_gdb();
     }
     let vms = plan.as_ref().map_or(Vec::new(), |plan| plan.vms.clone());
-    let manner = Manner { timeout: args.limit(), attended: true, typed: &[], folder: &folder };
+    let manner = Manner {
+        timeout: args.limit(),
+        attended: true,
+        typed: &[],
+        folder: &folder,
+    };
     let transcript = session::run(&invocation, &manner)?;
-    let evidence = Subject { machine: &machine, vms: &vms, seed: None }.evidence(&transcript, None);
+    let evidence = Subject {
+        machine: &machine,
+        vms: &vms,
+        seed: None,
+    }
+    .evidence(&transcript, None);
     let phases = verdict::phases(build, &evidence, transcript.took);
     tell(&evidence, &phases, &folder);
     if let Some(path) = &args.report {
         let report = verdict::report(&evidence, &phases, &qemu.version, &invocation.to_string());
-        fs::write(path, format!("{report:#}\n")).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(path, format!("{report:#}\n"))
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(evidence.outcome.exit_status())
 }
@@ -259,7 +319,11 @@ fn tell(evidence: &Evidence, phases: &[verdict::Phase], folder: &Path) {
     say::line("Phases:");
     for phase in phases {
         match phase.took {
-            Some(took) => say::line(format!("  {:<32} {:>7.1} s", phase.name, took.as_secs_f64())),
+            Some(took) => say::line(format!(
+                "  {:<32} {:>7.1} s",
+                phase.name,
+                took.as_secs_f64()
+            )),
             None => say::line(format!("  {:<32} {:>9}", phase.name, "-")),
         }
     }
@@ -272,7 +336,11 @@ fn tell(evidence: &Evidence, phases: &[verdict::Phase], folder: &Path) {
         };
         say::line(format!("{name}: {result} {}", guest.details));
     }
-    say::line(format!("Result: {} (exit status {})", evidence.outcome, evidence.outcome.exit_status()));
+    say::line(format!(
+        "Result: {} (exit status {})",
+        evidence.outcome,
+        evidence.outcome.exit_status()
+    ));
     say::line(format!("Logs: {}", folder.display()));
 }
 
@@ -288,17 +356,31 @@ fn tell_gdb() {
 /// Prints the line that would run. The disk it names is made here if everything for it is there;
 /// nothing is built or installed.
 fn dry_run(args: &RunArgs, machine: &Machine, plan: Option<&Plan>) -> Result<u8> {
-    let needed = plan.map_or(BTreeSet::from([Part::Qemu, Part::Ovmf]), |plan| parts(plan, true));
+    let needed = plan.map_or(BTreeSet::from([Part::Qemu, Part::Ovmf]), |plan| {
+        parts(plan, true)
+    });
     let lab = Lab::survey(&needed)?;
     let folder = artifacts::folder("run")?;
-    let disk = args.image.clone().unwrap_or_else(|| folder.join("medium.img"));
+    let disk = args
+        .image
+        .clone()
+        .unwrap_or_else(|| folder.join("medium.img"));
     if let (None, Some(plan)) = (&args.image, plan)
         && let Err(error) = prepare(plan, &[], &lab, &Artifacts::places(), &disk)
     {
-        say::step(format!("{} is not written: {error:#}; `cargo xtask build` makes what it needs", disk.display()));
+        say::step(format!(
+            "{} is not written: {error:#}; `cargo xtask build` makes what it needs",
+            disk.display()
+        ));
     }
     let (qemu, firmware) = lab.or_future_places()?;
-    let mut invocation = Invocation::new(&qemu, machine, &firmware, &disk, &session::records_file(&folder));
+    let mut invocation = Invocation::new(
+        &qemu,
+        machine,
+        &firmware,
+        &disk,
+        &session::records_file(&folder),
+    );
     if args.gdb {
         invocation = invocation.with_gdb();
     }
@@ -316,6 +398,9 @@ pub fn image(file: &Path, guests: &GuestArgs) -> Result<u8> {
     let lab = Lab::ensure(&parts(&plan, false))?;
     prepare(&plan, &[], &lab, &Artifacts::build()?, file)?;
     let megabytes = say::megabytes(fs::metadata(file)?.len());
-    say::line(format!("{} ({megabytes}): write it to a USB stick or a disk, and start the server from it by UEFI.", file.display()));
+    say::line(format!(
+        "{} ({megabytes}): write it to a USB stick or a disk, and start the server from it by UEFI.",
+        file.display()
+    ));
     Ok(0)
 }

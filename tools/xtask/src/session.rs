@@ -79,7 +79,11 @@ pub fn stop_flag() -> Result<Arc<AtomicBool>> {
     static ONCE: std::sync::Once = std::sync::Once::new();
     let mut result = Ok(());
     ONCE.call_once(|| {
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+        for signal in [
+            signal_hook::consts::SIGINT,
+            signal_hook::consts::SIGTERM,
+            signal_hook::consts::SIGHUP,
+        ] {
             if let Err(error) = signal_hook::flag::register(signal, Arc::clone(flag)) {
                 result = Err(error);
             }
@@ -107,12 +111,28 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
     let mut session = Session::new(manner, &records)?;
 
     let (to_us, from_machine) = channel();
-    let console_out = emulator.child.stdout.take().context("the emulator has no output")?;
+    let console_out = emulator
+        .child
+        .stdout
+        .take()
+        .context("the emulator has no output")?;
     read_in_thread(console_out, to_us);
-    let mut console_in = emulator.child.stdin.take().context("the emulator has no input")?;
-    let terminal = if manner.attended { RawTerminal::enter() } else { None };
+    let mut console_in = emulator
+        .child
+        .stdin
+        .take()
+        .context("the emulator has no input")?;
+    let terminal = if manner.attended {
+        RawTerminal::enter()
+    } else {
+        None
+    };
     session.plain_output = terminal.is_none();
-    let keys = if manner.attended { keys(terminal.is_some()) } else { None };
+    let keys = if manner.attended {
+        keys(terminal.is_some())
+    } else {
+        None
+    };
 
     let ended = loop {
         let quiet = match from_machine.recv_timeout(TICK) {
@@ -130,13 +150,18 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
         let mut interrupted = stop.load(Ordering::Relaxed);
         if session.kernel_is_up() {
             for bytes in keys.iter().flat_map(Receiver::try_iter) {
-                let end = bytes.iter().position(|b| *b == CTRL_C && terminal.is_some());
+                let end = bytes
+                    .iter()
+                    .position(|b| *b == CTRL_C && terminal.is_some());
                 interrupted |= end.is_some();
                 let _ = console_in.write_all(&bytes[..end.unwrap_or(bytes.len())]);
             }
         } else if terminal.is_some() {
             // Keys that firmware would take for a wish to enter its setup; only Ctrl-C is heard so early.
-            interrupted |= keys.iter().flat_map(Receiver::try_iter).any(|bytes| bytes.contains(&CTRL_C));
+            interrupted |= keys
+                .iter()
+                .flat_map(Receiver::try_iter)
+                .any(|bytes| bytes.contains(&CTRL_C));
         }
         for keys in session.due_keys() {
             let _ = console_in.write_all(keys.as_bytes());
@@ -150,7 +175,11 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
                 session.console(&bytes)?;
             }
             session.read_records()?;
-            break if session.panicked.is_some() { Ended::Panicked } else { Ended::ByItself(status) };
+            break if session.panicked.is_some() {
+                Ended::Panicked
+            } else {
+                Ended::ByItself(status)
+            };
         }
         if session.panicked.is_some_and(|at| at.elapsed() > LAST_WORDS) {
             break Ended::Panicked;
@@ -158,7 +187,10 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
         if session.loader_gave_up() {
             break Ended::LoaderGaveUp;
         }
-        if let Some(limit) = manner.timeout.filter(|limit| session.start.elapsed() > *limit) {
+        if let Some(limit) = manner
+            .timeout
+            .filter(|limit| session.start.elapsed() > *limit)
+        {
             break Ended::TimedOut(limit);
         }
     };
@@ -257,10 +289,17 @@ impl<'a> Session<'a> {
             let raw = !self.plain_output && self.kernel_is_up();
             let mut out = std::io::stdout().lock();
             // A closed pipe is no reason to stop: the report and the exit status remain.
-            let _ = out.write_all(if raw { bytes } else { &plain }).and_then(|()| out.flush());
+            let _ = out
+                .write_all(if raw { bytes } else { &plain })
+                .and_then(|()| out.flush());
         }
         let at = self.start.elapsed();
-        self.lines.extend(self.cutter.push(&plain).into_iter().map(|what| Stamped { at, what }));
+        self.lines.extend(
+            self.cutter
+                .push(&plain)
+                .into_iter()
+                .map(|what| Stamped { at, what }),
+        );
         Ok(())
     }
 
@@ -294,7 +333,10 @@ impl<'a> Session<'a> {
         let mut due = Vec::new();
         while let Some(next) = self.typed.first() {
             let fresh = self.lines.get(self.searched..).unwrap_or_default();
-            let Some(found) = fresh.iter().position(|line| line.what.contains(&next.after)) else {
+            let Some(found) = fresh
+                .iter()
+                .position(|line| line.what.contains(&next.after))
+            else {
                 self.searched = self.lines.len();
                 break;
             };
@@ -307,7 +349,8 @@ impl<'a> Session<'a> {
 
     fn finish(&mut self) -> Result<()> {
         let at = self.start.elapsed();
-        self.lines.extend(self.cutter.rest().map(|what| Stamped { at, what }));
+        self.lines
+            .extend(self.cutter.rest().map(|what| Stamped { at, what }));
         if self.attended {
             let _ = writeln!(std::io::stdout());
         }

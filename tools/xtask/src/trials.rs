@@ -61,7 +61,10 @@ impl Tally {
     }
 
     fn line(&self) -> String {
-        format!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+        format!(
+            "{} passed, {} failed, {} skipped",
+            self.passed, self.failed, self.skipped
+        )
     }
 }
 
@@ -70,18 +73,35 @@ impl Tally {
 /// # Errors
 /// A filter that names nothing, a file of permitted skips that cannot be read.
 pub fn test(args: &TestArgs) -> Result<u8> {
-    let seed = args.seed.unwrap_or_else(|| u64::from(std::process::id()) ^ unix_nanos());
-    let wanted = |name: &str| args.filter.as_ref().is_none_or(|f| name.contains(f.as_str()));
-    let checks: Vec<_> = lint::CHECKS.into_iter().filter(|(name, _)| wanted(name)).collect();
-    let packages: Vec<String> = host_packages()?.into_iter().filter(|p| wanted(&format!("{HOST}{p}"))).collect();
-    let scenarios: Vec<Scenario> =
-        scenarios::all(seed).into_iter().filter(|s| wanted(&label(s)) && (args.full || args.list || s.tier == Tier::Quick)).collect();
+    let seed = args
+        .seed
+        .unwrap_or_else(|| u64::from(std::process::id()) ^ unix_nanos());
+    let wanted = |name: &str| {
+        args.filter
+            .as_ref()
+            .is_none_or(|f| name.contains(f.as_str()))
+    };
+    let checks: Vec<_> = lint::CHECKS
+        .into_iter()
+        .filter(|(name, _)| wanted(name))
+        .collect();
+    let packages: Vec<String> = host_packages()?
+        .into_iter()
+        .filter(|p| wanted(&format!("{HOST}{p}")))
+        .collect();
+    let scenarios: Vec<Scenario> = scenarios::all(seed)
+        .into_iter()
+        .filter(|s| wanted(&label(s)) && (args.full || args.list || s.tier == Tier::Quick))
+        .collect();
     if args.list {
         list(&checks, &packages, &scenarios);
         return Ok(0);
     }
     if checks.is_empty() && packages.is_empty() && scenarios.is_empty() {
-        return Err(usage(format!("no trial's name contains {:?}; --list names them all (some run with --full only).", args.filter.as_deref().unwrap_or(""))));
+        return Err(usage(format!(
+            "no trial's name contains {:?}; --list names them all (some run with --full only).",
+            args.filter.as_deref().unwrap_or("")
+        )));
     }
     let permitted = PermittedSkips::read(&root().join("tests/scenarios/permitted-skips.toml"))?;
     let stop = session::stop_flag()?;
@@ -102,12 +122,18 @@ pub fn test(args: &TestArgs) -> Result<u8> {
         say::line("interrupted: the rest did not run");
     }
     say::line(tally.line());
-    Ok(if interrupted { 130 } else { u8::from(tally.failed > 0) })
+    Ok(if interrupted {
+        130
+    } else {
+        u8::from(tally.failed > 0)
+    })
 }
 
 fn unix_nanos() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |d| d.as_secs().wrapping_mul(1_000_003) ^ u64::from(d.subsec_nanos()))
+    now.map_or(0, |d| {
+        d.as_secs().wrapping_mul(1_000_003) ^ u64::from(d.subsec_nanos())
+    })
 }
 
 fn label(scenario: &Scenario) -> String {
@@ -118,30 +144,52 @@ fn told(name: &str, result: Result<(), String>) -> Tally {
     match result {
         Ok(()) => {
             say::line(format!("{name} ... ok"));
-            Tally { passed: 1, ..Tally::default() }
+            Tally {
+                passed: 1,
+                ..Tally::default()
+            }
         }
         Err(why) => {
             say::line(format!("{name} ... FAILED\n  {why}"));
-            Tally { failed: 1, ..Tally::default() }
+            Tally {
+                failed: 1,
+                ..Tally::default()
+            }
         }
     }
 }
 
 fn list(checks: &[lint::Check], packages: &[String], scenarios: &[Scenario]) {
     checks.iter().for_each(|(name, _)| say::line(*name));
-    packages.iter().for_each(|package| say::line(format!("{HOST}{package}")));
+    packages
+        .iter()
+        .for_each(|package| say::line(format!("{HOST}{package}")));
     for scenario in scenarios {
-        let full = if scenario.tier == Tier::Full { " [--full]" } else { "" };
+        let full = if scenario.tier == Tier::Full {
+            " [--full]"
+        } else {
+            ""
+        };
         say::line(format!("{}{full}: {}", label(scenario), scenario.about));
     }
 }
 
 /// The packages with host tests.
 fn host_packages() -> Result<Vec<String>> {
-    let output = cargo_command().args(["metadata", "--no-deps", "--format-version", "1"]).output()?;
-    let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
-    let default: Vec<&str> = metadata["workspace_default_members"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let packages = metadata["packages"].as_array().context("cargo metadata names no packages")?;
+    let output = cargo_command()
+        .args(["metadata", "--no-deps", "--format-version", "1"])
+        .output()?;
+    let metadata: Value =
+        serde_json::from_slice(&output.stdout).context("cargo metadata is not JSON")?;
+    let default: Vec<&str> = metadata["workspace_default_members"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo metadata names no packages")?;
     let mut names: Vec<String> = packages
         .iter()
         .filter(|p| p["id"].as_str().is_some_and(|id| default.contains(&id)))
@@ -153,14 +201,23 @@ fn host_packages() -> Result<Vec<String>> {
 
 /// Runs `cargo test` for these packages and counts what libtest says.
 fn host_tests(packages: &[String], permitted: &PermittedSkips) -> Result<Tally> {
-    let (bare, hosted): (Vec<_>, Vec<_>) = packages.iter().partition(|p| LIBRARIES_OF_BARE_PACKAGES.contains(&p.as_str()));
+    let (bare, hosted): (Vec<_>, Vec<_>) = packages
+        .iter()
+        .partition(|p| LIBRARIES_OF_BARE_PACKAGES.contains(&p.as_str()));
     let mut tally = Tally::default();
     let selections = [(hosted, &[][..]), (bare, &["--lib"][..])];
-    for (names, extra) in selections.into_iter().filter(|(names, _)| !names.is_empty()) {
+    for (names, extra) in selections
+        .into_iter()
+        .filter(|(names, _)| !names.is_empty())
+    {
         let mut command = cargo_command();
         command.args(["test", "--no-fail-fast"]).args(extra);
         command.args(names.iter().flat_map(|name| ["--package", name]));
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot run cargo test")?;
         let mut counted = Tally::default();
         let output = child.stdout.take().context("cargo test has no output")?;
         for line in BufReader::new(output).lines() {
@@ -183,15 +240,24 @@ fn libtest_line(line: &str, permitted: &PermittedSkips) -> Tally {
     if let Some(counts) = line.strip_prefix("test result: ") {
         let number = |what: &str| {
             let before = counts.split(what).next().unwrap_or_default();
-            before.split_whitespace().next_back().and_then(|n| n.parse().ok()).unwrap_or(0)
+            before
+                .split_whitespace()
+                .next_back()
+                .and_then(|n| n.parse().ok())
+                .unwrap_or(0)
         };
         tally.passed = number(" passed");
         tally.failed = number(" failed");
-    } else if let Some((name, _)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ignored")) {
+    } else if let Some((name, _)) = line
+        .strip_prefix("test ")
+        .and_then(|rest| rest.split_once(" ... ignored"))
+    {
         match permitted.reason(name) {
             Some(_) => tally.skipped = 1,
             None => {
-                say::line(format!("{name} is skipped without permission (tests/scenarios/permitted-skips.toml)"));
+                say::line(format!(
+                    "{name} is skipped without permission (tests/scenarios/permitted-skips.toml)"
+                ));
                 tally.failed = 1;
             }
         }
@@ -205,7 +271,8 @@ struct PermittedSkips(Vec<(String, String)>);
 
 impl PermittedSkips {
     fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
         Self::parse(&text).with_context(|| format!("{} is not as it should be", path.display()))
     }
 
@@ -213,7 +280,11 @@ impl PermittedSkips {
         let table: toml::Table = text.parse()?;
         let mut skips = Vec::new();
         for (name, reason) in table {
-            let reason = reason.as_str().map(str::trim).unwrap_or_default().to_string();
+            let reason = reason
+                .as_str()
+                .map(str::trim)
+                .unwrap_or_default()
+                .to_string();
             if reason.is_empty() {
                 bail!("{name} has no reason");
             }
@@ -223,7 +294,10 @@ impl PermittedSkips {
     }
 
     fn reason(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(n, _)| n == name).map(|(_, reason)| reason.as_str())
+        self.0
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, reason)| reason.as_str())
     }
 }
 
@@ -233,7 +307,10 @@ fn emulator_trials(scenarios: &[Scenario], jobs: u8) -> Tally {
         Ok(bench) => bench,
         Err(error) => {
             say::line(format!("no scenario can run: {error:#}"));
-            return Tally { failed: scenarios.len(), ..Tally::default() };
+            return Tally {
+                failed: scenarios.len(),
+                ..Tally::default()
+            };
         }
     };
     let (next, tally) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
@@ -242,9 +319,13 @@ fn emulator_trials(scenarios: &[Scenario], jobs: u8) -> Tally {
             scope.spawn(|| {
                 while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let begun = Instant::now();
-                    let result = bench.trial(scenario).unwrap_or_else(|error| Err(format!("{error:#}")));
+                    let result = bench
+                        .trial(scenario)
+                        .unwrap_or_else(|error| Err(format!("{error:#}")));
                     let name = format!("{} ({} s)", label(scenario), begun.elapsed().as_secs());
-                    let mut tally = tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let mut tally = tally
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner);
                     tally.add(told(&name, result));
                     if session::stop_flag().is_ok_and(|stop| stop.load(Ordering::Relaxed)) {
                         break;
@@ -253,7 +334,9 @@ fn emulator_trials(scenarios: &[Scenario], jobs: u8) -> Tally {
             });
         }
     });
-    tally.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+    tally
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// What all scenarios share.
@@ -271,8 +354,16 @@ impl Bench {
         }
         let lab = Lab::ensure(&needed)?;
         let artifacts = Artifacts::build()?;
-        let plugin = if scenarios.iter().any(|s| s.plugin.is_some()) { Some(artifacts::build_plugin()?) } else { None };
-        Ok(Self { lab, artifacts, plugin })
+        let plugin = if scenarios.iter().any(|s| s.plugin.is_some()) {
+            Some(artifacts::build_plugin()?)
+        } else {
+            None
+        };
+        Ok(Self {
+            lab,
+            artifacts,
+            plugin,
+        })
     }
 
     /// Boots the scenario's machine and judges what it left; the inner error is the judge's.
@@ -283,40 +374,78 @@ impl Bench {
         std::fs::write(folder.join("perigee.toml"), &plan.toml)?;
         let scratch = Scratch::new()?;
         let disk = scratch.path().join("medium.img");
-        prepare(&plan, &scenario.overrides, &self.lab, &self.artifacts, &disk)?;
+        prepare(
+            &plan,
+            &scenario.overrides,
+            &self.lab,
+            &self.artifacts,
+            &disk,
+        )?;
 
-        let (qemu, firmware) = (self.lab.qemu.as_ref().context("no QEMU")?, self.lab.ovmf.as_ref().context("no firmware")?);
-        let mut invocation = Invocation::new(qemu, &scenario.machine, firmware, &disk, &session::records_file(&folder));
+        let (qemu, firmware) = (
+            self.lab.qemu.as_ref().context("no QEMU")?,
+            self.lab.ovmf.as_ref().context("no firmware")?,
+        );
+        let mut invocation = Invocation::new(
+            qemu,
+            &scenario.machine,
+            firmware,
+            &disk,
+            &session::records_file(&folder),
+        );
         let counted = folder.join("plugin.json");
         let _ = std::fs::remove_file(&counted);
         if let Some(arguments) = &scenario.plugin {
-            let library = self.plugin.as_ref().context("the observer plugin is not built")?;
+            let library = self
+                .plugin
+                .as_ref()
+                .context("the observer plugin is not built")?;
             let arguments = format!("out={},{arguments}", counted.display());
             invocation = invocation.with_plugin(library, arguments.trim_end_matches(','));
         }
         std::fs::write(folder.join("command-line.txt"), format!("{invocation}\n"))?;
-        let manner = Manner { timeout: Some(scenario.timeout), attended: false, typed: &scenario.typed, folder: &folder };
+        let manner = Manner {
+            timeout: Some(scenario.timeout),
+            attended: false,
+            typed: &scenario.typed,
+            folder: &folder,
+        };
         let transcript = session::run(&invocation, &manner)?;
         let plugin = match &scenario.plugin {
             Some(_) => Some(read_json(&counted)?),
             None => None,
         };
-        let subject = Subject { machine: &scenario.machine, vms: &plan.vms, seed: scenario.seed };
+        let subject = Subject {
+            machine: &scenario.machine,
+            vms: &plan.vms,
+            seed: scenario.seed,
+        };
         let evidence = subject.evidence(&transcript, plugin);
         Ok(scenario.judge(&evidence).map_err(|why| {
-            let seed = scenario.seed.map_or(String::new(), |seed| format!(" (seed {seed})"));
-            format!("{why}{seed}\n  the run ended: {}\n  logs: {}", evidence.outcome, folder.display())
+            let seed = scenario
+                .seed
+                .map_or(String::new(), |seed| format!(" (seed {seed})"));
+            format!(
+                "{why}{seed}\n  the run ended: {}\n  logs: {}",
+                evidence.outcome,
+                folder.display()
+            )
         }))
     }
 }
 
 fn plan(scenario: &Scenario) -> Result<Plan> {
-    let wishes = Wishes { host: scenario.host.clone(), vms: scenario.vms.clone(), ..Wishes::default() };
+    let wishes = Wishes {
+        host: scenario.host.clone(),
+        vms: scenario.vms.clone(),
+        ..Wishes::default()
+    };
     Plan::new(&wishes).with_context(|| format!("scenario {}", scenario.name))
 }
 
 fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("the plugin wrote no {}", path.display()))?;
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("the plugin wrote no {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
 }
 
@@ -329,8 +458,18 @@ mod tests {
         let permitted = PermittedSkips::parse("\"slow::known\" = \"takes a day\"").expect("valid");
         let count = |line: &str| libtest_line(line, &permitted);
         let result = "test result: FAILED. 21 passed; 1 failed; 2 ignored; 0 measured; 3 filtered out; finished in 0.39s";
-        assert_eq!(count(result), Tally { passed: 21, failed: 1, skipped: 0 });
-        assert_eq!(count("test slow::known ... ignored, takes a day").skipped, 1);
+        assert_eq!(
+            count(result),
+            Tally {
+                passed: 21,
+                failed: 1,
+                skipped: 0
+            }
+        );
+        assert_eq!(
+            count("test slow::known ... ignored, takes a day").skipped,
+            1
+        );
         assert_eq!(count("test slow::unknown ... ignored").failed, 1);
         assert_eq!(count("test fine ... ok"), Tally::default());
     }
@@ -346,15 +485,37 @@ mod tests {
     fn every_scenario_has_a_name_of_its_own_and_a_plan() {
         let all = scenarios::all(1);
         for (i, scenario) in all.iter().enumerate() {
-            assert!(all.iter().skip(i + 1).all(|other| other.name != scenario.name), "{} twice", scenario.name);
-            assert!(scenario.name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'));
+            assert!(
+                all.iter()
+                    .skip(i + 1)
+                    .all(|other| other.name != scenario.name),
+                "{} twice",
+                scenario.name
+            );
+            assert!(
+                scenario
+                    .name
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+            );
             plan(scenario).expect("a scenario's configuration is accepted");
-            scenario.machine.check().expect("a scenario's machine can be built");
+            scenario
+                .machine
+                .check()
+                .expect("a scenario's machine can be built");
         }
     }
 
     #[test]
     fn the_last_line_is_what_scripts_read() {
-        assert_eq!(Tally { passed: 3, failed: 0, skipped: 1 }.line(), "3 passed, 0 failed, 1 skipped");
+        assert_eq!(
+            Tally {
+                passed: 3,
+                failed: 0,
+                skipped: 1
+            }
+            .line(),
+            "3 passed, 0 failed, 1 skipped"
+        );
     }
 }

@@ -16,7 +16,9 @@ pub fn outcome(transcript: &Transcript, vms: &[PlannedVm], evidence: &Evidence) 
         Ended::TimedOut(limit) => return Outcome::TimedOut(limit),
         Ended::Panicked => return Outcome::HypervisorPanic(panic_message(evidence)),
         Ended::LoaderGaveUp => {
-            let sentence = evidence.line(LOADER_GIVES_UP).map_or("", |line| line.what.as_str());
+            let sentence = evidence
+                .line(LOADER_GIVES_UP)
+                .map_or("", |line| line.what.as_str());
             return Outcome::HypervisorPanic(sentence.trim().into());
         }
         Ended::ByItself(status) if !status.success() => {
@@ -30,12 +32,20 @@ pub fn outcome(transcript: &Transcript, vms: &[PlannedVm], evidence: &Evidence) 
     });
     match end {
         None => return Outcome::HypervisorPanic(no_word(evidence)),
-        Some(telemetry::Outcome::Panicked) => return Outcome::HypervisorPanic(panic_message(evidence)),
-        Some(telemetry::Outcome::GuestFailed { vms }) => return Outcome::GuestFailed(vms.join(", ")),
+        Some(telemetry::Outcome::Panicked) => {
+            return Outcome::HypervisorPanic(panic_message(evidence));
+        }
+        Some(telemetry::Outcome::GuestFailed { vms }) => {
+            return Outcome::GuestFailed(vms.join(", "));
+        }
         Some(telemetry::Outcome::Clean) => {}
     }
     let failures: Vec<String> = vms.iter().filter_map(|vm| failure(vm, evidence)).collect();
-    if failures.is_empty() { Outcome::Clean } else { Outcome::GuestFailed(failures.join("; ")) }
+    if failures.is_empty() {
+        Outcome::Clean
+    } else {
+        Outcome::GuestFailed(failures.join("; "))
+    }
 }
 
 fn panic_message(evidence: &Evidence) -> String {
@@ -48,8 +58,14 @@ fn panic_message(evidence: &Evidence) -> String {
 
 fn no_word(evidence: &Evidence) -> String {
     match (evidence.records.last(), evidence.console.last()) {
-        (Some(record), _) => format!("the machine went off without word; the last record was: {}", record.what.event),
-        (None, Some(line)) => format!("the machine went off before the kernel spoke; the last line was: {}", line.what),
+        (Some(record), _) => format!(
+            "the machine went off without word; the last record was: {}",
+            record.what.event
+        ),
+        (None, Some(line)) => format!(
+            "the machine went off before the kernel spoke; the last line was: {}",
+            line.what
+        ),
         (None, None) => "the machine went off and said nothing at all".into(),
     }
 }
@@ -75,7 +91,11 @@ fn failure(vm: &PlannedVm, evidence: &Evidence) -> Option<String> {
 
 fn off_reason<'a>(evidence: &'a Evidence, vm: &str) -> Option<&'a OffReason> {
     evidence.events().find_map(|event| match event {
-        Event::Vm { name, what: VmEvent::Off(reason), .. } if name == vm => Some(reason),
+        Event::Vm {
+            name,
+            what: VmEvent::Off(reason),
+            ..
+        } if name == vm => Some(reason),
         _ => None,
     })
 }
@@ -107,7 +127,10 @@ pub fn phases(build: Option<Duration>, evidence: &Evidence, took: Duration) -> V
     let kernel = evidence.records.first().map(|r| r.at);
     let cpus_up = boot_phase(CPUS_UP);
     let span = |from: Option<Duration>, to: Option<Duration>| Some(to?.saturating_sub(from?));
-    let phase = |name: &str, took| Phase { name: name.into(), took };
+    let phase = |name: &str, took| Phase {
+        name: name.into(),
+        took,
+    };
 
     let mut phases = vec![
         phase("build", build),
@@ -119,8 +142,14 @@ pub fn phases(build: Option<Duration>, evidence: &Evidence, took: Duration) -> V
         let started = vm_at(vm, |e| matches!(e, VmEvent::Started));
         let userspace = evidence.guest(vm).userspace;
         let off = vm_at(vm, |e| matches!(e, VmEvent::Off(_)));
-        phases.push(phase(&format!("{vm}: start to userspace"), span(started, userspace)));
-        phases.push(phase(&format!("{vm}: userspace to power-off"), span(userspace, off)));
+        phases.push(phase(
+            &format!("{vm}: start to userspace"),
+            span(started, userspace),
+        ));
+        phases.push(phase(
+            &format!("{vm}: userspace to power-off"),
+            span(userspace, off),
+        ));
     }
     phases.push(phase("total without build", Some(took)));
     phases
@@ -149,14 +178,18 @@ pub fn report(evidence: &Evidence, phases: &[Phase], emulator: &str, line: &str)
             })
         })
         .collect();
-    let is_move = |event: &Event| matches!(event, Event::VcpuMoved { .. } | Event::PagesMoved { .. });
+    let is_move =
+        |event: &Event| matches!(event, Event::VcpuMoved { .. } | Event::PagesMoved { .. });
     let moves: Vec<Value> = evidence
         .records
         .iter()
         .filter(|r| is_move(&r.what.event))
         .map(|r| json!({ "at_ns": r.what.at_ns, "event": r.what.event, "sentence": r.what.event.to_string() }))
         .collect();
-    let phases: Vec<Value> = phases.iter().map(|p| json!({ "name": p.name, "seconds": seconds(p.took) })).collect();
+    let phases: Vec<Value> = phases
+        .iter()
+        .map(|p| json!({ "name": p.name, "seconds": seconds(p.took) }))
+        .collect();
     json!({
         "outcome": evidence.outcome.to_string(),
         "exit_status": evidence.outcome.exit_status(),

@@ -7,17 +7,26 @@ use crate::{Evidence, Machine, Outcome, Scenario, Vm};
 /// The trials of this file.
 pub fn scenarios() -> Vec<Scenario> {
     vec![
-        Scenario::quick("boots-four-nodes", "the kernel sees four nodes with the CPUs, memory and distances they have", |e| {
-            ended_cleanly(e)?;
-            topology_matches(&e.machine, e.topology().ok_or("the kernel recorded no topology")?)
-        }),
+        Scenario::quick(
+            "boots-four-nodes",
+            "the kernel sees four nodes with the CPUs, memory and distances they have",
+            |e| {
+                ended_cleanly(e)?;
+                topology_matches(
+                    &e.machine,
+                    e.topology().ok_or("the kernel recorded no topology")?,
+                )
+            },
+        ),
         Scenario::quick(
             "two-linux-guests",
             "two unmodified Linux guests with two CPUs each check their memory and power off",
             |e| e.every_guest_is_well(2),
         )
         .vm(Vm::linux("alpha"))
-        .vm(Vm::linux("beta").set("memory_nodes", "[3]").set("start_node", "0")),
+        .vm(Vm::linux("beta")
+            .set("memory_nodes", "[3]")
+            .set("start_node", "0")),
     ]
 }
 
@@ -37,12 +46,23 @@ const MEMORY_TOLERANCE_MIB: u64 = 64;
 /// The first difference.
 pub fn topology_matches(machine: &Machine, seen: &Topology) -> Result<(), String> {
     if seen.nodes.len() != machine.nodes.len() {
-        return Err(format!("{} nodes were built, the kernel sees {}", machine.nodes.len(), seen.nodes.len()));
+        return Err(format!(
+            "{} nodes were built, the kernel sees {}",
+            machine.nodes.len(),
+            seen.nodes.len()
+        ));
     }
     for (id, node) in machine.nodes.iter().enumerate() {
-        let cpus = seen.cpus.iter().filter(|cpu| usize::from(cpu.node.0) == id).count();
+        let cpus = seen
+            .cpus
+            .iter()
+            .filter(|cpu| usize::from(cpu.node.0) == id)
+            .count();
         if cpus != node.cpus as usize {
-            return Err(format!("node {id} has {} CPUs, the kernel sees {cpus}", node.cpus));
+            return Err(format!(
+                "node {id} has {} CPUs, the kernel sees {cpus}",
+                node.cpus
+            ));
         }
         let mib = seen.nodes.get(id).map_or(0, |n| n.memory_bytes >> 20);
         let built = u64::from(node.memory_mib);
@@ -50,10 +70,16 @@ pub fn topology_matches(machine: &Machine, seen: &Topology) -> Result<(), String
             return Err(format!("node {id} has {built} MiB, the kernel sees {mib}"));
         }
     }
-    let built: Vec<Vec<u32>> =
-        machine.distances.iter().map(|row| row.iter().map(|d| u32::from(*d)).collect()).collect();
+    let built: Vec<Vec<u32>> = machine
+        .distances
+        .iter()
+        .map(|row| row.iter().map(|d| u32::from(*d)).collect())
+        .collect();
     if !built.is_empty() && built != seen.distances {
-        return Err(format!("distances are {built:?}, the kernel sees {:?}", seen.distances));
+        return Err(format!(
+            "distances are {built:?}, the kernel sees {:?}",
+            seen.distances
+        ));
     }
     Ok(())
 }
@@ -65,8 +91,16 @@ mod tests {
     use units::{ApicId, CpuId, NodeId, ProximityDomain};
 
     fn seen() -> Topology {
-        let node = |n| NodeReport { node: NodeId(n), pxm: ProximityDomain(n.into()), memory_bytes: 500 << 20 };
-        let cpu = |c| CpuReport { cpu: CpuId(c), node: NodeId(c as u16), apic: ApicId(c) };
+        let node = |n| NodeReport {
+            node: NodeId(n),
+            pxm: ProximityDomain(n.into()),
+            memory_bytes: 500 << 20,
+        };
+        let cpu = |c| CpuReport {
+            cpu: CpuId(c),
+            node: NodeId(c as u16),
+            apic: ApicId(c),
+        };
         Topology {
             nodes: vec![node(0), node(1)],
             cpus: vec![cpu(0), cpu(1)],

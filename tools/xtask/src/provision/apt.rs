@@ -54,10 +54,16 @@ pub struct PrivateApt {
 
 impl PrivateApt {
     /// Below `cache`, over `suites` of `mirror`, packages from `preferred` winning.
-    pub fn open(cache: &Path, mirror: &Mirror, suites: &[String], preferred: Option<String>) -> Result<Self> {
+    pub fn open(
+        cache: &Path,
+        mirror: &Mirror,
+        suites: &[String],
+        preferred: Option<String>,
+    ) -> Result<Self> {
         let dir = cache.join("apt").join(suites.join("+"));
         for sub in ["etc", "lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(dir.join(sub)).with_context(|| format!("cannot create {}", dir.join(sub).display()))?;
+            fs::create_dir_all(dir.join(sub))
+                .with_context(|| format!("cannot create {}", dir.join(sub).display()))?;
         }
         let sources = format!(
             "Types: deb\nURIs: {}\nSuites: {}\nComponents: main\nSigned-By: {}\n",
@@ -66,7 +72,11 @@ impl PrivateApt {
             mirror.keyring.display()
         );
         fs::write(dir.join("etc/perigee.sources"), sources)?;
-        Ok(Self { dir, preferred, knows_system: true })
+        Ok(Self {
+            dir,
+            preferred,
+            knows_system: true,
+        })
     }
 
     /// Resolves as if nothing were installed on the system.
@@ -106,11 +116,18 @@ impl PrivateApt {
     pub fn update(&self) -> Result<()> {
         let stamp = self.dir.join("updated");
         let fresh = |t: SystemTime| t.elapsed().is_ok_and(|age| age < LISTS_FRESH);
-        if fs::metadata(&stamp).and_then(|m| m.modified()).is_ok_and(fresh) {
+        if fs::metadata(&stamp)
+            .and_then(|m| m.modified())
+            .is_ok_and(fresh)
+        {
             return Ok(());
         }
         say::step("fetching Debian's package lists (about 10 MB, less than a minute)");
-        let output = self.command("apt-get").args(["-q", "update"]).output().context("cannot run apt-get")?;
+        let output = self
+            .command("apt-get")
+            .args(["-q", "update"])
+            .output()
+            .context("cannot run apt-get")?;
         let text = String::from_utf8_lossy(&output.stderr);
         // apt-get update counts an archive that it could not reach as a warning.
         if !output.status.success() || text.contains("Failed to fetch") {
@@ -121,16 +138,32 @@ impl PrivateApt {
     }
 
     fn uris(&self, what: &str, arguments: &[&str]) -> Result<Vec<Deb>> {
-        let output = self.command("apt-get").args(arguments).output().context("cannot run apt-get")?;
+        let output = self
+            .command("apt-get")
+            .args(arguments)
+            .output()
+            .context("cannot run apt-get")?;
         if !output.status.success() {
-            bail!("apt cannot resolve {what}: {}", String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "apt cannot resolve {what}: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
-        Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(Deb::parse).collect())
+        Ok(String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter_map(Deb::parse)
+            .collect())
     }
 
     /// `packages` and all they need that is not there.
     pub fn resolve(&self, packages: &[&str]) -> Result<Vec<Deb>> {
-        let mut arguments = vec!["-qq", "--no-install-recommends", "--reinstall", "--print-uris", "install"];
+        let mut arguments = vec![
+            "-qq",
+            "--no-install-recommends",
+            "--reinstall",
+            "--print-uris",
+            "install",
+        ];
         arguments.extend(packages);
         self.uris(&packages.join(", "), &arguments)
     }
@@ -139,24 +172,36 @@ impl PrivateApt {
     pub fn single(&self, package: &str, release: Option<&str>) -> Result<Deb> {
         let wanted = release.map_or(package.to_string(), |r| format!("{package}/{r}"));
         let mut found = self.uris(&wanted, &["-qq", "--print-uris", "download", &wanted])?;
-        found.pop().with_context(|| format!("{wanted} has no package file"))
+        found
+            .pop()
+            .with_context(|| format!("{wanted} has no package file"))
     }
 
     /// The real package behind a kernel's metapackage.
     pub fn kernel_behind(&self, metapackage: &str, release: &str) -> Result<Deb> {
         let wanted = format!("{metapackage}/{release}");
-        let output = self.command("apt-cache").args(["show", &wanted]).output().context("cannot run apt-cache")?;
+        let output = self
+            .command("apt-cache")
+            .args(["show", &wanted])
+            .output()
+            .context("cannot run apt-cache")?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let (name, version) = exact_dependency(&text).with_context(|| format!("{wanted} names no kernel package"))?;
+        let (name, version) =
+            exact_dependency(&text).with_context(|| format!("{wanted} names no kernel package"))?;
         let exact = format!("{name}={version}");
         let mut found = self.uris(&exact, &["-qq", "--print-uris", "download", &exact])?;
-        found.pop().with_context(|| format!("{exact} has no package file"))
+        found
+            .pop()
+            .with_context(|| format!("{exact} has no package file"))
     }
 
     /// Downloads `debs` into `to`, telling of progress; what is there already is kept.
     pub fn download(&self, debs: &[Deb], to: &Path) -> Result<Vec<PathBuf>> {
         fs::create_dir_all(to)?;
-        let missing: Vec<&Deb> = debs.iter().filter(|deb| find_deb(to, deb).is_none()).collect();
+        let missing: Vec<&Deb> = debs
+            .iter()
+            .filter(|deb| find_deb(to, deb).is_none())
+            .collect();
         if !missing.is_empty() {
             let total: u64 = missing.iter().map(|deb| deb.bytes).sum();
             let before = folder_bytes(to);
@@ -164,7 +209,11 @@ impl PrivateApt {
             let mut child = self
                 .command("apt-get")
                 .args(["-q", "download"])
-                .args(missing.iter().map(|deb| format!("{}={}", deb.name, deb.version)))
+                .args(
+                    missing
+                        .iter()
+                        .map(|deb| format!("{}={}", deb.name, deb.version)),
+                )
                 .current_dir(to)
                 .stdin(std::process::Stdio::null())
                 .stdout(log.try_clone()?)
@@ -183,12 +232,21 @@ impl PrivateApt {
                 let log = fs::read_to_string(self.dir.join("download.log")).unwrap_or_default();
                 // Lists that name files the archive has replaced since are a common reason.
                 let _ = fs::remove_file(self.dir.join("updated"));
-                bail!("a download failed: {}", log.lines().filter(|l| l.starts_with("E:")).collect::<Vec<_>>().join(" "));
+                bail!(
+                    "a download failed: {}",
+                    log.lines()
+                        .filter(|l| l.starts_with("E:"))
+                        .collect::<Vec<_>>()
+                        .join(" ")
+                );
             }
             progress.done();
         }
         debs.iter()
-            .map(|deb| find_deb(to, deb).with_context(|| format!("apt did not leave {} in {}", deb.name, to.display())))
+            .map(|deb| {
+                find_deb(to, deb)
+                    .with_context(|| format!("apt did not leave {} in {}", deb.name, to.display()))
+            })
             .collect()
     }
 }
@@ -203,13 +261,23 @@ fn find_deb(folder: &Path, deb: &Deb) -> Option<PathBuf> {
 }
 
 fn folder_bytes(folder: &Path) -> u64 {
-    fs::read_dir(folder).into_iter().flatten().flatten().filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum()
+    fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|e| e.metadata().ok())
+        .map(|m| m.len())
+        .sum()
 }
 
 /// `name (= version)` out of a package's Depends line.
 fn exact_dependency(show: &str) -> Option<(String, String)> {
-    let depends = show.lines().find_map(|line| line.strip_prefix("Depends: "))?;
-    let (name, version) = depends.split(',').find_map(|d| d.trim().split_once(" (= "))?;
+    let depends = show
+        .lines()
+        .find_map(|line| line.strip_prefix("Depends: "))?;
+    let (name, version) = depends
+        .split(',')
+        .find_map(|d| d.trim().split_once(" (= "))?;
     Some((name.into(), version.trim_end_matches(')').into()))
 }
 
@@ -217,7 +285,11 @@ fn exact_dependency(show: &str) -> Option<(String, String)> {
 pub fn unpack(deb: &Path, root: &Path, only: Option<&str>) -> Result<()> {
     fs::create_dir_all(root)?;
     let status = match only {
-        None => Command::new("dpkg-deb").arg("-x").arg(deb).arg(root).status(),
+        None => Command::new("dpkg-deb")
+            .arg("-x")
+            .arg(deb)
+            .arg(root)
+            .status(),
         Some(pattern) => {
             let mut dpkg = Command::new("dpkg-deb")
                 .arg("--fsys-tarfile")
@@ -226,14 +298,22 @@ pub fn unpack(deb: &Path, root: &Path, only: Option<&str>) -> Result<()> {
                 .spawn()
                 .context("cannot run dpkg-deb")?;
             let members = dpkg.stdout.take().context("dpkg-deb has no output")?;
-            let status =
-                Command::new("tar").arg("-x").arg("-C").arg(root).args(["--wildcards", pattern]).stdin(members).status();
+            let status = Command::new("tar")
+                .arg("-x")
+                .arg("-C")
+                .arg(root)
+                .args(["--wildcards", pattern])
+                .stdin(members)
+                .status();
             dpkg.wait()?;
             status
         }
     };
     if !status.context("cannot run dpkg-deb and tar")?.success() {
-        bail!("{} cannot be unpacked: delete it, or `cargo xtask clean --cache`", deb.display());
+        bail!(
+            "{} cannot be unpacked: delete it, or `cargo xtask clean --cache`",
+            deb.display()
+        );
     }
     Ok(())
 }
@@ -245,9 +325,16 @@ mod tests {
     #[test]
     fn a_line_of_print_uris_names_package_version_and_size() {
         let line = "'http://m.example/q.deb' qemu-system-x86_1%3a10.0.2+ds-2~bpo12+1_amd64.deb 10176912 SHA256:00";
-        let deb = Deb { name: "qemu-system-x86".into(), version: "1:10.0.2+ds-2~bpo12+1".into(), bytes: 10_176_912 };
+        let deb = Deb {
+            name: "qemu-system-x86".into(),
+            version: "1:10.0.2+ds-2~bpo12+1".into(),
+            bytes: 10_176_912,
+        };
         assert_eq!(Deb::parse(line), Some(deb));
-        assert_eq!(Deb::parse("'http://m.example/q.deb' seabios_1.16_all.deb 5 ").map(|d| d.bytes), Some(5));
+        assert_eq!(
+            Deb::parse("'http://m.example/q.deb' seabios_1.16_all.deb 5 ").map(|d| d.bytes),
+            Some(5)
+        );
         assert_eq!(Deb::parse("Reading package lists..."), None);
     }
 
@@ -255,7 +342,10 @@ mod tests {
     fn a_metapackage_leads_to_its_kernel() {
         let show = "Package: linux-image-cloud-amd64\nDepends: kmod, linux-image-6.1.0-50-cloud-amd64 (= 6.1.176-1)\n";
         let (name, version) = exact_dependency(show).expect("there");
-        assert_eq!((name.as_str(), version.as_str()), ("linux-image-6.1.0-50-cloud-amd64", "6.1.176-1"));
+        assert_eq!(
+            (name.as_str(), version.as_str()),
+            ("linux-image-6.1.0-50-cloud-amd64", "6.1.176-1")
+        );
         assert_eq!(exact_dependency("Depends: a, b (>= 1)\n"), None);
     }
 }

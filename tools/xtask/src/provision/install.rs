@@ -34,7 +34,10 @@ enum Place {
     /// All of it, as a tree that replaces this folder.
     Tree(PathBuf),
     /// The first file that matches the pattern, under this name.
-    File { pattern: &'static str, name: &'static str },
+    File {
+        pattern: &'static str,
+        name: &'static str,
+    },
 }
 
 pub(super) fn install(system: &System, missing: &BTreeSet<Part>, cache: &Path) -> Result<()> {
@@ -53,21 +56,32 @@ pub(super) fn install(system: &System, missing: &BTreeSet<Part>, cache: &Path) -
     if missing.is_empty() {
         return Ok(());
     }
-    let mirror = Mirror::here().context("this system's package sources name no Debian archive with a keyring")?;
+    let mirror = Mirror::here()
+        .context("this system's package sources name no Debian archive with a keyring")?;
     let (suites, preferred) = system.tool_suites().context("this is not Debian")?;
     let tools = PrivateApt::open(cache, &mirror, &suites, preferred)?;
     let guest_suites = [GUEST_RELEASE.to_string(), GUEST_BACKPORTS.to_string()];
     let guests = PrivateApt::open(cache, &mirror, &guest_suites, None)?.from_nothing();
 
     let kernels = missing.contains(&Part::Kernel61) || missing.contains(&Part::Kernel612);
-    if missing.iter().any(|p| !matches!(p, Part::Kernel61 | Part::Kernel612)) {
+    if missing
+        .iter()
+        .any(|p| !matches!(p, Part::Kernel61 | Part::Kernel612))
+    {
         tools.update()?;
     }
     if kernels {
         guests.update()?;
     }
-    let jobs = missing.iter().map(|part| job(*part, &tools, &guests, cache)).collect::<Result<Vec<_>>>()?;
-    let total: u64 = jobs.iter().flat_map(|job| &job.debs).map(|deb| deb.bytes).sum();
+    let jobs = missing
+        .iter()
+        .map(|part| job(*part, &tools, &guests, cache))
+        .collect::<Result<Vec<_>>>()?;
+    let total: u64 = jobs
+        .iter()
+        .flat_map(|job| &job.debs)
+        .map(|deb| deb.bytes)
+        .sum();
     say::step(format!(
         "unpacking into {} ({} to download, {}; `cargo xtask clean --cache` removes it):",
         cache.display(),
@@ -75,7 +89,12 @@ pub(super) fn install(system: &System, missing: &BTreeSet<Part>, cache: &Path) -
         say::expected(total)
     ));
     for deb in jobs.iter().flat_map(|job| &job.debs) {
-        say::step(format!("  {} {} ({})", deb.name, deb.version, say::megabytes(deb.bytes)));
+        say::step(format!(
+            "  {} {} ({})",
+            deb.name,
+            deb.version,
+            say::megabytes(deb.bytes)
+        ));
     }
     for job in &jobs {
         let apt = if job.guests { &guests } else { &tools };
@@ -88,14 +107,32 @@ pub(super) fn install(system: &System, missing: &BTreeSet<Part>, cache: &Path) -
 }
 
 fn job(part: Part, tools: &PrivateApt, guests: &PrivateApt, cache: &Path) -> Result<Job> {
-    let one = |deb: Deb, pattern, name, guests| Job { debs: vec![deb], place: Place::File { pattern, name }, guests };
+    let one = |deb: Deb, pattern, name, guests| Job {
+        debs: vec![deb],
+        place: Place::File { pattern, name },
+        guests,
+    };
     Ok(match part {
         Part::Qemu => {
             let debs = tools.resolve(&["qemu-system-x86", "seabios"])?;
-            Job { debs, place: Place::Tree(qemu_root(cache)), guests: false }
+            Job {
+                debs,
+                place: Place::Tree(qemu_root(cache)),
+                guests: false,
+            }
         }
-        Part::Ovmf => one(tools.single("ovmf", None)?, "./usr/share/ovmf/OVMF.fd", "OVMF.fd", false),
-        Part::Busybox => one(tools.single("busybox-static", None)?, "*bin/busybox", "busybox", false),
+        Part::Ovmf => one(
+            tools.single("ovmf", None)?,
+            "./usr/share/ovmf/OVMF.fd",
+            "OVMF.fd",
+            false,
+        ),
+        Part::Busybox => one(
+            tools.single("busybox-static", None)?,
+            "*bin/busybox",
+            "busybox",
+            false,
+        ),
         Part::Kernel61 => {
             let deb = guests.kernel_behind(KERNEL_METAPACKAGE, GUEST_RELEASE)?;
             one(deb, "./boot/vmlinuz-*", "vmlinuz-6.1", true)
@@ -123,7 +160,8 @@ fn place(files: &[PathBuf], place: &Place, cache: &Path) -> Result<()> {
             for file in files {
                 unpack(file, &new, Some(pattern))?;
             }
-            let found = first_file(&new).with_context(|| format!("the package holds no {pattern}"))?;
+            let found =
+                first_file(&new).with_context(|| format!("the package holds no {pattern}"))?;
             fs::rename(found, cache.join(name))?;
             let _ = fs::remove_dir_all(&new);
         }
@@ -132,18 +170,31 @@ fn place(files: &[PathBuf], place: &Place, cache: &Path) -> Result<()> {
 }
 
 fn first_file(folder: &Path) -> Option<PathBuf> {
-    let mut entries: Vec<_> = fs::read_dir(folder).ok()?.flatten().map(|e| e.path()).collect();
+    let mut entries: Vec<_> = fs::read_dir(folder)
+        .ok()?
+        .flatten()
+        .map(|e| e.path())
+        .collect();
     entries.sort();
-    entries.iter().find(|p| p.is_file()).cloned().or_else(|| entries.iter().filter(|p| p.is_dir()).find_map(|d| first_file(d)))
+    entries.iter().find(|p| p.is_file()).cloned().or_else(|| {
+        entries
+            .iter()
+            .filter(|p| p.is_dir())
+            .find_map(|d| first_file(d))
+    })
 }
 
 /// Takes out of `missing` what the system's own apt installs. What it does not is unpacked later,
 /// so a failure here is told and not fatal.
 fn install_by_apt(missing: &mut BTreeSet<Part>) {
-    let wanted: Vec<(Part, &str)> = [(Part::Qemu, "qemu-system-x86"), (Part::Ovmf, "ovmf"), (Part::Busybox, "busybox-static")]
-        .into_iter()
-        .filter(|(part, _)| missing.contains(part))
-        .collect();
+    let wanted: Vec<(Part, &str)> = [
+        (Part::Qemu, "qemu-system-x86"),
+        (Part::Ovmf, "ovmf"),
+        (Part::Busybox, "busybox-static"),
+    ]
+    .into_iter()
+    .filter(|(part, _)| missing.contains(part))
+    .collect();
     if wanted.is_empty() {
         return;
     }
@@ -156,9 +207,19 @@ fn install_by_apt(missing: &mut BTreeSet<Part>) {
         if part == Part::Qemu && !candidate_is_wanted(package) {
             continue;
         }
-        let arguments = ["-y", "--no-install-recommends", "--no-remove", "install", package];
+        let arguments = [
+            "-y",
+            "--no-install-recommends",
+            "--no-remove",
+            "install",
+            package,
+        ];
         match simulated_size(package) {
-            Some(bytes) => say::step(format!("apt-get install {package}: {}, {}", say::megabytes(bytes), say::expected(bytes))),
+            Some(bytes) => say::step(format!(
+                "apt-get install {package}: {}, {}",
+                say::megabytes(bytes),
+                say::expected(bytes)
+            )),
             None => say::step(format!("apt-get install {package}")),
         }
         match apt(&arguments) {
@@ -172,37 +233,67 @@ fn install_by_apt(missing: &mut BTreeSet<Part>) {
 
 fn apt_command() -> Command {
     let mut command = Command::new("apt-get");
-    command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C").stdin(Stdio::null());
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null());
     command
 }
 
 fn apt(arguments: &[&str]) -> Result<()> {
-    let output = apt_command().args(arguments).output().context("cannot run apt-get")?;
+    let output = apt_command()
+        .args(arguments)
+        .output()
+        .context("cannot run apt-get")?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         let errors: Vec<&str> = text.lines().filter(|line| line.starts_with("E:")).collect();
-        bail!("apt-get {} failed: {}", arguments.join(" "), errors.join(" "));
+        bail!(
+            "apt-get {} failed: {}",
+            arguments.join(" "),
+            errors.join(" ")
+        );
     }
     Ok(())
 }
 
 /// Bytes that installing `package` downloads.
 fn simulated_size(package: &str) -> Option<u64> {
-    let arguments = ["-qq", "--no-install-recommends", "--no-remove", "--print-uris", "-y", "install", package];
+    let arguments = [
+        "-qq",
+        "--no-install-recommends",
+        "--no-remove",
+        "--print-uris",
+        "-y",
+        "install",
+        package,
+    ];
     let output = apt_command().args(arguments).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    Some(text.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok()).sum())
+    Some(
+        text.lines()
+            .filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok())
+            .sum(),
+    )
 }
 
 /// Whether the system's release offers a QEMU that needs no replacing.
 fn candidate_is_wanted(package: &str) -> bool {
-    let output = Command::new("apt-cache").env("LC_ALL", "C").args(["policy", package]).output();
-    output.is_ok_and(|o| candidate_number(&String::from_utf8_lossy(&o.stdout)).is_some_and(|n| n >= super::QEMU_WANTED))
+    let output = Command::new("apt-cache")
+        .env("LC_ALL", "C")
+        .args(["policy", package])
+        .output();
+    output.is_ok_and(|o| {
+        candidate_number(&String::from_utf8_lossy(&o.stdout))
+            .is_some_and(|n| n >= super::QEMU_WANTED)
+    })
 }
 
 /// Major and minor number of the candidate in what `apt-cache policy` prints.
 fn candidate_number(policy: &str) -> Option<(u32, u32)> {
-    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    let version = policy
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Candidate: "))?;
     let upstream = version.split_once(':').map_or(version, |(_, rest)| rest);
     let mut parts = upstream.split(|c: char| !c.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
@@ -216,7 +307,10 @@ mod tests {
     fn the_candidate_s_version_is_read_past_its_epoch() {
         let policy = "qemu-system-x86:\n  Installed: (none)\n  Candidate: 1:7.2+dfsg-7+deb12u13\n  Version table:\n";
         assert_eq!(candidate_number(policy), Some((7, 2)));
-        assert_eq!(candidate_number("  Candidate: 1:10.0.2+ds-2\n"), Some((10, 0)));
+        assert_eq!(
+            candidate_number("  Candidate: 1:10.0.2+ds-2\n"),
+            Some((10, 0))
+        );
         assert_eq!(candidate_number("  Candidate: (none)\n"), None);
     }
 }

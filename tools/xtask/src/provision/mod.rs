@@ -48,7 +48,9 @@ impl Part {
     /// What it is, for somebody who must find it.
     pub fn description(self) -> &'static str {
         match self {
-            Self::Qemu => "qemu-system-x86_64, version 10.0.2 (7.2 or later works, with less to see)",
+            Self::Qemu => {
+                "qemu-system-x86_64, version 10.0.2 (7.2 or later works, with less to see)"
+            }
             Self::Ovmf => "OVMF.fd, UEFI firmware for QEMU with code and variables in one file",
             Self::Busybox => "busybox, linked statically",
             Self::Kernel61 => "vmlinuz of Debian 12's linux-image-cloud-amd64 (6.1)",
@@ -86,7 +88,12 @@ pub struct Qemu {
 
 impl Qemu {
     fn plain(program: PathBuf) -> Self {
-        Self { program, env: Vec::new(), first_args: Vec::new(), version: String::new() }
+        Self {
+            program,
+            env: Vec::new(),
+            first_args: Vec::new(),
+            version: String::new(),
+        }
     }
 
     /// Unpacked below `root`, with its own libraries and modules.
@@ -97,9 +104,17 @@ impl Qemu {
             program: root.join("usr/bin/qemu-system-x86_64"),
             env: vec![
                 ("LD_LIBRARY_PATH".into(), libraries),
-                ("QEMU_MODULE_DIR".into(), at("usr/lib/x86_64-linux-gnu/qemu")),
+                (
+                    "QEMU_MODULE_DIR".into(),
+                    at("usr/lib/x86_64-linux-gnu/qemu"),
+                ),
             ],
-            first_args: vec!["-L".into(), at("usr/share/qemu"), "-L".into(), at("usr/share/seabios")],
+            first_args: vec![
+                "-L".into(),
+                at("usr/share/qemu"),
+                "-L".into(),
+                at("usr/share/seabios"),
+            ],
             version: String::new(),
         }
     }
@@ -114,7 +129,12 @@ impl Qemu {
             .ok()
             .filter(|o| o.status.success())?;
         let text = String::from_utf8_lossy(&output.stdout);
-        self.version = text.lines().next()?.trim_start_matches("QEMU emulator version ").trim().to_string();
+        self.version = text
+            .lines()
+            .next()?
+            .trim_start_matches("QEMU emulator version ")
+            .trim()
+            .to_string();
         Some(self)
     }
 
@@ -142,15 +162,20 @@ pub struct Lab {
 
 /// Our cache folder, whether or not it exists.
 pub fn cache_folder() -> Result<PathBuf> {
-    let absolute = |value: std::ffi::OsString| Some(PathBuf::from(value)).filter(|p| p.is_absolute());
+    let absolute =
+        |value: std::ffi::OsString| Some(PathBuf::from(value)).filter(|p| p.is_absolute());
     let base = std::env::var_os("XDG_CACHE_HOME").and_then(absolute);
     let base = base.or_else(|| Some(std::env::home_dir()?.join(".cache")));
-    Ok(base.context("neither XDG_CACHE_HOME nor HOME says where caches go")?.join("perigee"))
+    Ok(base
+        .context("neither XDG_CACHE_HOME nor HOME says where caches go")?
+        .join("perigee"))
 }
 
 /// A busybox that runs in a guest without libraries: its ELF file names no interpreter.
 fn is_static(program: &Path) -> bool {
-    fs::read(program).is_ok_and(|bytes| bytes.starts_with(b"\x7fELF") && !bytes.windows(9).any(|w| w == b"/ld-linux"))
+    fs::read(program).is_ok_and(|bytes| {
+        bytes.starts_with(b"\x7fELF") && !bytes.windows(9).any(|w| w == b"/ld-linux")
+    })
 }
 
 fn first_existing(paths: &[&str]) -> Option<PathBuf> {
@@ -167,18 +192,31 @@ impl Lab {
         let mut lab = Self::default();
         for part in needed {
             let given = match std::env::var_os(part.variable()).map(PathBuf::from) {
-                Some(path) if !path.is_file() => bail!("{} points to {}, which is no file", part.variable(), path.display()),
+                Some(path) if !path.is_file() => bail!(
+                    "{} points to {}, which is no file",
+                    part.variable(),
+                    path.display()
+                ),
                 given => given,
             };
             match part {
                 Part::Qemu => lab.qemu = find_qemu(given, &cache)?,
-                Part::Ovmf => lab.ovmf = given.or_else(|| cached(&cache, "OVMF.fd")).or_else(system_ovmf),
+                Part::Ovmf => {
+                    lab.ovmf = given
+                        .or_else(|| cached(&cache, "OVMF.fd"))
+                        .or_else(system_ovmf)
+                }
                 Part::Busybox => {
-                    let system = || first_existing(&["/bin/busybox", "/usr/bin/busybox"]).filter(|b| is_static(b));
+                    let system = || {
+                        first_existing(&["/bin/busybox", "/usr/bin/busybox"])
+                            .filter(|b| is_static(b))
+                    };
                     lab.busybox = given.or_else(|| cached(&cache, "busybox")).or_else(system);
                 }
                 Part::Kernel61 => lab.kernel_61 = given.or_else(|| cached(&cache, "vmlinuz-6.1")),
-                Part::Kernel612 => lab.kernel_612 = given.or_else(|| cached(&cache, "vmlinuz-6.12")),
+                Part::Kernel612 => {
+                    lab.kernel_612 = given.or_else(|| cached(&cache, "vmlinuz-6.12"))
+                }
             }
         }
         Ok(lab)
@@ -190,19 +228,39 @@ impl Lab {
     /// What is missing and how to supply it, where it cannot be installed.
     pub fn ensure(needed: &BTreeSet<Part>) -> Result<Self> {
         let lab = Self::survey(needed)?;
-        let missing: BTreeSet<Part> = needed.iter().copied().filter(|part| lab.lacks(*part)).collect();
+        let missing: BTreeSet<Part> = needed
+            .iter()
+            .copied()
+            .filter(|part| lab.lacks(*part))
+            .collect();
         if missing.is_empty() {
             return Ok(lab);
         }
         let system = System::here();
-        if system.tool_suites().is_none() || which("apt-get").is_none() || which("dpkg-deb").is_none() {
-            bail!(not_debian(&system, &missing.iter().copied().filter(|p| lab.really_lacks(*p)).collect::<Vec<_>>()))
+        if system.tool_suites().is_none()
+            || which("apt-get").is_none()
+            || which("dpkg-deb").is_none()
+        {
+            bail!(not_debian(
+                &system,
+                &missing
+                    .iter()
+                    .copied()
+                    .filter(|p| lab.really_lacks(*p))
+                    .collect::<Vec<_>>()
+            ))
         }
         let done = install::install(&system, &missing, &cache_folder()?);
         let lab = Self::survey(needed)?;
-        let still: Vec<Part> = needed.iter().copied().filter(|part| lab.really_lacks(*part)).collect();
+        let still: Vec<Part> = needed
+            .iter()
+            .copied()
+            .filter(|part| lab.really_lacks(*part))
+            .collect();
         match done {
-            Err(error) if still.is_empty() => crate::say::step(format!("{error:#}; going on with what the system has")),
+            Err(error) if still.is_empty() => {
+                crate::say::step(format!("{error:#}; going on with what the system has"))
+            }
             Err(error) => return Err(error.context(list("still missing", &still))),
             Ok(()) if !still.is_empty() => bail!(list("installed, and yet missing", &still)),
             Ok(()) => {}
@@ -212,7 +270,10 @@ impl Lab {
 
     /// Not there, or there in a version that a newer one should replace.
     fn lacks(&self, part: Part) -> bool {
-        let old = |q: &Qemu| q.number().is_some_and(|n| n < QEMU_WANTED) && std::env::var_os(Part::Qemu.variable()).is_none();
+        let old = |q: &Qemu| {
+            q.number().is_some_and(|n| n < QEMU_WANTED)
+                && std::env::var_os(Part::Qemu.variable()).is_none()
+        };
         self.really_lacks(part) || (part == Part::Qemu && self.qemu.as_ref().is_some_and(old))
     }
 
@@ -232,8 +293,14 @@ impl Lab {
     /// No folder for caches is known.
     pub fn or_future_places(&self) -> Result<(Qemu, PathBuf)> {
         let cache = cache_folder()?;
-        let qemu = self.qemu.clone().unwrap_or_else(|| Qemu::unpacked(&qemu_root(&cache)));
-        Ok((qemu, self.ovmf.clone().unwrap_or_else(|| cache.join("OVMF.fd"))))
+        let qemu = self
+            .qemu
+            .clone()
+            .unwrap_or_else(|| Qemu::unpacked(&qemu_root(&cache)));
+        Ok((
+            qemu,
+            self.ovmf.clone().unwrap_or_else(|| cache.join("OVMF.fd")),
+        ))
     }
 
     /// The file of a guest kernel.
@@ -251,7 +318,11 @@ fn cached(cache: &Path, name: &str) -> Option<PathBuf> {
 }
 
 fn system_ovmf() -> Option<PathBuf> {
-    first_existing(&["/usr/share/ovmf/OVMF.fd", "/usr/share/OVMF/OVMF.fd", "/usr/share/qemu/OVMF.fd"])
+    first_existing(&[
+        "/usr/share/ovmf/OVMF.fd",
+        "/usr/share/OVMF/OVMF.fd",
+        "/usr/share/qemu/OVMF.fd",
+    ])
 }
 
 /// The folder that QEMU and its libraries are unpacked into.
@@ -262,27 +333,38 @@ fn qemu_root(cache: &Path) -> PathBuf {
 fn find_qemu(given: Option<PathBuf>, cache: &Path) -> Result<Option<Qemu>> {
     if let Some(program) = given {
         let name = program.display().to_string();
-        let qemu = Qemu::plain(program).probed().with_context(|| format!("{name} does not answer --version"))?;
+        let qemu = Qemu::plain(program)
+            .probed()
+            .with_context(|| format!("{name} does not answer --version"))?;
         if qemu.number().is_some_and(|n| n < QEMU_OLDEST) {
-            bail!("{name} is version {}; 7.2 is the oldest that works, 10.0.2 is preferred", qemu.version);
+            bail!(
+                "{name} is version {}; 7.2 is the oldest that works, 10.0.2 is preferred",
+                qemu.version
+            );
         }
         return Ok(Some(qemu));
     }
     let unpacked = Qemu::unpacked(&qemu_root(cache)).probed();
     let system = || {
         let qemu = Qemu::plain(which("qemu-system-x86_64")?).probed()?;
-        qemu.number().is_some_and(|n| n >= QEMU_OLDEST).then_some(qemu)
+        qemu.number()
+            .is_some_and(|n| n >= QEMU_OLDEST)
+            .then_some(qemu)
     };
     Ok(unpacked.or_else(system))
 }
 
 /// A program on the search path.
 pub fn which(program: &str) -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).find(|p| p.is_file())
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|dir| dir.join(program))
+        .find(|p| p.is_file())
 }
 
 fn list(head: &str, parts: &[Part]) -> String {
-    let lines = parts.iter().map(|p| format!("\n  {} (or set {}=FILE)", p.description(), p.variable()));
+    let lines = parts
+        .iter()
+        .map(|p| format!("\n  {} (or set {}=FILE)", p.description(), p.variable()));
     format!("{head}:{}", lines.collect::<String>())
 }
 
@@ -291,8 +373,13 @@ fn not_debian(system: &System, missing: &[Part]) -> String {
         System::Debian { codename } => format!("Debian {codename} without apt-get and dpkg-deb"),
         System::Other(name) => name.clone(),
     };
-    let head = format!("this is {name}; on Debian the following would be installed by itself, here it is missing");
-    format!("{}\nInstall it with this system's package manager, or set the variables.", list(&head, missing))
+    let head = format!(
+        "this is {name}; on Debian the following would be installed by itself, here it is missing"
+    );
+    format!(
+        "{}\nInstall it with this system's package manager, or set the variables.",
+        list(&head, missing)
+    )
 }
 
 #[cfg(test)]
@@ -301,16 +388,32 @@ mod tests {
 
     #[test]
     fn a_version_is_read_from_what_qemu_says() {
-        let qemu = |version: &str| Qemu { version: version.into(), ..Qemu::plain("q".into()) };
-        assert_eq!(qemu("10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)").number(), Some((10, 0)));
+        let qemu = |version: &str| Qemu {
+            version: version.into(),
+            ..Qemu::plain("q".into())
+        };
+        assert_eq!(
+            qemu("10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)").number(),
+            Some((10, 0))
+        );
         assert_eq!(qemu("7.2.17 (Debian 1:7.2+dfsg-7)").number(), Some((7, 2)));
         assert_eq!(qemu("unknown").number(), None);
     }
 
     #[test]
     fn another_system_is_told_each_missing_file_and_its_variable() {
-        let text = not_debian(&System::Other("Fedora 42".into()), &[Part::Qemu, Part::Kernel61]);
-        for word in ["Fedora 42", "qemu-system-x86_64", "10.0.2", "PERIGEE_QEMU=FILE", "PERIGEE_VMLINUZ=FILE", "vmlinuz"] {
+        let text = not_debian(
+            &System::Other("Fedora 42".into()),
+            &[Part::Qemu, Part::Kernel61],
+        );
+        for word in [
+            "Fedora 42",
+            "qemu-system-x86_64",
+            "10.0.2",
+            "PERIGEE_QEMU=FILE",
+            "PERIGEE_VMLINUZ=FILE",
+            "vmlinuz",
+        ] {
             assert!(text.contains(word), "{word} is not in: {text}");
         }
         assert!(!text.contains("PERIGEE_OVMF"));
