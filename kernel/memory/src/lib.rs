@@ -39,6 +39,8 @@ extern crate alloc;
 
 pub mod buddy;
 pub mod harvest;
+pub mod inventory;
+pub mod mtrr;
 pub mod page_move;
 pub mod table;
 #[cfg(feature = "testing")]
