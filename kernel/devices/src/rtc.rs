@@ -334,3 +334,7 @@ impl Rtc {
         None
     }
 }
+
+#[cfg(test)]
+#[path = "rtc_tests.rs"]
+mod tests;
