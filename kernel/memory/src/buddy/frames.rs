@@ -225,6 +225,9 @@ impl<'m> Frames<'m> {
     /// [`FrameError::Foreign`] if the range is not inside one zone, [`FrameError::NotAbsent`] if part
     /// of it was released before. Nothing changes then.
     pub fn release(&mut self, first: Frame, frames: u64) -> Result<(), FrameError> {
+        if frames == 0 {
+            return Ok(());
+        }
         self.zone_of(first)?.release(first, frames)
     }
 
