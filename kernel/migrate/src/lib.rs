@@ -1,3 +1,57 @@
-//! The migrate room.
+//! What to move, and whether it pays: vCPUs to their memory or pages to their vCPUs.
+//!
+//! # The problem
+//! A machine whose vCPUs are far from the memory that they touch loses time with every access.
+//! Two things can be brought together: moving a vCPU is cheap and moves all its accesses at once,
+//! but needs CPU time on the other node and may leave other memory behind; moving pages works
+//! where the CPUs are fixed or the memory is scattered, but costs a copy and a pause for each page.
+//! Doing either too eagerly costs more than it saves, and the oldest failure in the field is a
+//! machine that is moved back and forth every few seconds.
+//!
+//! # The idea
+//! For every machine with a fresh footprint the [`Planner`] prices each possible target:
+//!
+//! * *benefit* = latency saved per access x assumed accesses per second of run time,
+//! * *cost* = vCPUs x price of a vCPU move, or bytes x price of copying,
+//! * it *pays* if benefit x min(age of the pattern, 10 s) > gamma x cost.
+//!
+//! Among the options that pay and that save at least half of what the best one saves, the one
+//! that pays back soonest is taken. Evidence must agree in two consecutive passes; an order
+//! is given time to settle; a return to a node that was left within a minute must pay twice as
+//! much; page orders draw from a token bucket for each machine and pair of nodes, hottest first, and each page in
+//! the order must pay for itself. After a vCPU move the hot remainder elsewhere is seen by the
+//! next passes and moved as pages, if it pays.
+//!
+//! Every outcome is a [`Decision`] whose event holds the numbers and a sentence. Letting things
+//! be is a decision too, with its reason ([`telemetry::Hold`]).
+//!
+//! # Who acts
+//! Nobody here. [`Action::PreferNode`] goes to the scheduler, which alone moves vCPUs and does so when
+//! the node has room. [`Action::MovePages`] goes to the kernel's page-move protocol; what became of
+//! each page comes back through [`Planner::handle`].
+//!
+//! # Invariants (tested)
+//! * Nothing is decided for a machine that is off, idle, unknown, on a flat host, or whose remote
+//!   memory is not touched.
+//! * No order exceeds the target's free memory or the budget.
+//! * The same inputs give the same decisions: no clock, no hash order, no randomness.
+//!
+//! # Where to read next
+//! [`price`] for benefit and cost, [`planner`] for evidence and choice, [`view`] for the inputs.
 #![no_std]
 #![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod budget;
+pub mod order;
+pub mod planner;
+pub mod price;
+mod sentence;
+pub mod tunables;
+pub mod view;
+
+pub use order::{Action, Decision, Event, MoveOutcome, MoveResult, PageOrder};
+pub use planner::Planner;
+pub use tunables::Tunables;
+pub use view::{HostView, Mode, NodeView, VcpuView, VmView};

@@ -1,0 +1,316 @@
+//! What each option would save and cost.
+//!
+//! With `r[k]` the share of a machine's run time on node `k` and `w[n]` the share of its accesses
+//! that go to memory of node `n`, an access takes `L = sum r[k] w[n] lat(k,n)` on average. Moving
+//! the vCPUs changes `r`, moving pages changes `w`; the difference in `L` times the accesses per
+//! second of run time times the run time per second is what a second saves. Everything is
+//! weighed with the footprint's confidence, so that thin evidence needs a larger gain.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use footprint::{HotPage, Latencies, proximity};
+use telemetry::Choice;
+use units::{Nanos, NodeId, PageSize, Score};
+
+use crate::order::PageOrder;
+use crate::tunables::Tunables;
+use crate::view::{HostView, VmView};
+
+/// Where a machine runs and what it touches, as weights by node.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) run: Vec<u64>,
+    pub(crate) touch: Vec<u64>,
+}
+
+impl Place {
+    /// As it is.
+    pub(crate) fn of(vm: &VmView<'_>, nodes: usize) -> Self {
+        let mut run = vec![0u64; nodes];
+        for v in vm.vcpus {
+            if let Some(weight) = run.get_mut(v.node.index()) {
+                // A vCPU that hardly runs still stands somewhere.
+                *weight += u64::from(v.demand.0).max(1);
+            }
+        }
+        let mut touch = vm.footprint.matrix().by_memory();
+        touch.resize(nodes, 0);
+        Self { run, touch }
+    }
+
+    /// Average latency of an access in picoseconds.
+    pub(crate) fn latency_ps(&self, latencies: &Latencies) -> u64 {
+        let (mut sum, mut weight) = (0u128, 0u128);
+        for (k, r) in (0u16..).zip(&self.run).filter(|(_, r)| **r > 0) {
+            for (n, w) in (0u16..).zip(&self.touch).filter(|(_, w)| **w > 0) {
+                // At most 2^26 x 2^64 x 2^32: fits 128 bits.
+                let pair = u128::from(*r) * u128::from(*w);
+                sum += pair * u128::from(latencies.ns(NodeId(k), NodeId(n)));
+                weight += pair;
+            }
+        }
+        u64::try_from(sum.saturating_mul(1000) / weight.max(1)).unwrap_or(u64::MAX)
+    }
+
+    /// Proximity averaged over where it runs.
+    pub(crate) fn proximity(&self, latencies: &Latencies) -> Score {
+        let scores = proximity(&self.touch, latencies);
+        let total: u128 = self.run.iter().map(|r| u128::from(*r)).sum();
+        let sum: u128 = self
+            .run
+            .iter()
+            .zip(&scores)
+            .map(|(r, s)| u128::from(*r) * u128::from(s.0))
+            .sum();
+        if total == 0 {
+            Score::ONE
+        } else {
+            Score::ratio(sum, total << 16)
+        }
+    }
+
+    /// The node with most of `weights`.
+    pub(crate) fn most(weights: &[u64]) -> NodeId {
+        let most = weights.iter().copied().max().unwrap_or(0);
+        NodeId(
+            (0u16..)
+                .zip(weights)
+                .find(|(_, w)| **w == most)
+                .map_or(0, |(n, _)| n),
+        )
+    }
+
+    /// Latency of an access to memory of `n` from where the machine runs, in picoseconds.
+    fn latency_to(&self, n: NodeId, latencies: &Latencies) -> u64 {
+        let mut touch = vec![0; self.touch.len()];
+        if let Some(w) = touch.get_mut(n.index()) {
+            *w = 1;
+        }
+        Self {
+            run: self.run.clone(),
+            touch,
+        }
+        .latency_ps(latencies)
+    }
+}
+
+/// Why an option cannot be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    /// The target's CPUs are busy.
+    Cpu,
+    /// The target has no free memory.
+    Memory,
+    /// It was ordered, and the scheduler found no room.
+    Stuck,
+}
+
+/// An option with its price.
+#[derive(Clone, Debug)]
+pub(crate) struct Quote {
+    pub(crate) choice: Choice,
+    pub(crate) target: NodeId,
+    pub(crate) gain: Score,
+    pub(crate) benefit_ns_per_s: u64,
+    pub(crate) cost: Nanos,
+    pub(crate) pays_back: Nanos,
+    /// The pages, hottest first, if it moves pages.
+    pub(crate) pages: Vec<PageOrder>,
+    pub(crate) obstacle: Option<Obstacle>,
+}
+
+/// Prices options for one machine.
+#[derive(Debug)]
+pub(crate) struct Pricer<'a> {
+    pub(crate) host: &'a HostView<'a>,
+    pub(crate) vm: &'a VmView<'a>,
+    pub(crate) tunables: &'a Tunables,
+    pub(crate) now: Place,
+    /// How long a benefit is believed to last.
+    pub(crate) lasts: Nanos,
+}
+
+impl<'a> Pricer<'a> {
+    pub(crate) fn new(host: &'a HostView<'a>, vm: &'a VmView<'a>, tunables: &'a Tunables) -> Self {
+        let now = Place::of(vm, host.latencies.nodes());
+        let lasts = vm.footprint.age().min(tunables.horizon);
+        Self {
+            host,
+            vm,
+            tunables,
+            now,
+            lasts,
+        }
+    }
+
+    fn confident(&self, amount: u64) -> u64 {
+        Score::from_per_mille(self.vm.footprint.confidence().0).of(amount)
+    }
+
+    /// Saved in each second by accesses that take `saved_ps` less.
+    fn benefit(&self, saved_ps: u64) -> u64 {
+        let accesses = u128::from(self.tunables.accesses_per_s)
+            * u128::from(self.vm.footprint.run_total())
+            / 1000;
+        let ns = accesses * u128::from(saved_ps) / 1000;
+        self.confident(u64::try_from(ns).unwrap_or(u64::MAX))
+    }
+
+    /// What `ns_per_s` saves while it is believed to last.
+    pub(crate) fn saving(&self, ns_per_s: u64) -> Nanos {
+        let ns = u128::from(ns_per_s) * u128::from(self.lasts.0) / 1_000_000_000;
+        Nanos(u64::try_from(ns).unwrap_or(u64::MAX))
+    }
+
+    fn quote(&self, choice: Choice, target: NodeId, after: &Place, cost: Nanos) -> Quote {
+        let latencies = self.host.latencies;
+        let saved = self
+            .now
+            .latency_ps(latencies)
+            .saturating_sub(after.latency_ps(latencies));
+        let gain = after
+            .proximity(latencies)
+            .above(self.now.proximity(latencies));
+        let gain = Score(u32::try_from(self.confident(gain.0.into())).unwrap_or(gain.0));
+        let benefit_ns_per_s = self.benefit(saved);
+        let pays_back = u128::from(cost.0) * 1_000_000_000 / u128::from(benefit_ns_per_s.max(1));
+        Quote {
+            choice,
+            target,
+            gain,
+            benefit_ns_per_s,
+            cost,
+            pays_back: Nanos(u64::try_from(pays_back).unwrap_or(u64::MAX)),
+            pages: Vec::new(),
+            obstacle: None,
+        }
+    }
+
+    /// All vCPUs to `target`; None if they are there or may not be.
+    pub(crate) fn vcpus_to(&self, target: NodeId) -> Option<Quote> {
+        let node = self.host.node(target).filter(|n| n.cpus > 0)?;
+        let away: Vec<_> = self.vm.vcpus.iter().filter(|v| v.node != target).collect();
+        if away.is_empty() || !self.vm.may_run_on(target) {
+            return None;
+        }
+        let mut after = self.now.clone();
+        after.run.fill(0);
+        if let Some(all) = after.run.get_mut(target.index()) {
+            *all = 1;
+        }
+        let vcpus = u16::try_from(away.len()).unwrap_or(u16::MAX);
+        let cost = Nanos(self.tunables.vcpu_move.0.saturating_mul(vcpus.into()));
+        let mut quote = self.quote(
+            Choice::MoveVcpus { to: target, vcpus },
+            target,
+            &after,
+            cost,
+        );
+        // It may be as full there as where the vCPUs are now, but not fuller.
+        let demand = away.iter().map(|v| u32::from(v.demand.0)).sum();
+        let here = away
+            .iter()
+            .filter_map(|v| self.host.node(v.node)?.use_with(0))
+            .max();
+        let limit = here.unwrap_or(0).max(self.tunables.cpu_room_per_mille);
+        if node.use_with(demand).is_none_or(|used| used > limit) {
+            quote.obstacle = Some(Obstacle::Cpu);
+        }
+        Some(quote)
+    }
+
+    /// The cost of moving one page.
+    fn page_cost(&self, size: PageSize) -> Nanos {
+        let copy = (u128::from(self.tunables.copy_mib.0) * u128::from(size.bytes())) >> 20;
+        Nanos(u64::try_from(copy).unwrap_or(u64::MAX)) + self.tunables.page_overhead
+    }
+
+    /// The pages to `target` that are touched, farther away than there, and worth their own cost.
+    /// None if there are none or they may not lie there.
+    ///
+    /// `gamma` is how often the benefit must exceed the cost; `resting` names pages to leave out.
+    pub(crate) fn pages_to(
+        &self,
+        target: NodeId,
+        gamma: u32,
+        resting: impl Fn(&HotPage) -> bool,
+    ) -> Option<Quote> {
+        if !self.vm.may_lie_on(target) {
+            return None;
+        }
+        let latencies = self.host.latencies;
+        let there = self.now.latency_to(target, latencies);
+        let saved: Vec<u64> = (0u16..)
+            .take(latencies.nodes())
+            .map(|n| {
+                self.now
+                    .latency_to(NodeId(n), latencies)
+                    .saturating_sub(there)
+            })
+            .collect();
+        let saved_on = |n: NodeId| saved.get(n.index()).copied().unwrap_or(0);
+        let farther = |n: NodeId| n != target && saved_on(n) > 0;
+        let heat = self
+            .vm
+            .footprint
+            .hot(|_| true)
+            .iter()
+            .map(|p| p.heat)
+            .sum::<u64>()
+            .max(1);
+        let pays = |p: &HotPage| {
+            let part = Score::ratio(p.heat.into(), heat.into());
+            let benefit = part.of(self.benefit(saved_on(p.node)));
+            self.saving(benefit).0 > self.page_cost(p.size).0.saturating_mul(gamma.into())
+        };
+        let candidates: Vec<HotPage> = self
+            .vm
+            .footprint
+            .hot(farther)
+            .into_iter()
+            .filter(|p| p.size != PageSize::Size1G && !resting(p) && pays(p))
+            .collect();
+        if candidates.is_empty() {
+            return None;
+        }
+        let mut room = self.host.node(target).map_or(0, |n| {
+            n.free_bytes
+                .saturating_sub(self.tunables.reserve.of(n.total_bytes))
+        });
+        let mut after = self.now.clone();
+        let (mut bytes, mut cost, mut pages) = (0u64, Nanos::ZERO, Vec::new());
+        for p in candidates {
+            let Some(rest) = room.checked_sub(p.size.bytes()) else {
+                continue;
+            };
+            room = rest;
+            bytes = bytes.saturating_add(p.size.bytes());
+            cost += self.page_cost(p.size);
+            pages.push(PageOrder {
+                gpa: p.gpa,
+                size: p.size,
+                from: p.node,
+                to: target,
+            });
+            let at_most = after.touch.get(p.node.index()).copied().unwrap_or(0);
+            let weight = p.heat.min(at_most);
+            if let Some(w) = after.touch.get_mut(p.node.index()) {
+                *w -= weight;
+            }
+            if let Some(w) = after.touch.get_mut(target.index()) {
+                *w = w.saturating_add(weight);
+            }
+        }
+        let mut quote = self.quote(
+            Choice::MovePages { to: target, bytes },
+            target,
+            &after,
+            cost,
+        );
+        if pages.is_empty() {
+            quote.obstacle = Some(Obstacle::Memory);
+        }
+        quote.pages = pages;
+        Some(quote)
+    }
+}
