@@ -11,8 +11,8 @@ use crate::acpi_pm::AcpiPm;
 use crate::ioapic::IoApic;
 use crate::layout::{
     COM1, COM1_IRQ, ELCR, I8042_COMMAND, I8042_DATA, IOAPIC_BASE, IOAPIC_BYTES, PCI_ADDRESS,
-    PCI_DATA, PIC_MASTER, PIC_SLAVE, PIT, PIT_IRQ, PM_TMR, PM1A_CNT, PM1A_EVT, PORT_A, PORT_B,
-    POST, RESET_PORT, RTC, RTC_IRQ, SCI_IRQ, isa_pin,
+    PCI_DATA, PIC_MASTER, PIC_SLAVE, PIT, PIT_IRQ, PM_TMR, PM_TMR_BYTES, PM1A_CNT, PM1A_CNT_BYTES,
+    PM1A_EVT, PORT_A, PORT_B, POST, RESET_PORT, RTC, RTC_IRQ, SCI_IRQ, isa_pin,
 };
 use crate::message::InterruptMessage;
 use crate::pic::{Pic, Which};
@@ -46,6 +46,9 @@ const FAST_RESET: u8 = 0x01;
 const A20: u8 = 0x02;
 /// The keyboard controller command that pulses the reset line.
 const PULSE_RESET: u8 = 0xFE;
+const PM1A_CNT_LAST: u16 = PM1A_CNT + PM1A_CNT_BYTES as u16 - 1;
+const PM_TMR_LAST: u16 = PM_TMR + PM_TMR_BYTES as u16 - 1;
+const COM1_LAST: u16 = COM1 + 7;
 /// The other port that kernels write to wait a microsecond.
 const DELAY: u16 = 0xED;
 
@@ -92,8 +95,8 @@ impl Board {
         let ones = size.ones() as u32; // at most 32 bits for a port
         let value = match port {
             PM1A_EVT..PM1A_CNT => self.pm.event_block() >> lane(port, PM1A_EVT),
-            PM1A_CNT..=0x605 => u32::from(self.pm.control()) >> lane(port, PM1A_CNT),
-            PM_TMR..=0x60B => AcpiPm::timer(self.now) >> lane(port, PM_TMR),
+            PM1A_CNT..=PM1A_CNT_LAST => u32::from(self.pm.control()) >> lane(port, PM1A_CNT),
+            PM_TMR..=PM_TMR_LAST => AcpiPm::timer(self.now) >> lane(port, PM_TMR),
             PCI_ADDRESS if size > AccessSize::Byte => u32::MAX,
             _ => self.read_bytes(port, size),
         };
@@ -111,7 +114,7 @@ impl Board {
                 let lane = lane(port, PM1A_EVT);
                 self.pm.write_event_block(value << lane, mask << lane);
             }
-            PM1A_CNT..=0x605 => {
+            PM1A_CNT..=PM1A_CNT_LAST => {
                 let lane = lane(port, PM1A_CNT);
                 if self
                     .pm
@@ -120,7 +123,7 @@ impl Board {
                     self.power = Some(PowerEvent::Off);
                 }
             }
-            PM_TMR..=0x60B => {}
+            PM_TMR..=PM_TMR_LAST => {}
             PCI_ADDRESS if size > AccessSize::Byte => {}
             _ => self.write_bytes(port, size, value),
         }
@@ -294,7 +297,7 @@ impl Board {
             RESET_PORT => self.reset_control,
             // No PCI: neither mechanism answers.
             PCI_ADDRESS..=0xCFF => 0xFF,
-            COM1..=0x3FF => self.uart.read(port - COM1),
+            COM1..=COM1_LAST => self.uart.read(port - COM1),
             _ => return None,
         })
     }
@@ -327,7 +330,7 @@ impl Board {
                 self.reset_control = value & 0x0E;
             }
             PCI_ADDRESS..PCI_DATA | PCI_DATA..=0xCFF => {}
-            COM1..=0x3FF => {
+            COM1..=COM1_LAST => {
                 let offset = port - COM1;
                 if self.uart.is_transmit(offset) {
                     // The transmitter is full and then empty again: an edge for the I/O APIC.

@@ -45,7 +45,6 @@ mod message;
 mod pic;
 mod pit;
 mod rtc;
-mod rtc_calendar;
 mod scale;
 mod uart;
 mod unclaimed;

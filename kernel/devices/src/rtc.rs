@@ -4,9 +4,11 @@
 //! The time is guest time plus an offset; nothing ticks. The update cycle takes no time, but
 //! update-in-progress shows for the 244 us before each second in which hardware would warn.
 
+mod calendar;
+
 use crate::layout::{CMOS_CENTURY, RTC_HZ};
-use crate::rtc_calendar::DateTime;
 use crate::scale::{nanos_to_ticks, ticks_to_nanos};
+use calendar::DateTime;
 use units::Nanos;
 
 const SECOND: u64 = 1_000_000_000;
@@ -336,5 +338,4 @@ impl Rtc {
 }
 
 #[cfg(test)]
-#[path = "rtc_tests.rs"]
 mod tests;

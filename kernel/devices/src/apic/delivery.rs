@@ -57,8 +57,9 @@ impl LocalApic {
                 self.request(message.vector, message.trigger)
             }
             DeliveryMode::Nmi => {
-                self.nmi = true;
-                true
+                // One that waits for SIPI has no handler yet: dropped, not kept (SDM 3A 9.4).
+                self.nmi |= self.activity == Activity::Running;
+                self.nmi
             }
             DeliveryMode::Init => {
                 self.init = true;

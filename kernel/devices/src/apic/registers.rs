@@ -83,6 +83,7 @@ impl LocalApic {
 
     /// Writes the 32-bit register at `offset` of the register page. Reserved bits are ignored, and
     /// so are writes outside xAPIC mode.
+    #[must_use = "an effect that is not carried out loses an interrupt"]
     pub fn mmio_write(&mut self, offset: u16, value: u32, now: Now) -> Option<Effect> {
         if self.mode() != ApicMode::XApic {
             return None;

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::message::{DeliveryMode, Destination, lowest_priority};
-use alloc::vec;
 use units::Gpa;
 
 const CONFIG: ApicConfig = ApicConfig {
@@ -380,7 +379,7 @@ fn init_and_sipi_start_a_processor_once() {
     // Stopped again while it runs: NMI and interrupts do not start it.
     ap.receive(&event(DeliveryMode::Init, 0));
     assert!(ap.take_init());
-    ap.receive(&event(DeliveryMode::Nmi, 0));
+    assert!(!ap.receive(&event(DeliveryMode::Nmi, 0)) && !ap.nmi_pending());
     assert!(!ap.has_work() && ap.activity() == Activity::WaitForSipi);
     // INIT keeps mode and base.
     let mut ap = x2apic(1);
