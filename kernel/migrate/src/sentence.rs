@@ -140,8 +140,15 @@ pub(crate) fn planned(
         alternatives: weighed(chosen, quotes),
         sentence,
     };
+    let preferred = match chosen.choice {
+        Choice::MoveVcpus { to, .. } => Some(to),
+        Choice::MovePages { to, .. } => {
+            Some(to).filter(|to| vm.vcpus.iter().all(|v| v.node == *to))
+        }
+    };
     Decision {
         vm: vm.vm,
+        preferred,
         action,
         event,
     }
@@ -159,6 +166,7 @@ pub(crate) fn would(pricer: &Pricer<'_>, chosen: &Quote, quotes: &[Quote]) -> De
     };
     Decision {
         vm: vm.vm,
+        preferred: None,
         action: Action::Stay(Hold::DryRun),
         event,
     }
@@ -191,6 +199,7 @@ pub(crate) fn held(vm: &VmView<'_>, why: Hold, pricer: &Pricer<'_>, quotes: &[Qu
     };
     Decision {
         vm: vm.vm,
+        preferred: None,
         action: Action::Stay(why),
         event,
     }
