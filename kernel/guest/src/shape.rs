@@ -432,18 +432,15 @@ impl VmShape {
     /// (SDM 3A 9.9.1), where packages are the nodes that have processors.
     #[must_use]
     pub fn apic_id(&self, vcpu: u16) -> u32 {
-        let mut package = 0u32;
-        for n in self.nodes.iter().filter(|n| !n.vcpus.is_empty()) {
+        let packages = self.nodes.iter().filter(|n| !n.vcpus.is_empty());
+        for (package, n) in (0u32..).zip(packages) {
             if let Some(i) = n.vcpus.iter().position(|v| *v == vcpu) {
-                let i = i as u32;
                 let threads = u32::from(self.topology.threads_per_core);
-                let core = i / threads;
-                let thread = i % threads;
+                let (core, thread) = (i as u32 / threads, i as u32 % threads);
                 return package << self.package_bits()
                     | core << self.topology.thread_bits()
                     | thread;
             }
-            package += 1;
         }
         u32::from(vcpu)
     }

@@ -76,7 +76,7 @@ fn emulated(facts: &Facts, msr: u32, direction: Direction) -> Option<EmulatedMsr
         0x1D9 => Some(E::Stored(StoredMsr::DebugCtl)),
         0x200..=0x20F => {
             let n = ((msr - 0x200) / 2) as u8;
-            let stored = if msr % 2 == 0 {
+            let stored = if msr.is_multiple_of(2) {
                 StoredMsr::MtrrPhysBase(n)
             } else {
                 StoredMsr::MtrrPhysMask(n)
