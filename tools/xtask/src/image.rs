@@ -84,7 +84,7 @@ fn fat(volume: u64, files: &Files) -> Result<Vec<u8>> {
         .fat_type(FatType::Fat32)
         .bytes_per_cluster(512)
         .volume_label(*b"PERIGEE    ");
-    fatfs::format_volume(&mut Cursor::new(&mut bytes[..]), options)
+    fatfs::format_volume(Cursor::new(&mut bytes[..]), options)
         .context("cannot format the volume")?;
     let fs = FileSystem::new(Cursor::new(&mut bytes[..]), FsOptions::new())
         .context("cannot open the new volume")?;

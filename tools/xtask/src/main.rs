@@ -10,10 +10,11 @@
 //! * [`qemu`] composes the emulator's command line, [`session`] runs it to its end, [`console`] is the
 //!   person's terminal meanwhile;
 //! * [`verdict`] says what the run's transcript means; [`status`] which exit status that is;
-//! * [`trials`] does all this for each scenario, after the host tests; [`lint`] keeps the house rules.
+//! * [`trials`] does all this for each scenario, after [`host_tests`]; [`lint`] keeps the house rules.
 
 mod artifacts;
 mod console;
+mod host_tests;
 mod image;
 mod initramfs;
 mod lint;

@@ -106,7 +106,7 @@ impl RunArgs {
                     .map_err(|_| usage(format!("--memory {text} is more than can be emulated.")))?
             }
         };
-        let each = memory_mib / self.nodes & !1;
+        let each = (memory_mib / self.nodes) & !1;
         if each < 128 {
             return Err(usage(format!(
                 "--memory gives each of {} nodes {each} MiB; 128 are the least.",

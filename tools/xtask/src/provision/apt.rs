@@ -80,7 +80,7 @@ impl PrivateApt {
     }
 
     /// Resolves as if nothing were installed on the system.
-    pub fn from_nothing(mut self) -> Self {
+    pub fn ignoring_system(mut self) -> Self {
         self.knows_system = false;
         self
     }

@@ -12,9 +12,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::Part;
 use super::apt::{Deb, PrivateApt, unpack};
+use super::emulator::{QEMU_WANTED, qemu_root};
 use super::host::{Mirror, System};
-use super::{Part, qemu_root};
 use crate::say;
 
 /// The release that guest kernels come from, whatever release runs here.
@@ -51,7 +52,7 @@ pub(super) fn install(system: &System, missing: &BTreeSet<Part>, cache: &Path) -
     }
     let mut missing = missing.clone();
     if rustix::process::geteuid().is_root() {
-        install_by_apt(&mut missing);
+        install_by_apt(&mut missing, system);
     }
     if missing.is_empty() {
         return Ok(());
@@ -61,7 +62,7 @@ pub(super) fn install(system: &System, missing: &BTreeSet<Part>, cache: &Path) -
     let (suites, preferred) = system.tool_suites().context("this is not Debian")?;
     let tools = PrivateApt::open(cache, &mirror, &suites, preferred)?;
     let guest_suites = [GUEST_RELEASE.to_string(), GUEST_BACKPORTS.to_string()];
-    let guests = PrivateApt::open(cache, &mirror, &guest_suites, None)?.from_nothing();
+    let guests = PrivateApt::open(cache, &mirror, &guest_suites, None)?.ignoring_system();
 
     let kernels = missing.contains(&Part::Kernel61) || missing.contains(&Part::Kernel612);
     if missing
@@ -114,7 +115,9 @@ fn job(part: Part, tools: &PrivateApt, guests: &PrivateApt, cache: &Path) -> Res
     };
     Ok(match part {
         Part::Qemu => {
-            let debs = tools.resolve(&["qemu-system-x86", "seabios"])?;
+            let mut debs = tools.resolve(&["qemu-system-x86", "seabios"])?;
+            // The C library must be the one that the system's own dynamic linker belongs to.
+            debs.retain(|deb| !["libc6", "libc-bin"].contains(&deb.name.as_str()));
             Job {
                 debs,
                 place: Place::Tree(qemu_root(cache)),
@@ -186,14 +189,15 @@ fn first_file(folder: &Path) -> Option<PathBuf> {
 
 /// Takes out of `missing` what the system's own apt installs. What it does not is unpacked later,
 /// so a failure here is told and not fatal.
-fn install_by_apt(missing: &mut BTreeSet<Part>) {
+fn install_by_apt(missing: &mut BTreeSet<Part>, system: &System) {
+    let own_qemu_is_old = matches!(system.tool_suites(), Some((_, Some(_))));
     let wanted: Vec<(Part, &str)> = [
         (Part::Qemu, "qemu-system-x86"),
         (Part::Ovmf, "ovmf"),
         (Part::Busybox, "busybox-static"),
     ]
     .into_iter()
-    .filter(|(part, _)| missing.contains(part))
+    .filter(|(part, _)| missing.contains(part) && !(*part == Part::Qemu && own_qemu_is_old))
     .collect();
     if wanted.is_empty() {
         return;
@@ -284,8 +288,7 @@ fn candidate_is_wanted(package: &str) -> bool {
         .args(["policy", package])
         .output();
     output.is_ok_and(|o| {
-        candidate_number(&String::from_utf8_lossy(&o.stdout))
-            .is_some_and(|n| n >= super::QEMU_WANTED)
+        candidate_number(&String::from_utf8_lossy(&o.stdout)).is_some_and(|n| n >= QEMU_WANTED)
     })
 }
 
