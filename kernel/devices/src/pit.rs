@@ -226,11 +226,10 @@ impl Counter {
         if high_byte { high } else { low }
     }
 
-    /// The time of the output's `n`-th rising edge, from 1.
+    /// The time of the output's `n`-th rising edge, from 1; modes that are not periodic have one.
     fn edge(&self, n: u64) -> Option<Nanos> {
         let started = self.started.filter(|_| self.frozen.is_none())?;
-        (n == 1 || self.is_periodic())
-            .then(|| started + ticks_to_nanos(self.reload.saturating_mul(n), PIT_HZ))
+        Some(started + ticks_to_nanos(self.reload.saturating_mul(n), PIT_HZ))
     }
 
     /// How many rising edges are over.

@@ -210,17 +210,12 @@ impl Rtc {
         self.a = a;
         // SET clears the update-ended interrupt enable (data sheet, register B).
         self.b = if b & B_SET != 0 { b & !C_UPDATE } else { b };
-        if self.divider_in_reset() || self.b & B_SET != 0 {
-            self.stopped = Some(shown);
-            if was_in_reset && !self.divider_in_reset() {
-                self.set_phase(SECOND / 2, now);
-            }
-            return;
-        }
-        if was_in_reset {
+        if was_in_reset && !self.divider_in_reset() {
             self.set_phase(SECOND / 2, now);
         }
-        if self.stopped.take().is_some() {
+        if self.divider_in_reset() || self.b & B_SET != 0 {
+            self.stopped = Some(shown);
+        } else if self.stopped.take().is_some() {
             self.set_time(shown, now);
         }
     }

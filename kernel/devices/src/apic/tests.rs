@@ -381,6 +381,12 @@ fn init_and_sipi_start_a_processor_once() {
     assert!(ap.take_init());
     assert!(!ap.receive(&event(DeliveryMode::Nmi, 0)) && !ap.nmi_pending());
     assert!(!ap.has_work() && ap.activity() == Activity::WaitForSipi);
+    // A running processor is restarted even if it looks only after both messages.
+    ap.receive(&event(DeliveryMode::Startup, 1));
+    assert_eq!(ap.take_sipi(), Some(1));
+    ap.receive(&event(DeliveryMode::Init, 0));
+    assert!(ap.receive(&event(DeliveryMode::Startup, 2)) && ap.take_init());
+    assert_eq!(ap.take_sipi(), Some(2));
     // INIT keeps mode and base.
     let mut ap = x2apic(1);
     ap.receive(&event(DeliveryMode::Init, 0));
@@ -507,6 +513,11 @@ fn lowest_priority_takes_turns_among_equals_and_avoids_the_busy() {
         assert!(apics[winner].receive(&message));
     }
     assert_eq!(winners, [5, 5, 0]);
+    let equals = [enabled(0, Role::Bootstrap), enabled(1, Role::Application)];
+    assert_eq!(
+        lowest_priority(&message, equals.iter().enumerate()),
+        Some(0)
+    );
     let nobody = InterruptMessage {
         destination: Destination::Physical(9),
         ..message
