@@ -12,7 +12,7 @@ mod platform;
 
 
 use arch::{apic, cpu, entry, gdt, idt, paging, percpu, smp, symbols, time, timer, tsc};
-use handoff::{BootInfo, DIRECT_MAP_BASE, MemoryRegion, Module, ModuleKind};
+use handoff::{BootInfo, DIRECT_MAP_BASE, ModuleKind};
 use units::{ApicId, CpuId, NodeId};
 
 /// Called by [`arch::entry`] on the boot processor's first stack.
@@ -28,19 +28,14 @@ extern "C" fn kernel_main(info: u64) -> ! {
     idt::load();
     console::init_early();
     log::info!("Perigee {}", env!("CARGO_PKG_VERSION"));
-    if let Err(e) = boot.check() {
+    // SAFETY: once, before anything wants memory, on the loader's page tables.
+    if let Err(e) = unsafe { mm::init_early(boot) } {
         panic!("{e}");
     }
-    let (regions, modules): (&[MemoryRegion], &[Module]) = unsafe {
-        (
-            core::slice::from_raw_parts((DIRECT_MAP_BASE + boot.memory_map) as *const _, boot.memory_map_len as usize),
-            core::slice::from_raw_parts((DIRECT_MAP_BASE + boot.modules) as *const _, boot.modules_len as usize),
-        )
-    };
-    if let Some(elf) = modules.iter().find(|m| m.kind == ModuleKind::KernelElf as u32) {
+    let (regions, modules) = (mm::memory_map(), mm::modules());
+    if let Some(elf) = modules.iter().find(|m| m.kind() == Some(ModuleKind::KernelElf)) {
         symbols::set_file(platform::module_bytes(elf));
     }
-    mm::init_early(boot, regions);
     if let Err(e) = paging::init(boot, regions) {
         panic!("{e}");
     }

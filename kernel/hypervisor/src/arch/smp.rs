@@ -43,10 +43,14 @@ global_asm!(
     "cld",
     "mov ax, cs",
     "mov ds, ax",
-    "lgdt [ap_gdt_pointer - ap_trampoline]", // base below 16 MiB: 24 bits do,
+    // lgdt [disp16] (a base below 16 MiB fits its 24 bits); the assembler takes no difference of two
+    // labels as an address.
+    ".byte 0x0f, 0x01, 0x16",
+    ".word ap_gdt_pointer - ap_trampoline",,
     "mov eax, 0x20", // CR4.PAE
     "mov cr4, eax",
-    "mov eax, dword ptr [ap_cr3 - ap_trampoline]",
+    ".byte 0x66, 0xa1", // mov eax, [disp16]
+    ".word ap_cr3 - ap_trampoline",
     "mov cr3, eax",
     "mov ecx, 0xc0000080", // EFER.LME and EFER.NXE
     "rdmsr",

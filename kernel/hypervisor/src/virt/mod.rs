@@ -20,9 +20,10 @@ pub use regs::{Event, EventKind, Gpr, Regs, SegmentName};
 
 use crate::vm::Hypervisor;
 use core::fmt;
-use guest::{EntryState, Segment};
+use guest::entry::Segment;
+use guest::EntryState;
 use spin::Once;
-use units::{Frame, NodeId};
+use units::{Frame, Gpa, NodeId};
 
 /// Why this processor cannot host guests, as a sentence for the operator.
 #[derive(Clone, Copy, Debug)]
@@ -59,13 +60,13 @@ pub enum TlbState {
 }
 
 /// A vendor's virtualization.
-pub trait Backend: Sized + Send + Sync + 'static {
+pub trait Backend: fmt::Debug + Sized + Send + Sync + 'static {
     /// State of one virtual CPU.
-    type Vcpu: VcpuState + Send;
+    type Vcpu: VcpuState + fmt::Debug + Send;
     /// State of one physical CPU.
-    type Cpu: Send;
+    type Cpu: fmt::Debug;
     /// Format of the nested page table.
-    type Format: memory::TableFormat + Send + Sync + 'static;
+    type Format: memory::table::TableFormat<Address = Gpa> + Send + Sync;
     /// As printed: "AMD-V".
     const NAME: &'static str;
 
@@ -114,6 +115,8 @@ pub trait VcpuState {
     /// PAT of the guest.
     fn set_pat(&mut self, pat: u64);
     /// TSC_AUX of the guest.
+    fn tsc_aux(&self) -> u64;
+    /// Sets TSC_AUX of the guest; only while it is loaded.
     fn set_tsc_aux(&mut self, value: u64);
     /// A segment register.
     fn segment(&self, name: SegmentName) -> Segment;

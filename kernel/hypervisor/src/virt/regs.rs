@@ -96,19 +96,6 @@ pub struct Event {
 }
 
 impl Event {
-    /// #UD.
-    pub const UNDEFINED_OPCODE: Self = Self::fault(6);
-    /// #GP(0).
-    pub const GENERAL_PROTECTION: Self = Self { kind: EventKind::Exception, vector: 13, error: Some(0) };
-
-    /// An exception without an error code.
-    pub const fn fault(vector: u8) -> Self {
-        Self { kind: EventKind::Exception, vector, error: None }
-    }
-    /// A page fault; the caller sets CR2.
-    pub const fn page_fault(error: u32) -> Self {
-        Self { kind: EventKind::Exception, vector: 14, error: Some(error) }
-    }
     /// An external interrupt.
     pub const fn interrupt(vector: u8) -> Self {
         Self { kind: EventKind::Interrupt, vector, error: None }

@@ -35,7 +35,7 @@ pub struct Svm;
 impl Backend for Svm {
     type Vcpu = vcpu::SvmVcpu;
     type Cpu = cpu::SvmCpu;
-    type Format = memory::NptFormat;
+    type Format = memory::table::NptFormat;
     const NAME: &'static str = "AMD-V with nested paging";
 
     fn probe() -> Result<(), Unsupported> {

@@ -11,7 +11,8 @@ use crate::virt::{
 };
 use core::arch::asm;
 use core::ptr::NonNull;
-use guest::{EntryState, Segment};
+use guest::entry::Segment;
+use guest::EntryState;
 use units::{Frame, Hpa, PageSize};
 
 const EFER_SVME: u64 = 1 << 12;
@@ -253,6 +254,9 @@ impl VcpuState for SvmVcpu {
         self.vmcb_mut().save.g_pat = pat;
     }
 
+    fn tsc_aux(&self) -> u64 {
+        self.tsc_aux
+    }
     fn set_tsc_aux(&mut self, value: u64) {
         self.tsc_aux = value;
         if self.has_tsc_aux {

@@ -1,0 +1,304 @@
+//! Accessed bits to footprints, footprints to proximity, proximity to plans.
+//!
+//! Every `sample_ms` the boot CPU reads and clears the accessed bits of each running VM and gives
+//! them to [`footprint`]; every `plan_ms` it asks [`migrate`] what pays, and carries it out: a preferred
+//! node goes to the scheduler, page moves go to `moves`.
+
+use super::moves::{self, PageWork};
+use super::{record, tell, tidy};
+use crate::arch::time;
+use crate::mm;
+use crate::timers::{self, Timer};
+use crate::virt::Backend;
+use crate::vm::{Hypervisor, Vm, VmState};
+use alloc::collections::VecDeque;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+use config::{Affinity, HostConfig};
+use core::sync::atomic::Ordering::Relaxed;
+use footprint::{Attribution, Coverage, Footprint, Latencies, LeafSample, Window};
+use memory::harvest::{Cursor, Options};
+use migrate::{Action, Decision, HostView, MoveResult, NodeView, PageOrder, Planner, VcpuView, VmView};
+use telemetry::Event;
+use topology::Machine;
+use units::{Nanos, NodeId, Score, VmId};
+
+/// Entries that one call of the harvest reads before it lets the access lock go for a moment.
+const HARVEST_BUDGET: u64 = 16 * 1024;
+
+/// What is known of all VMs, and who plans for them.
+#[derive(Debug)]
+pub struct Tracking {
+    /// Latencies between nodes that policy uses.
+    pub latencies: Latencies,
+    /// One for each VM that was built.
+    pub vms: Vec<VmTrack>,
+    planner: Planner,
+    next_plan: Nanos,
+}
+
+/// What is known of one VM.
+#[derive(Debug)]
+pub struct VmTrack {
+    /// Whose.
+    pub vm: VmId,
+    /// Who touches what.
+    pub footprint: Footprint,
+    /// What the planner said last.
+    pub last_word: String,
+    last_pass: Nanos,
+}
+
+impl Tracking {
+    /// Nothing is known yet.
+    pub fn new(machine: &Machine, config: &HostConfig, vms: impl Iterator<Item = VmId>) -> Self {
+        let nodes = machine.nodes.len();
+        let vms = vms.map(|vm| VmTrack {
+            vm,
+            footprint: Footprint::new(nodes, footprint::Tunables::default()),
+            last_word: String::from("nothing yet"),
+            last_pass: time::now(),
+        });
+        Self {
+            latencies: Latencies::from_fn(nodes, |from, to| machine.latency_ns(from, to)),
+            vms: vms.collect(),
+            planner: Planner::new(migrate::Tunables::default()),
+            next_plan: time::now() + Nanos::from_millis(config.host.plan_ms.into()),
+        }
+    }
+
+    /// What is known of this VM.
+    pub fn of(&self, vm: VmId) -> Option<&VmTrack> {
+        self.vms.iter().find(|t| t.vm == vm)
+    }
+}
+
+/// Starts the passes, on the boot CPU.
+pub fn start<B: Backend>(hv: &Hypervisor<B>) {
+    timers::arm(hv, time::now() + interval(hv), Timer::Sample);
+}
+
+fn interval<B: Backend>(hv: &Hypervisor<B>) -> Nanos {
+    Nanos::from_millis(hv.config.host.sample_ms.into())
+}
+
+/// One pass over all VMs, and a plan if it is time for one.
+pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
+    timers::arm(hv, now + interval(hv), Timer::Sample);
+    tidy(hv);
+    let mut tracking = hv.tracking.lock();
+    let tracking = &mut *tracking;
+    for track in &mut tracking.vms {
+        if let Some(vm) = hv.vm(track.vm).filter(|vm| vm.state() == VmState::Running) {
+            pass(vm, track, now);
+            let scores = track.footprint.proximity(&tracking.latencies);
+            tell(hv, sched::Event::ProximityUpdated { vm: vm.id, scores });
+        }
+    }
+    if now >= tracking.next_plan {
+        tracking.next_plan = now + Nanos::from_millis(hv.config.host.plan_ms.into());
+        plan(hv, tracking, now);
+    }
+}
+
+/// Reads and clears one VM's accessed bits.
+fn pass<B: Backend>(vm: &Vm<B>, track: &mut VmTrack, now: Nanos) {
+    let mut touched: Vec<LeafSample> = Vec::new();
+    let mut cursor = Cursor::ALL;
+    loop {
+        let progress = vm.ram.with_table(|table| {
+            table.harvest(&mut cursor, Options::FOOTPRINT, HARVEST_BUDGET, |leaf| {
+                let node = mm::node_of(leaf.frame).unwrap_or_default();
+                touched.push(LeafSample::shared(leaf.at, leaf.size, node, leaf.accessed, leaf.dirty));
+            })
+        });
+        if progress == memory::harvest::Progress::Finished {
+            break;
+        }
+    }
+    vm.ram.sampled();
+    let nodes = track.footprint.resident().len();
+    let mut run_time = vec![Nanos::ZERO; nodes];
+    for vcpu in &vm.vcpus {
+        for (sum, on_node) in run_time.iter_mut().zip(&vcpu.ran_on_node_ns) {
+            *sum += Nanos(on_node.swap(0, Relaxed));
+        }
+    }
+    let resident = vm.ram.bytes_by_node(nodes);
+    let window = Window {
+        length: now.since(track.last_pass),
+        run_time: &run_time,
+        attribution: Attribution::ByRunTime,
+        coverage: Coverage::TouchedLeaves { resident: &resident },
+    };
+    track.last_pass = now;
+    track.footprint.record(&window, touched);
+}
+
+/// Asks the planner, and does what it says.
+fn plan<B: Backend>(hv: &Hypervisor<B>, tracking: &mut Tracking, now: Nanos) {
+    let nodes = node_views(hv);
+    let inputs: Vec<Input> = hv.vms.iter().filter(|vm| vm.state() == VmState::Running).map(|vm| Input::of(hv, vm)).collect();
+    let vms: Vec<VmView<'_>> = inputs
+        .iter()
+        .filter_map(|input| {
+            let track = tracking.vms.iter().find(|t| t.vm == input.vm)?;
+            tell_footprint(hv, track, &tracking.latencies);
+            Some(input.view(&track.footprint))
+        })
+        .collect();
+    let host = HostView { latencies: &tracking.latencies, nodes: &nodes, link_bytes_per_s: u64::MAX };
+    let decisions = tracking.planner.plan(now, &host, &vms);
+    for decision in decisions {
+        if let Some(track) = tracking.vms.iter_mut().find(|t| t.vm == decision.vm) {
+            let said = decision.event.to_string();
+            // A reason to stay is told once, not at every pass.
+            if decision.acts() || said != track.last_word {
+                record(decision.event.clone());
+            }
+            track.last_word = said;
+        }
+        act(hv, decision);
+    }
+}
+
+fn act<B: Backend>(hv: &Hypervisor<B>, decision: Decision) {
+    let reason = decision.event.to_string();
+    match decision.action {
+        Action::PreferNode(node) => tell(hv, sched::Event::PreferredNode { vm: decision.vm, node: Some(node) }),
+        Action::MovePages(orders) => order_pages(hv, decision.vm, orders, &reason),
+        Action::Stay(_) => {}
+    }
+}
+
+/// Hands page orders to the CPUs of their target nodes.
+fn order_pages<B: Backend>(hv: &Hypervisor<B>, vm: VmId, orders: Vec<PageOrder>, reason: &str) {
+    let mut targets: Vec<NodeId> = orders.iter().map(|o| o.to).collect();
+    targets.sort_unstable();
+    targets.dedup();
+    for to in targets {
+        let leaves: VecDeque<PageOrder> = orders.iter().filter(|o| o.to == to).copied().collect();
+        moves::order(hv, PageWork::new(vm, to, leaves, String::from(reason)));
+    }
+}
+
+/// The operator wants all of a VM's pages on a node. Returns how many leaves are on their way.
+pub fn migrate_all<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, to: NodeId) -> usize {
+    let orders: Vec<PageOrder> = vm.ram.with_table(|table| {
+        let leaves = table.all_leaves().filter(|leaf| !leaf.frozen);
+        leaves
+            .filter_map(|leaf| {
+                let from = mm::node_of(leaf.frame)?;
+                (from != to).then_some(PageOrder { gpa: leaf.at, size: leaf.size, from, to })
+            })
+            .collect()
+    });
+    let count = orders.len();
+    order_pages(hv, vm.id, orders, "the operator asked for it");
+    count
+}
+
+/// What became of a page.
+pub fn moved<B: Backend>(hv: &Hypervisor<B>, result: MoveResult) {
+    let now = time::now();
+    let mut tracking = hv.tracking.lock();
+    tracking.planner.handle(now, migrate::Event::Moved(result));
+}
+
+/// A VM's vCPUs and limits, owned for the time of a plan.
+struct Input {
+    vm: VmId,
+    name: String,
+    mode: migrate::Mode,
+    vcpus: Vec<VcpuView>,
+    cpu_nodes: Option<Vec<NodeId>>,
+}
+
+impl Input {
+    fn of<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> Self {
+        let vcpus = {
+            let sched = hv.sched.lock();
+            vm.vcpus
+                .iter()
+                .filter_map(|v| sched.vcpu(v.id))
+                .map(|r| VcpuView { vcpu: r.vcpu, node: r.node, demand: r.demand.per_mille() })
+                .collect()
+        };
+        let cpu_nodes = match &vm.config.affinity {
+            Affinity::Auto => None,
+            Affinity::Nodes(nodes) => Some(nodes.clone()),
+            Affinity::Cpus(cpus) => {
+                let mut nodes: Vec<NodeId> =
+                    cpus.iter().filter_map(|c| hv.machine.cpus.get(c.index())).map(|c| c.node).collect();
+                nodes.sort_unstable();
+                nodes.dedup();
+                Some(nodes)
+            }
+        };
+        let mode = match vm.config.mode_on(&hv.config.host) {
+            config::Mode::Auto => migrate::Mode::Auto,
+            config::Mode::DryRun => migrate::Mode::DryRun,
+            config::Mode::VcpuOnly => migrate::Mode::VcpuOnly,
+            config::Mode::PagesOnly => migrate::Mode::PagesOnly,
+            config::Mode::Off => migrate::Mode::Off,
+        };
+        Self { vm: vm.id, name: vm.name.clone(), mode, vcpus, cpu_nodes }
+    }
+
+    fn view<'a>(&'a self, footprint: &'a Footprint) -> VmView<'a> {
+        VmView {
+            vm: self.vm,
+            name: &self.name,
+            mode: self.mode,
+            footprint,
+            vcpus: &self.vcpus,
+            cpu_nodes: self.cpu_nodes.as_deref(),
+            memory_nodes: None,
+        }
+    }
+}
+
+fn node_views<B: Backend>(hv: &Hypervisor<B>) -> Vec<NodeView> {
+    let sched = hv.sched.lock();
+    let view = |node: NodeId| {
+        let cpus = sched.cpus().filter(|c| c.node == node);
+        let (count, demand) = cpus.fold((0_u16, 0_u64), |(n, sum), c| (n.saturating_add(1), sum + c.demand));
+        let memory = mm::stats(node);
+        NodeView {
+            node,
+            cpus: count,
+            demand: u32::try_from(demand * 1000 / u64::from(u32::from(u16::MAX) + 1)).unwrap_or(u32::MAX),
+            free_bytes: memory.free_bytes,
+            total_bytes: memory.total_bytes,
+        }
+    };
+    hv.machine.nodes.iter().map(|n| view(n.id)).collect()
+}
+
+/// Tells what a VM touches and how near each CPU is to that.
+fn tell_footprint<B: Backend>(hv: &Hypervisor<B>, track: &VmTrack, latencies: &Latencies) {
+    let name = super::name_of(hv, track.vm);
+    let f = &track.footprint;
+    record(Event::Footprint {
+        vm: track.vm,
+        name: name.clone(),
+        pass: f.passes(),
+        matrix: f.matrix().rows(),
+        shares: f.shares(),
+        resident: bytes_by_node(hv, track.vm),
+        confidence: f.confidence(),
+    });
+    record(Event::Proximity { vm: track.vm, name, scores: cpu_scores(hv, f, latencies) });
+}
+
+/// Memory of a VM on each node, touched or not.
+pub fn bytes_by_node<B: Backend>(hv: &Hypervisor<B>, vm: VmId) -> Vec<u64> {
+    hv.vm(vm).map(|vm| vm.ram.bytes_by_node(hv.machine.nodes.len())).unwrap_or_default()
+}
+
+/// How near each CPU is to what a VM touches, by CPU number.
+pub fn cpu_scores<B: Backend>(hv: &Hypervisor<B>, footprint: &Footprint, latencies: &Latencies) -> Vec<Score> {
+    let by_node = footprint.proximity(latencies);
+    hv.machine.cpus.iter().map(|c| by_node.get(c.node.index()).copied().unwrap_or(Score::ZERO)).collect()
+}

@@ -1,0 +1,149 @@
+//! Control registers and XCR0: checked against what the guest's CPUID offers.
+
+use super::{complete, decode, general_protection, After, Context};
+use crate::virt::{Backend, ControlRegister, CrSource, Direction, Gpr, VcpuState};
+use iced_x86::{Code, Instruction, Register};
+
+const CR0_PE: u64 = 1 << 0;
+const CR0_MP: u64 = 1 << 1;
+const CR0_EM: u64 = 1 << 2;
+const CR0_TS: u64 = 1 << 3;
+const CR0_ET: u64 = 1 << 4;
+const CR0_NW: u64 = 1 << 29;
+const CR0_CD: u64 = 1 << 30;
+const CR0_PG: u64 = 1 << 31;
+/// All bits of CR0 that are defined (APM 2 3.1.1).
+const CR0_DEFINED: u64 = 0xe005_003f;
+const CR4_PAE: u64 = 1 << 5;
+const CR4_PCIDE: u64 = 1 << 17;
+const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
+/// Segment attribute L.
+const ATTRIBUTE_LONG: u16 = 1 << 9;
+
+/// A control register was read or written.
+pub fn register<B: Backend>(
+    ctx: &mut Context<'_, B>,
+    register: ControlRegister,
+    direction: Direction,
+    source: CrSource,
+) -> After {
+    let operand = match source {
+        CrSource::Mov(gpr) => Operand::Gpr(gpr),
+        CrSource::Undecoded => match decode::instruction(ctx) {
+            Ok(instruction) => match operand(ctx, &instruction) {
+                Some(operand) => operand,
+                None => return After::Resume, // rewritten meanwhile: look again
+            },
+            Err(after) => return after,
+        },
+    };
+    if direction == Direction::Read {
+        let value = ctx.core.hw.cr(register);
+        if let Operand::Gpr(gpr) = operand {
+            ctx.core.hw.regs_mut().set(gpr, value);
+        }
+        return complete(ctx, After::Resume);
+    }
+    let value = match operand {
+        Operand::Gpr(gpr) => ctx.core.hw.regs().get(gpr),
+        Operand::Value(value) => value,
+    };
+    let accepted = match register {
+        ControlRegister::Cr0 => write_cr0(ctx, value),
+        ControlRegister::Cr4 => write_cr4(ctx, value),
+        ControlRegister::Cr8 => ctx.vcpu.apic.lock().set_cr8(value).is_ok(),
+        ControlRegister::Cr2 | ControlRegister::Cr3 => {
+            ctx.core.hw.set_cr(register, value);
+            true
+        }
+    };
+    if accepted { complete(ctx, After::Resume) } else { general_protection(ctx) }
+}
+
+enum Operand {
+    Gpr(Gpr),
+    Value(u64),
+}
+
+/// The other operand of a MOV, LMSW or CLTS.
+fn operand<B: Backend>(ctx: &Context<'_, B>, instruction: &Instruction) -> Option<Operand> {
+    let cr0 = ctx.core.hw.cr(ControlRegister::Cr0);
+    match instruction.code() {
+        Code::Mov_cr_r32 | Code::Mov_cr_r64 => gpr(instruction.op1_register()).map(Operand::Gpr),
+        Code::Mov_r32_cr | Code::Mov_r64_cr => gpr(instruction.op0_register()).map(Operand::Gpr),
+        Code::Clts => Some(Operand::Value(cr0 & !CR0_TS)),
+        Code::Lmsw_rm16 | Code::Lmsw_r32m16 | Code::Lmsw_r64m16 => {
+            let word = ctx.core.hw.regs().get(gpr(instruction.op0_register())?) & 0xf;
+            // LMSW loads bits 3:0 and cannot clear PE (APM 3, LMSW).
+            Some(Operand::Value(cr0 & !(CR0_MP | CR0_EM | CR0_TS) | word))
+        }
+        _ => None,
+    }
+}
+
+/// The number of a general-purpose register of 16, 32 or 64 bits.
+fn gpr(register: Register) -> Option<Gpr> {
+    let number = register as u32;
+    [Register::AX as u32, Register::EAX as u32, Register::RAX as u32]
+        .into_iter()
+        .find_map(|first| number.checked_sub(first).filter(|n| *n < 16))
+        .map(|n| Gpr(n as u8))
+}
+
+/// MOV to CR0 (APM 2 3.1.1, 14.6): the faults hardware would raise, and long mode's activation.
+fn write_cr0<B: Backend>(ctx: &mut Context<'_, B>, value: u64) -> bool {
+    let hw = &ctx.core.hw;
+    let (old, cr4, efer) = (hw.cr(ControlRegister::Cr0), hw.cr(ControlRegister::Cr4), hw.efer());
+    if value >> 32 != 0 || value & CR0_PG != 0 && value & CR0_PE == 0 || value & CR0_NW != 0 && value & CR0_CD == 0 {
+        return false;
+    }
+    let value = value & CR0_DEFINED | CR0_ET;
+    let (paging, was_paging) = (value & CR0_PG != 0, old & CR0_PG != 0);
+    if paging && !was_paging && efer & EFER_LME != 0 {
+        let long_cs = hw.segment(crate::virt::SegmentName::Cs).attributes & ATTRIBUTE_LONG != 0;
+        if cr4 & CR4_PAE == 0 || long_cs {
+            return false;
+        }
+        ctx.core.hw.set_efer(efer | EFER_LMA);
+    }
+    if !paging && was_paging {
+        let long_code = efer & EFER_LMA != 0
+            && ctx.core.hw.segment(crate::virt::SegmentName::Cs).attributes & ATTRIBUTE_LONG != 0;
+        if cr4 & CR4_PCIDE != 0 || long_code {
+            return false;
+        }
+        ctx.core.hw.set_efer(efer & !EFER_LMA);
+    }
+    ctx.core.hw.set_cr(ControlRegister::Cr0, value);
+    true
+}
+
+/// MOV to CR4: bits that CPUID does not offer are reserved (APM 2 3.1.3).
+fn write_cr4<B: Backend>(ctx: &mut Context<'_, B>, value: u64) -> bool {
+    let hw = &ctx.core.hw;
+    let (old, cr3, efer) = (hw.cr(ControlRegister::Cr4), hw.cr(ControlRegister::Cr3), hw.efer());
+    if value & !ctx.vm.cpuid.allowed_cr4() != 0 {
+        return false;
+    }
+    let long = efer & EFER_LMA != 0;
+    if long && value & CR4_PAE == 0 {
+        return false;
+    }
+    if value & CR4_PCIDE != 0 && old & CR4_PCIDE == 0 && (!long || cr3 & 0xfff != 0) {
+        return false;
+    }
+    ctx.core.hw.set_cr(ControlRegister::Cr4, value);
+    true
+}
+
+/// XSETBV: only XCR0, only at CPL 0, only what CPUID offers (SDM 1 13.3).
+pub fn xsetbv<B: Backend>(ctx: &mut Context<'_, B>) -> After {
+    let regs = ctx.core.hw.regs();
+    let (index, value) = (regs.get32(Gpr::RCX), regs.edx_eax());
+    if index != 0 || ctx.core.hw.cpl() != 0 || !ctx.vm.cpuid.xcr0_is_valid(value) {
+        return general_protection(ctx);
+    }
+    ctx.core.hw.set_xcr0(value);
+    complete(ctx, After::Resume)
+}

@@ -1,0 +1,147 @@
+//! Instructions that stopped a guest, read from its own memory.
+//!
+//! Processors with decode assists say how long the instruction was and what bytes it had. Where
+//! they do not, its bytes are fetched as the processor did, through the guest's own page tables.
+
+use super::{After, Context};
+use crate::virt::{Backend, ControlRegister, SegmentName, VcpuState};
+use alloc::format;
+use guest::mmio::CodeSize;
+use guest::walk::{self, PagingState, Privilege, WalkError};
+use iced_x86::{Decoder, DecoderOptions, Instruction};
+
+const EFER_LMA: u64 = 1 << 10;
+const CR0_PE: u64 = 1;
+const RFLAGS_VM: u64 = 1 << 17;
+const RFLAGS_RF: u64 = 1 << 16;
+/// Segment attributes (packed): L and D/B.
+const ATTRIBUTE_LONG: u16 = 1 << 9;
+const ATTRIBUTE_BIG: u16 = 1 << 10;
+
+/// How the guest's linear addresses translate now.
+pub fn paging<B: Backend>(ctx: &Context<'_, B>) -> PagingState {
+    let hw = &ctx.core.hw;
+    PagingState {
+        cr0: hw.cr(ControlRegister::Cr0),
+        cr3: hw.cr(ControlRegister::Cr3),
+        cr4: hw.cr(ControlRegister::Cr4),
+        efer: hw.efer(),
+        rflags: hw.rflags(),
+        pkru: 0,
+        physical_bits: ctx.vm.cpuid.physical_bits(),
+    }
+}
+
+/// On whose behalf the guest acts.
+pub fn privilege<B: Backend>(ctx: &Context<'_, B>) -> Privilege {
+    if ctx.core.hw.cpl() == 3 { Privilege::User } else { Privilege::Supervisor }
+}
+
+/// How code is encoded now.
+pub fn code_size<B: Backend>(ctx: &Context<'_, B>) -> CodeSize {
+    let hw = &ctx.core.hw;
+    let cs = hw.segment(SegmentName::Cs);
+    if hw.efer() & EFER_LMA != 0 && cs.attributes & ATTRIBUTE_LONG != 0 {
+        CodeSize::Bits64
+    } else if hw.cr(ControlRegister::Cr0) & CR0_PE == 0 || hw.rflags() & RFLAGS_VM != 0 {
+        CodeSize::Bits16
+    } else if cs.attributes & ATTRIBUTE_BIG != 0 {
+        CodeSize::Bits32
+    } else {
+        CodeSize::Bits16
+    }
+}
+
+/// Bytes at the instruction pointer.
+#[derive(Clone, Copy, Debug)]
+pub struct Code {
+    bytes: [u8; 15],
+    length: usize,
+}
+
+impl Code {
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or(&[])
+    }
+}
+
+/// The instruction's bytes, from the processor or from memory. `Err` says how to go on without them.
+pub fn fetch<B: Backend>(ctx: &mut Context<'_, B>) -> Result<Code, After> {
+    let assisted = ctx.core.hw.instruction_bytes();
+    if !assisted.is_empty() {
+        let mut code = Code { bytes: [0; 15], length: assisted.len().min(15) };
+        for (to, from) in code.bytes.iter_mut().zip(assisted) {
+            *to = *from;
+        }
+        return Ok(code);
+    }
+    let linear = match code_size(ctx) {
+        CodeSize::Bits64 => ctx.core.hw.rip(),
+        CodeSize::Bits32 | CodeSize::Bits16 => {
+            u64::from((ctx.core.hw.segment(SegmentName::Cs).base.wrapping_add(ctx.core.hw.rip())) as u32)
+        }
+    };
+    match walk::fetch(&ctx.vm.ram, &paging(ctx), linear, privilege(ctx)) {
+        Ok(fetched) => {
+            let mut code = Code { bytes: [0; 15], length: fetched.bytes().len().min(15) };
+            for (to, from) in code.bytes.iter_mut().zip(fetched.bytes()) {
+                *to = *from;
+            }
+            Ok(code)
+        }
+        Err(error) => Err(walk_failed(ctx, error)),
+    }
+}
+
+/// What the processor would do where the walk failed.
+pub fn walk_failed<B: Backend>(ctx: &mut Context<'_, B>, error: WalkError) -> After {
+    match error {
+        WalkError::PageFault { address, error_code } => {
+            ctx.core.hw.set_cr(ControlRegister::Cr2, address);
+            super::event::raise(ctx, super::PAGE_FAULT, Some(error_code))
+        }
+        WalkError::NonCanonical { .. } => super::general_protection(ctx),
+        WalkError::Unstable { .. } => After::Resume, // the processor walks again when the guest runs again
+        WalkError::TableOutsideMemory { gpa } => {
+            After::Fault(format!("the guest's page tables lead to {gpa}, which is not its memory"))
+        }
+    }
+}
+
+/// The instruction, decoded.
+pub fn instruction<B: Backend>(ctx: &mut Context<'_, B>) -> Result<Instruction, After> {
+    let code = fetch(ctx)?;
+    let bits = match code_size(ctx) {
+        CodeSize::Bits64 => 64,
+        CodeSize::Bits32 => 32,
+        CodeSize::Bits16 => 16,
+    };
+    let instruction = Decoder::with_ip(bits, code.bytes(), ctx.core.hw.rip(), DecoderOptions::NONE).decode();
+    if instruction.is_invalid() {
+        // The processor executed something that is not there any more: another CPU rewrote it. Its own rules
+        // leave open which version it sees, so it is asked to look again.
+        return Err(After::Resume);
+    }
+    Ok(instruction)
+}
+
+/// Goes past the instruction that exited.
+pub fn advance<B: Backend>(ctx: &mut Context<'_, B>) -> Result<(), After> {
+    let length = match ctx.core.hw.instruction_length() {
+        Some(length) => length,
+        None => instruction(ctx)?.len() as u8,
+    };
+    advance_by(ctx, length);
+    Ok(())
+}
+
+/// Goes past an instruction of known length: RIP moves, its shadow and RF end.
+pub fn advance_by<B: Backend>(ctx: &mut Context<'_, B>, length: u8) {
+    let next = ctx.core.hw.rip().wrapping_add(u64::from(length));
+    let next = if code_size(ctx) == CodeSize::Bits64 { next } else { next & u64::from(u32::MAX) };
+    let hw = &mut ctx.core.hw;
+    hw.set_rip(next);
+    hw.set_rflags(hw.rflags() & !RFLAGS_RF);
+    hw.clear_interrupt_shadow();
+}

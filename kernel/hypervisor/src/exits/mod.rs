@@ -1,0 +1,115 @@
+//! What the hypervisor does for a guest that stopped, one file for each class of exit.
+//!
+//! A handler sees the virtual CPU through [`Context`], changes it, and says how to go on: an
+//! [`After`]. It never blocks, never loops longer than a small constant, and nothing that the guest
+//! put into a register, a table or an instruction makes it panic: what cannot be honoured becomes
+//! the exception that hardware would raise, or stops this VM with a sentence.
+
+mod control;
+mod cpuid;
+mod decode;
+mod event;
+mod io;
+mod mmio;
+mod msr;
+
+use crate::virt::{Backend, Event, Exit, VcpuState};
+use crate::vm::{Hypervisor, Vcpu, VcpuCore, Vm};
+use alloc::format;
+use alloc::string::String;
+use units::CpuId;
+
+/// A virtual CPU that stopped, with all that its handler may need.
+pub struct Context<'a, B: Backend> {
+    /// Everything.
+    pub hv: &'a Hypervisor<B>,
+    /// Its machine.
+    pub vm: &'a Vm<B>,
+    /// Its shared part.
+    pub vcpu: &'a Vcpu<B>,
+    /// Its registers.
+    pub core: &'a mut VcpuCore<B>,
+    /// The CPU it runs on.
+    pub cpu: CpuId,
+    /// The event whose delivery the exit interrupted, until somebody deals with it.
+    pub interrupted: Option<Event>,
+}
+
+/// How to go on.
+#[derive(Debug)]
+pub enum After {
+    /// Enter the guest again.
+    Resume,
+    /// It waits for an interrupt.
+    Halt,
+    /// It spins; somebody else should run.
+    Yield,
+    /// The VM must stop; the sentence says why.
+    Fault(String),
+}
+
+/// Handles an exit.
+pub fn handle<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit) -> After {
+    ctx.interrupted = ctx.core.hw.take_interrupted_event();
+    let after = dispatch(ctx, exit);
+    event::redeliver(ctx);
+    after
+}
+
+fn dispatch<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit) -> After {
+    match exit {
+        // The host's own interrupt is taken when the run loop opens its window.
+        Exit::Interrupt | Exit::Nmi | Exit::InterruptWindow | Exit::NmiWindow => After::Resume,
+        Exit::Io(access) => io::handle(ctx, access),
+        Exit::Msr(direction) => msr::handle(ctx, direction),
+        Exit::Cpuid => cpuid::handle(ctx),
+        Exit::Halt => complete(ctx, After::Halt),
+        Exit::Pause => complete(ctx, After::Yield),
+        Exit::NestedFault(fault) => mmio::handle(ctx, fault),
+        Exit::Cr { register, direction, source } => control::register(ctx, register, direction, source),
+        Exit::Xsetbv => control::xsetbv(ctx),
+        Exit::CacheFlush => complete(ctx, After::Resume),
+        Exit::Hypercall => {
+            // No hypercall is offered; the public ABI's answer to an unknown one is -KVM_ENOSYS.
+            const ENOSYS: i64 = -1000;
+            ctx.core.hw.regs_mut().set(crate::virt::Gpr::RAX, ENOSYS as u64);
+            complete(ctx, After::Resume)
+        }
+        Exit::Exception { vector, error, .. } => event::intercepted(ctx, vector, error),
+        Exit::NotOffered(what) => {
+            log::debug!("{}: {what} is not offered to guests; the guest gets #UD", ctx.vcpu.id);
+            event::raise(ctx, UNDEFINED_OPCODE, None)
+        }
+        Exit::NotAllowed(what) => {
+            log::debug!("{}: {what} is not allowed to guests; the guest gets #GP", ctx.vcpu.id);
+            general_protection(ctx)
+        }
+        Exit::TaskSwitch => After::Fault(String::from("the guest switched tasks by hardware, which Perigee does not do yet")),
+        Exit::Shutdown => After::Fault(String::from("the guest triple-faulted")),
+        Exit::PlatformEvent(what) => {
+            log::warn!("{} arrived for the host while {} ran; it was left to the platform", what, ctx.vcpu.id);
+            After::Resume
+        }
+        Exit::InvalidState { detail } => After::Fault(format!("the processor rejected the guest's state (code {detail:#x})")),
+        Exit::Unexpected { code, info1, info2 } => {
+            After::Fault(format!("an exit that nobody asked for: code {code:#x}, information {info1:#x} and {info2:#x}"))
+        }
+    }
+}
+
+/// The instruction that exited is done: goes past it.
+fn complete<B: Backend>(ctx: &mut Context<'_, B>, after: After) -> After {
+    match decode::advance(ctx) {
+        Ok(()) => after,
+        Err(stop) => stop,
+    }
+}
+
+/// The instruction is refused with #GP(0).
+fn general_protection<B: Backend>(ctx: &mut Context<'_, B>) -> After {
+    event::raise(ctx, GENERAL_PROTECTION, Some(0))
+}
+
+const UNDEFINED_OPCODE: u8 = 6;
+const GENERAL_PROTECTION: u8 = 13;
+const PAGE_FAULT: u8 = 14;

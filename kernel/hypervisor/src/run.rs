@@ -1,0 +1,311 @@
+//! The loop that every CPU runs for ever: deferred work, pick, enter, classify, handle.
+//!
+//! Interrupts are off all the time but in one place, [`window`]: what an interrupt handler has to
+//! say it says through the CPU's word of deferred work, which is looked at before every entry. So
+//! no handler runs between two instructions of anything written here, and nothing here needs to be
+//! reentrant.
+//!
+//! Who may run whom is the scheduler's decision ([`sched`], policy); this file carries it out and
+//! verifies it: a virtual CPU that is already running elsewhere is refused, loudly.
+
+use crate::arch::percpu::{self, Activity};
+use crate::arch::{self};
+use crate::exits::{self, After, Context};
+use crate::shootdown;
+use crate::arch::time;
+use crate::timers::{self, Timer};
+use crate::virt::{Backend, Event, Exit, TlbState, VcpuState};
+use crate::vm::{self, clock, Hypervisor, Vcpu, VcpuCore, Vm, VmState, NOWHERE};
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use sched::Next;
+use units::{CpuId, Nanos};
+
+/// Deferred-work bit: the scheduler wants this CPU to pick again.
+pub const RESCHEDULE: u64 = 1 << percpu::DEFER_FIRST_FREE;
+/// Deferred-work bit: pages wait to be moved by this CPU.
+pub const WORK: u64 = 1 << (percpu::DEFER_FIRST_FREE + 1);
+
+/// Runs guests on this CPU until the machine is switched off.
+pub fn cpu_main<B: Backend>(hv: &Hypervisor<B>, mut hw: B::Cpu) -> ! {
+    let cpu = percpu::current().cpu;
+    loop {
+        let asked = window();
+        let now = time::now();
+        percpu::current().beat(now);
+        timers::run_due(hv, now);
+        crate::monitor::poll(hv, cpu);
+        if asked & WORK != 0 {
+            crate::drive::work(hv);
+        }
+        let next = crate::drive::pick(hv, cpu, time::now());
+        match next {
+            Next::Run { vcpu, slice, .. } => match hv.vcpu(vcpu) {
+                Some((vm, vcpu)) => run_slice(hv, &mut hw, cpu, vm, vcpu, time::now() + slice),
+                None => log::error!("the scheduler chose {vcpu} for {cpu}, which does not exist; it was refused"),
+            },
+            Next::Idle { until } => idle(hv, cpu, until),
+        }
+    }
+}
+
+/// Lets pending interrupts in; what they and other CPUs asked for is returned.
+fn window() -> u64 {
+    arch::interrupts::window();
+    percpu::current().take_deferred()
+}
+
+/// Nothing to run: waits for an interrupt.
+fn idle<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId, until: Option<Nanos>) {
+    let queued = hv.timers.get(cpu.index()).and_then(|queue| queue.lock().next());
+    let console = crate::monitor::next_poll(cpu);
+    let wake_at = [until, queued, console].into_iter().flatten().min();
+    match wake_at {
+        Some(at) => arch::timer::arm(at),
+        None => arch::timer::disarm(),
+    }
+    arch::interrupts::wait();
+}
+
+/// Runs one virtual CPU until its slice ends, it waits, or somebody calls this CPU.
+fn run_slice<B: Backend>(
+    hv: &Hypervisor<B>,
+    hw: &mut B::Cpu,
+    cpu: CpuId,
+    vm: &Vm<B>,
+    vcpu: &Vcpu<B>,
+    slice_end: Nanos,
+) {
+    let Some(mut core) = vcpu.core.try_lock() else {
+        log::error!("the scheduler chose {} for {cpu} while it runs elsewhere; it was refused", vcpu.id);
+        return crate::drive::refused(hv, cpu, vcpu.id);
+    };
+    vcpu.running_on.store(cpu.0, SeqCst);
+    percpu::current().set_running(Activity::Guest(vcpu.id));
+    let began = time::now();
+    arrive(hv, vm, vcpu, &mut core, cpu, began);
+    B::load(hw, &mut core.hw);
+
+    let end = slice(hv, hw, cpu, vm, vcpu, &mut core, slice_end);
+
+    B::unload(hw, &mut core.hw);
+    let now = time::now();
+    if matches!(end, End::Preempted) {
+        clock::lose_processor(vm, &mut core);
+        core.runnable_since = Some(now);
+    }
+    drop(core);
+    vcpu.running_on.store(NOWHERE, SeqCst);
+    account(vcpu, now.since(began));
+    if matches!(end, End::Waits) {
+        arm_wake(hv, vm, vcpu);
+    }
+    percpu::current().set_running(Activity::Hypervisor);
+    crate::drive::slice_ended(hv, cpu, vcpu, &end, now.since(began));
+    match end {
+        End::Waits => recheck(hv, vcpu),
+        End::Fault(sentence) => vm.fault(hv, vcpu.id, sentence),
+        End::Preempted | End::Yields | End::Gone => {}
+    }
+}
+
+/// Why a slice ended.
+#[derive(Debug)]
+pub enum End {
+    /// Its time is over or the CPU is needed.
+    Preempted,
+    /// It spins.
+    Yields,
+    /// It waits for an interrupt.
+    Waits,
+    /// Its VM is paused or off.
+    Gone,
+    /// Its VM must be stopped.
+    Fault(alloc::string::String),
+}
+
+fn slice<B: Backend>(
+    hv: &Hypervisor<B>,
+    hw: &mut B::Cpu,
+    cpu: CpuId,
+    vm: &Vm<B>,
+    vcpu: &Vcpu<B>,
+    core: &mut VcpuCore<B>,
+    slice_end: Nanos,
+) -> End {
+    loop {
+        let asked = window();
+        let now = time::now();
+        percpu::current().beat(now);
+        if now >= slice_end || asked & RESCHEDULE != 0 {
+            percpu::current().defer(asked & WORK); // the outer loop's
+            return End::Preempted;
+        }
+        if asked & WORK != 0 {
+            crate::drive::work(hv);
+        }
+        timers::run_due(hv, now);
+        crate::monitor::poll(hv, cpu);
+        if vm.state() != VmState::Running {
+            return End::Gone;
+        }
+        match prepare(hv, vm, vcpu, core, now) {
+            Prepared::Enter => {}
+            Prepared::Waits => return End::Waits,
+        }
+        arm_timer(hv, cpu, vm, vcpu, slice_end);
+        let Some(exit) = enter(hw, vm, vcpu, core) else { continue };
+        vcpu.exits.fetch_add(1, Relaxed);
+        let _ = vcpu.apic.lock().set_cr8(u64::from(core.hw.cr8()));
+        let mut ctx = Context { hv, vm, vcpu, core, cpu, interrupted: None };
+        match exits::handle(&mut ctx, exit) {
+            After::Resume => {}
+            After::Yield => return End::Yields,
+            After::Halt => {
+                if !vcpu.apic.lock().has_work() {
+                    return End::Waits;
+                }
+            }
+            After::Fault(sentence) => return End::Fault(sentence),
+        }
+    }
+}
+
+/// The virtual CPU comes to this CPU.
+fn arrive<B: Backend>(
+    hv: &Hypervisor<B>,
+    vm: &Vm<B>,
+    vcpu: &Vcpu<B>,
+    core: &mut VcpuCore<B>,
+    cpu: CpuId,
+    now: Nanos,
+) {
+    if core.last_cpu != Some(cpu) {
+        if core.last_cpu.is_some() {
+            vcpu.moves.fetch_add(1, Relaxed);
+        }
+        core.last_cpu = Some(cpu);
+        clock::arrive(hv, vm, vcpu, core);
+    }
+    if let Some(since) = core.runnable_since.take() {
+        clock::resume_steal(vm, core, now.since(since));
+    }
+}
+
+enum Prepared {
+    Enter,
+    Waits,
+}
+
+/// Brings INIT, SIPI, NMI and interrupts to the virtual CPU.
+fn prepare<B: Backend>(
+    hv: &Hypervisor<B>,
+    vm: &Vm<B>,
+    vcpu: &Vcpu<B>,
+    core: &mut VcpuCore<B>,
+    _now: Nanos,
+) -> Prepared {
+    let mut apic = vcpu.apic.lock();
+    apic.poll(vm::apic_now(vm, core.tsc_offset));
+    let signature = vm.cpuid.signature();
+    if apic.take_init() {
+        core.hw.reset(&guest::entry::reset_state(signature));
+        core.postponed = None;
+    }
+    if apic.activity() == devices::Activity::WaitForSipi {
+        match apic.take_sipi() {
+            Some(vector) => core.hw.reset(&guest::entry::sipi_state(vector, signature)),
+            None => return Prepared::Waits,
+        }
+    }
+    core.hw.set_cr8(apic.cr8());
+    if core.hw.event_pending() {
+        core.hw.want_interrupt_window(apic.pending().is_some());
+        return Prepared::Enter;
+    }
+    if let Some(event) = core.postponed.take() {
+        core.hw.inject(event);
+        core.hw.want_interrupt_window(apic.pending().is_some());
+        return Prepared::Enter;
+    }
+    if apic.nmi_pending() && core.hw.nmi_allowed() && apic.take_nmi() {
+        core.hw.inject(Event::NMI);
+        core.hw.want_interrupt_window(apic.pending().is_some());
+        return Prepared::Enter;
+    }
+    let from_pic = vm.pic_line.load(SeqCst) && apic.extint_enabled();
+    if !core.hw.interruptible() {
+        core.hw.want_interrupt_window(from_pic || apic.pending().is_some());
+        return Prepared::Enter;
+    }
+    if let Some(vector) = apic.accept() {
+        core.hw.inject(Event::interrupt(vector));
+        core.hw.want_interrupt_window(from_pic || apic.pending().is_some());
+        return Prepared::Enter;
+    }
+    drop(apic);
+    if from_pic {
+        let vector = vm::with_board(hv, vm, |board, _| board.pic_pending().then(|| board.pic_vector()));
+        if let Some(vector) = vector {
+            core.hw.inject(Event::interrupt(vector));
+        }
+    }
+    core.hw.want_interrupt_window(false);
+    Prepared::Enter
+}
+
+/// Arms the hardware timer for whatever comes first.
+fn arm_timer<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId, vm: &Vm<B>, vcpu: &Vcpu<B>, slice_end: Nanos) {
+    let own = vcpu.apic.lock().next_deadline().map(|at| vm.host_time(at));
+    let queued = hv.timers.get(cpu.index()).and_then(|queue| queue.lock().next());
+    let console = crate::monitor::next_poll(cpu);
+    let at = [own, queued, console].into_iter().flatten().min().unwrap_or(slice_end).min(slice_end);
+    arch::timer::arm(at);
+}
+
+/// Enters the guest, unless something came up; keeps the promise of [`shootdown`].
+fn enter<B: Backend>(hw: &mut B::Cpu, vm: &Vm<B>, vcpu: &Vcpu<B>, core: &mut VcpuCore<B>) -> Option<Exit> {
+    let inside = shootdown::Inside::publish(vcpu.id.vm);
+    if percpu::current().has_deferred() {
+        return None;
+    }
+    let (map, sample) = vm.ram.generations();
+    let tlb = if core.seen_map == map && core.seen_sample == sample { TlbState::Current } else { TlbState::Stale };
+    core.seen_map = map;
+    core.seen_sample = sample;
+    let exit = B::enter(hw, &mut core.hw, tlb);
+    drop(inside);
+    Some(exit)
+}
+
+/// A halted virtual CPU's own timer must be able to wake it.
+fn arm_wake<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, vcpu: &Vcpu<B>) {
+    let deadline = vcpu.apic.lock().next_deadline();
+    if let Some(at) = deadline {
+        timers::arm(hv, vm.host_time(at), Timer::Vcpu(vcpu.id));
+    }
+}
+
+/// After it was taken off the run queue: an interrupt may have come in between.
+fn recheck<B: Backend>(hv: &Hypervisor<B>, vcpu: &Vcpu<B>) {
+    let has_work = {
+        let apic = vcpu.apic.lock();
+        apic.has_work()
+    };
+    if has_work {
+        wake(hv, vcpu);
+    }
+}
+
+/// Puts a waiting virtual CPU back on a run queue; one that does not wait is left alone.
+pub fn wake<B: Backend>(hv: &Hypervisor<B>, vcpu: &Vcpu<B>) {
+    if vcpu.blocked.swap(false, SeqCst) {
+        crate::drive::woken(hv, vcpu.id);
+    }
+}
+
+fn account<B: Backend>(vcpu: &Vcpu<B>, ran: Nanos) {
+    vcpu.ran_ns.fetch_add(ran.0, Relaxed);
+    if let Some(on_node) = vcpu.ran_on_node_ns.get(percpu::current().node.index()) {
+        on_node.fetch_add(ran.0, Relaxed);
+    }
+}

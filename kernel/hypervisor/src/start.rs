@@ -1,0 +1,242 @@
+//! From "all processors are up" to "every processor runs guests".
+//!
+//! The boot processor reads the configuration, asks the processor which virtualization it has,
+//! builds the VMs and publishes the [`Hypervisor`]; the others wait for that. From then on all run the same
+//! loop, monomorphised for the backend that was chosen.
+
+use crate::arch::{percpu, time, tsc};
+use crate::drive::{self, Tracking};
+use crate::platform;
+use crate::virt::svm::Svm;
+use crate::virt::Backend;
+use crate::vm::{self, Hypervisor, Images, Vm, World};
+use crate::{console, run, shootdown, timers};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use config::{HostConfig, LogLevel};
+use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use sched::{CpuPlace, Event, Scheduler, Tunables, VcpuSpec};
+use spin::{Mutex, Once};
+use telemetry::{Event as Told, OffReason, Outcome, VmEvent};
+use topology::Machine;
+use units::{Nanos, PerMille, VmId};
+
+/// Which virtualization this machine uses.
+#[derive(Clone, Copy, Debug)]
+enum Choice {
+    Svm,
+    None,
+}
+
+static CHOICE: Once<Choice> = Once::new();
+
+/// Every processor ends here; the boot processor calls it last.
+pub fn cpu_main() -> ! {
+    if percpu::current().cpu.0 == 0 {
+        prepare();
+    }
+    match CHOICE.wait() {
+        Choice::Svm => join::<Svm>(),
+        Choice::None => loop {
+            x86_64::instructions::interrupts::enable_and_hlt();
+            x86_64::instructions::interrupts::disable();
+        },
+    }
+}
+
+/// On the boot processor: everything up to the first guest instruction.
+fn prepare() {
+    let config = read_config();
+    log::set_max_level(level(config.host.log));
+    let choice = match Svm::probe() {
+        Ok(()) => {
+            publish::<Svm>(config);
+            Choice::Svm
+        }
+        Err(why) => {
+            log::error!("no guests can be hosted: {why}");
+            finish(Outcome::GuestFailed { vms: config.vms.iter().map(|vm| vm.name.clone()).collect() })
+        }
+    };
+    CHOICE.call_once(|| choice);
+}
+
+/// The configuration, or an empty one with every mistake named.
+fn read_config() -> HostConfig {
+    let Some(bytes) = platform::config() else {
+        log::error!("perigee.toml is not on the boot medium; no VM is started");
+        return HostConfig::default();
+    };
+    let Ok(text) = core::str::from_utf8(bytes) else {
+        log::error!("perigee.toml is not UTF-8 text; no VM is started");
+        return HostConfig::default();
+    };
+    config::parse(text).unwrap_or_else(|errors| {
+        for error in errors {
+            log::error!("perigee.toml: {error}");
+        }
+        log::error!("perigee.toml has mistakes; no VM is started");
+        HostConfig::default()
+    })
+}
+
+const fn level(level: LogLevel) -> log::LevelFilter {
+    match level {
+        LogLevel::Error => log::LevelFilter::Error,
+        LogLevel::Warn => log::LevelFilter::Warn,
+        LogLevel::Info => log::LevelFilter::Info,
+        LogLevel::Debug => log::LevelFilter::Debug,
+        LogLevel::Trace => log::LevelFilter::Trace,
+    }
+}
+
+struct BootImages;
+
+impl Images for BootImages {
+    fn find(&self, name: &str) -> Option<&[u8]> {
+        platform::guest_image(name)
+    }
+}
+
+/// Builds the VMs and hands everything to the waiting processors.
+fn publish<B: Backend>(config: HostConfig) {
+    log::info!("guests run under {}", B::NAME);
+    let machine = platform::machine();
+    let world = World {
+        machine,
+        tsc_hz: tsc::hz(),
+        tsc_synchronised: tsc::synchronised(),
+        unix_s: platform::unix_time_s() + time::now().0 / 1_000_000_000,
+    };
+    let mut sched = Scheduler::new(Tunables { quantum: Nanos::from_millis(config.host.quantum_ms.into()), ..Tunables::default() });
+    for cpu in percpu::online() {
+        let place = place(machine, cpu.cpu.index());
+        tell(&mut sched, Event::CpuOnline { cpu: cpu.cpu, place });
+    }
+    let mut vms = Vec::new();
+    for (number, entry) in (0_u16..).zip(&config.vms) {
+        match vm::build::<B>(world, VmId(number), entry, &BootImages) {
+            Ok(vm) => vms.push(vm),
+            Err(why) => {
+                log::error!("{why}");
+                refused(VmId(number), &entry.name, why);
+            }
+        }
+    }
+    for vm in &vms {
+        announce(machine, vm);
+        for vcpu in &vm.vcpus {
+            tell(&mut sched, Event::VcpuAdded { vcpu: vcpu.id, spec: spec(vm) });
+        }
+    }
+    let tracking = Mutex::new(Tracking::new(machine, &config, vms.iter().map(|vm| vm.id)));
+    let cpus = percpu::all().len();
+    let hv = Hypervisor {
+        machine,
+        tracking,
+        sched: Mutex::new(sched),
+        timers: (0..cpus).map(|_| Mutex::new(timers::TimerQueue::default())).collect(),
+        tsc_hz: world.tsc_hz,
+        tsc_synchronised: world.tsc_synchronised,
+        unix_at_start_s: platform::unix_time_s(),
+        config,
+        vms,
+    };
+    shootdown::init(cpus);
+    let hv = B::hypervisor().call_once(|| hv);
+    for vm in &hv.vms {
+        if let Some(first) = vm.vcpus.first() {
+            run::wake(hv, first);
+        }
+        drive::record(Told::Vm { vm: vm.id, name: vm.name.clone(), what: VmEvent::Started });
+    }
+    drive::start_sampling(hv);
+}
+
+fn tell(sched: &mut Scheduler, event: Event) {
+    let mut commands = sched::Commands::new();
+    if let Err(refusal) = sched.handle(time::now(), event, &mut commands) {
+        log::warn!("{refusal}");
+    }
+    // Nobody runs yet: there is nobody to be kicked.
+}
+
+fn place(machine: &Machine, cpu: usize) -> CpuPlace {
+    machine.cpus.get(cpu).map_or(CpuPlace { node: units::NodeId(0), llc: 0, core: 0 }, |c| CpuPlace {
+        node: c.node,
+        llc: c.llc,
+        core: c.core,
+    })
+}
+
+/// What a VM's configuration means to the scheduler.
+fn spec<B: Backend>(vm: &Vm<B>) -> VcpuSpec {
+    VcpuSpec {
+        weight: u32::from(vm.config.weight),
+        cap: (vm.config.cap_percent > 0).then(|| PerMille(vm.config.cap_percent.saturating_mul(10).min(u32::from(u16::MAX)) as u16)),
+        class: match vm.config.priority {
+            config::Priority::High => sched::Class::High,
+            config::Priority::Normal => sched::Class::Normal,
+            config::Priority::Low => sched::Class::Low,
+        },
+        affinity: match &vm.config.affinity {
+            config::Affinity::Auto => sched::Affinity::Any,
+            config::Affinity::Nodes(nodes) => sched::Affinity::Nodes(nodes.clone()),
+            config::Affinity::Cpus(cpus) => sched::Affinity::Cpus(cpus.clone()),
+        },
+        home: Some(vm.home),
+    }
+}
+
+fn announce<B: Backend>(machine: &Machine, vm: &Vm<B>) {
+    drive::record(Told::Vm {
+        vm: vm.id,
+        name: vm.name.clone(),
+        what: VmEvent::Created {
+            vcpus: vm.shape.vcpus,
+            memory_bytes: vm.config.memory_bytes,
+            home: vm.home,
+            memory_by_node: vm.ram.bytes_by_node(machine.nodes.len()),
+        },
+    });
+}
+
+fn refused(vm: VmId, name: &str, why: String) {
+    let what = VmEvent::Off(OffReason::Fault { what: why });
+    drive::record(Told::Vm { vm, name: name.to_string(), what });
+    FAILED.store(true, SeqCst);
+}
+
+/// A VM could not be started, so the run is no success even if all others end well.
+static FAILED: AtomicBool = AtomicBool::new(false);
+
+/// Switches virtualization on for this processor and runs guests on it.
+fn join<B: Backend>() -> ! {
+    let hv = B::hypervisor().wait();
+    match B::enable(percpu::current().node) {
+        Ok(hw) => run::cpu_main(hv, hw),
+        Err(why) => {
+            log::error!("{} hosts no guests: {why}", percpu::current().cpu);
+            loop {
+                x86_64::instructions::interrupts::enable_and_hlt();
+                x86_64::instructions::interrupts::disable();
+            }
+        }
+    }
+}
+
+/// All VMs are off, or the operator wants it so: the machine is switched off.
+pub fn shutdown<B: Backend>(hv: &Hypervisor<B>) -> ! {
+    let vms: Vec<String> = hv.vms.iter().filter(|vm| vm.failed()).map(|vm| vm.name.clone()).collect();
+    if vms.is_empty() && !FAILED.load(SeqCst) {
+        finish(Outcome::Clean)
+    } else {
+        finish(Outcome::GuestFailed { vms })
+    }
+}
+
+fn finish(outcome: Outcome) -> ! {
+    drive::record(Told::RunEnd(outcome));
+    console::flush();
+    platform::power_off()
+}

@@ -1,0 +1,97 @@
+//! Things to do at a certain time: one queue for each CPU.
+//!
+//! A CPU's hardware timer is armed for the earliest of its queue and its time slice. Entries are
+//! never taken back: one that has become pointless (the virtual CPU woke by other means, the board
+//! was polled early) is looked at, found idle, and dropped.
+
+use crate::arch;
+use crate::virt::Backend;
+use crate::vm::{self, Hypervisor};
+use alloc::collections::BinaryHeap;
+use core::cmp::Reverse;
+use units::{Nanos, VcpuId, VmId};
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timer {
+    /// A waiting virtual CPU's local APIC timer runs out.
+    Vcpu(VcpuId),
+    /// A VM's board wants to be polled.
+    Board(VmId),
+    /// Another page may be moved by this CPU.
+    Pages,
+    /// Time to look at footprints.
+    Sample,
+}
+
+/// One CPU's queue.
+#[derive(Debug, Default)]
+pub struct TimerQueue {
+    heap: BinaryHeap<Reverse<(Nanos, Timer)>>,
+}
+
+impl TimerQueue {
+    /// When the first entry is due.
+    pub fn next(&self) -> Option<Nanos> {
+        self.heap.peek().map(|Reverse((at, _))| *at)
+    }
+    /// Adds an entry.
+    pub fn push(&mut self, at: Nanos, what: Timer) {
+        self.heap.push(Reverse((at, what)));
+    }
+    /// Takes the first entry if it is due.
+    pub fn pop_due(&mut self, now: Nanos) -> Option<Timer> {
+        if self.next()? > now {
+            return None;
+        }
+        self.heap.pop().map(|Reverse((_, what))| what)
+    }
+}
+
+/// Adds an entry to the calling CPU's queue.
+pub fn arm<B: Backend>(hv: &Hypervisor<B>, at: Nanos, what: Timer) {
+    if let Some(queue) = hv.timers.get(arch::percpu::current().cpu.index()) {
+        queue.lock().push(at, what);
+    }
+}
+
+/// Does everything that is due on the calling CPU.
+pub fn run_due<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
+    let Some(queue) = hv.timers.get(arch::percpu::current().cpu.index()) else { return };
+    loop {
+        let due = queue.lock().pop_due(now);
+        match due {
+            None => return,
+            Some(Timer::Vcpu(id)) => {
+                if let Some((vm, vcpu)) = hv.vcpu(id) {
+                    vcpu_due(hv, vm, vcpu);
+                }
+            }
+            Some(Timer::Board(id)) => {
+                if let Some(vm) = hv.vm(id) {
+                    vm::board_due(hv, vm);
+                }
+            }
+            Some(Timer::Pages) => crate::drive::work(hv),
+            Some(Timer::Sample) => crate::drive::sample(hv, now),
+        }
+    }
+}
+
+/// Wakes a virtual CPU whose APIC timer has run out; one that still waits is looked at again later.
+fn vcpu_due<B: Backend>(hv: &Hypervisor<B>, vm: &vm::Vm<B>, vcpu: &vm::Vcpu<B>) {
+    if !vcpu.blocked.load(core::sync::atomic::Ordering::SeqCst) {
+        return; // it runs or waits for a CPU: the entry path polls its timer
+    }
+    let (fired, next) = {
+        let mut apic = vcpu.apic.lock();
+        // The TSC part of `Now` is read by register accesses only; a deadline is kept in guest time.
+        let fired = apic.poll(vm::apic_now(vm, 0));
+        (fired, apic.next_deadline())
+    };
+    if fired {
+        vm::notify(hv, vcpu);
+    } else if let Some(at) = next {
+        arm(hv, vm.host_time(at), Timer::Vcpu(vcpu.id));
+    }
+}

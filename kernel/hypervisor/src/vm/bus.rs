@@ -1,0 +1,109 @@
+//! Interrupts between devices and local APICs, and the one door to a VM's board.
+
+use super::{Hypervisor, Vcpu, Vm, NOWHERE};
+use crate::arch;
+use crate::arch::time;
+use crate::timers::Timer;
+use crate::virt::Backend;
+use core::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
+use devices::{lowest_priority, Board, DeliveryMode, InterruptMessage, Now};
+use units::{CpuId, Nanos};
+
+/// Works with the VM's devices, then carries out what they ask for: interrupts, output, timers, power.
+///
+/// The caller holds no lock below [`Vm::board`] in the order of the chapter.
+pub fn with_board<B: Backend, R>(
+    hv: &Hypervisor<B>,
+    vm: &Vm<B>,
+    work: impl FnOnce(&mut Board, Nanos) -> R,
+) -> R {
+    let now = vm.guest_time(time::now());
+    let mut board = vm.board.lock();
+    let result = work(&mut board, now);
+    while let Some(message) = board.take_message() {
+        deliver(hv, vm, &message);
+    }
+    let pic = board.pic_pending();
+    let mut output = [0_u8; 64];
+    loop {
+        let taken = board.serial_output(&mut output);
+        let Some(bytes) = output.get(..taken).filter(|b| !b.is_empty()) else { break };
+        vm.console.lock().write(vm, bytes);
+    }
+    while let Some(unclaimed) = board.take_unclaimed() {
+        log::debug!("{}: port {:#x} ({:?}) belongs to no device; reads give all ones", vm.name, unclaimed.port, unclaimed.size);
+    }
+    let power = board.power_event();
+    arm_board(hv, vm, board.next_deadline());
+    drop(board);
+
+    let was = vm.pic_line.swap(pic, AcqRel);
+    if pic && !was {
+        if let Some(vcpu) = vm.vcpus.first() {
+            notify(hv, vcpu);
+        }
+    }
+    if let Some(event) = power {
+        vm.power_event(hv, event);
+    }
+    result
+}
+
+/// Makes sure that some CPU polls the board at `deadline` (guest time).
+fn arm_board<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, deadline: Option<Nanos>) {
+    let deadline = deadline.unwrap_or(Nanos::MAX);
+    if deadline.0 >= vm.board_deadline.load(Relaxed) {
+        return; // an earlier poll is armed and will arm the next
+    }
+    vm.board_deadline.store(deadline.0, Relaxed);
+    crate::timers::arm(hv, vm.host_time(deadline), Timer::Board(vm.id));
+}
+
+/// Polls the board because its time has come.
+pub fn board_due<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) {
+    vm.board_deadline.store(u64::MAX, Relaxed);
+    with_board(hv, vm, |board, now| board.poll(now));
+}
+
+/// Brings a message to the virtual CPUs it addresses.
+pub fn deliver<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, message: &InterruptMessage) {
+    if message.delivery == DeliveryMode::LowestPriority {
+        let winner = lowest_priority(message, vm.vcpus.iter().map(|v| (v, v.apic.lock())));
+        if let Some(vcpu) = winner {
+            receive(hv, vcpu, message);
+        }
+        return;
+    }
+    for vcpu in &vm.vcpus {
+        if vcpu.apic.lock().matches(message) {
+            receive(hv, vcpu, message);
+        }
+    }
+}
+
+fn receive<B: Backend>(hv: &Hypervisor<B>, vcpu: &Vcpu<B>, message: &InterruptMessage) {
+    let needs_attention = vcpu.apic.lock().receive(message);
+    if needs_attention {
+        notify(hv, vcpu);
+    }
+}
+
+/// The virtual CPU has something to look at: wakes it if it waits, interrupts it if it runs elsewhere.
+///
+/// Its local APIC was changed before this call; the runner looks at the APIC after it publishes
+/// `running_on`, and after it has blocked. So one of the two sees the other.
+pub fn notify<B: Backend>(hv: &Hypervisor<B>, vcpu: &Vcpu<B>) {
+    core::sync::atomic::fence(SeqCst);
+    let running_on = vcpu.running_on.load(SeqCst);
+    let here = arch::percpu::current().cpu;
+    if running_on != NOWHERE && running_on != here.0 {
+        arch::apic::kick(CpuId(running_on));
+    }
+    crate::run::wake(hv, vcpu);
+}
+
+/// The present as this virtual CPU's local APIC sees it.
+pub fn apic_now<B: Backend>(vm: &Vm<B>, tsc_offset: u64) -> Now {
+    let now = time::now();
+    Now { nanos: vm.guest_time(now), tsc: arch::tsc::read().wrapping_add(tsc_offset) }
+}

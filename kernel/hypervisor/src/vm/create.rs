@@ -1,0 +1,313 @@
+//! From a configuration entry to a VM that is ready to run.
+//!
+//! All or nothing: what cannot be had (memory, an image, a node) is one sentence, and what had been taken
+//! goes back.
+
+use super::lifecycle::VmState;
+use super::{GuestConsole, GuestRam, Vcpu, VcpuCore, Vm, NOWHERE};
+use crate::arch::{time, tsc};
+use crate::mm;
+use crate::virt::{Backend, VcpuSetup, VcpuState};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+use config::NodeShare;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use devices::{ApicConfig, Board, BoardConfig, LocalApic, Role};
+use guest::cpuid::{CpuidPolicy, CpuidResult, CpuidSource, TscFacts, TscSync};
+use guest::linux::{self, KernelImage};
+use guest::msr::{FirstSeen, MsrPolicy, MsrState};
+use guest::shape::{VirtualNode, MEMORY_GRANULE};
+use guest::{EntryState, VmShape};
+use memory::buddy::Allocation;
+use spin::Mutex;
+use topology::Machine;
+use units::{ApicId, Gpa, Nanos, NodeId, PageSize, VcpuId, VmId, PAGE_BYTES};
+
+/// The guests' local APIC timer counts at this rate; nothing depends on the value.
+const APIC_BUS_HZ: u64 = 1_000_000_000;
+
+/// Files that the loader brought, by name.
+pub trait Images {
+    /// The file's bytes.
+    fn find(&self, name: &str) -> Option<&[u8]>;
+}
+
+/// What all VMs of a run share.
+#[derive(Clone, Copy, Debug)]
+pub struct World {
+    /// The machine.
+    pub machine: &'static Machine,
+    /// Ticks of the TSC in a second.
+    pub tsc_hz: u64,
+    /// Whether all CPUs' TSCs agree.
+    pub tsc_synchronised: bool,
+    /// Seconds since 1970 now.
+    pub unix_s: u64,
+}
+
+/// Builds a VM.
+///
+/// # Errors
+/// A sentence that says what was missing; nothing is held then.
+pub fn build<B: Backend>(
+    world: World,
+    id: VmId,
+    config: &config::Vm,
+    images: &impl Images,
+) -> Result<Vm<B>, String> {
+    let placement = place(world.machine, config)?;
+    let shape = shape(world.machine, config, &placement)?;
+    let home = config.start_node.unwrap_or_else(|| placement.first().map_or(NodeId(0), |s| s.node));
+    check_node(world.machine, home)?;
+
+    let mut ram = GuestRam::<B::Format>::new(id, home).map_err(|e| e.to_string())?;
+    if let Err(why) = claim_memory(&mut ram, &shape, &placement) {
+        for (frame, size) in ram.take_leaves() {
+            mm::free(frame, size);
+        }
+        return Err(why);
+    }
+    let (cpuid, vcpus) = match make_vcpus::<B>(world, id, config, images, &shape, home, &ram) {
+        Ok(made) => made,
+        Err(why) => {
+            for (frame, size) in ram.take_leaves() {
+                mm::free(frame, size);
+            }
+            return Err(why);
+        }
+    };
+    Ok(Vm {
+        id,
+        name: config.name.clone(),
+        config: config.clone(),
+        shape,
+        home,
+        ram,
+        board: Mutex::new(Board::new(BoardConfig { unix_seconds: world.unix_s })),
+        board_deadline: AtomicU64::new(Nanos::MAX.0),
+        pic_line: AtomicBool::new(false),
+        vcpus,
+        msr_policy: MsrPolicy::new(&cpuid),
+        cpuid,
+        first_seen: Mutex::new(FirstSeen::default()),
+        console: Mutex::new(GuestConsole::default()),
+        state: Mutex::new(VmState::Running),
+        started: time::now(),
+        tsc_at_start: tsc::read(),
+    })
+}
+
+/// Which node holds which part of the guest's memory, in guest-physical order.
+fn place(machine: &Machine, config: &config::Vm) -> Result<Vec<NodeShare>, String> {
+    if !config.memory_nodes.is_empty() {
+        for share in &config.memory_nodes {
+            check_node(machine, share.node)?;
+        }
+        return Ok(config.memory_nodes.clone());
+    }
+    // Near the vCPUs if the configuration says where they start, else where there is most room: the fewest
+    // nodes that hold it all.
+    let free = |node: NodeId| mm::free_bytes(node);
+    let mut nodes: Vec<NodeId> = match config.start_node {
+        Some(node) => {
+            check_node(machine, node)?;
+            machine.nearest(node).to_vec()
+        }
+        None => {
+            let mut nodes: Vec<NodeId> = machine.nodes.iter().map(|n| n.id).collect();
+            nodes.sort_by_key(|n| (core::cmp::Reverse(machine.has_cpus(*n)), core::cmp::Reverse(free(*n)), *n));
+            let first = nodes.first().copied().unwrap_or_default();
+            machine.nearest(first).to_vec()
+        }
+    };
+    nodes.retain(|n| free(*n) >= MEMORY_GRANULE);
+    let mut left = config.memory_bytes;
+    let mut shares = Vec::new();
+    for node in nodes {
+        let bytes = left.min(free(node) / MEMORY_GRANULE * MEMORY_GRANULE);
+        if bytes > 0 {
+            shares.push(NodeShare { node, bytes });
+            left -= bytes;
+        }
+    }
+    if left > 0 {
+        return Err(format!(
+            "{} asks for {} MiB, and {} MiB of that are not free on any node; it was not started",
+            config.name,
+            config.memory_bytes >> 20,
+            left >> 20
+        ));
+    }
+    Ok(shares)
+}
+
+fn check_node(machine: &Machine, node: NodeId) -> Result<(), String> {
+    if node.index() < machine.nodes.len() {
+        return Ok(());
+    }
+    Err(format!("{node} does not exist, the machine has node0 to node{}; the VM was not started", machine.nodes.len().saturating_sub(1)))
+}
+
+/// What the guest sees: one node, or one for each part of its memory if it is to see them.
+fn shape(machine: &Machine, config: &config::Vm, placement: &[NodeShare]) -> Result<VmShape, String> {
+    if !config.vnuma || placement.len() < 2 {
+        return VmShape::simple(config.cpus, config.memory_bytes).map_err(|e| e.to_string());
+    }
+    // vCPUs are dealt out in equal runs, as cores are to the sockets of a machine.
+    let nodes = placement.len() as u16;
+    let first = |i: u16| u32::from(config.cpus) * u32::from(i) / u32::from(nodes);
+    let virtual_nodes = (0..nodes)
+        .zip(placement)
+        .map(|(i, share)| VirtualNode {
+            memory_bytes: share.bytes,
+            vcpus: (first(i)..first(i + 1)).map(|v| v as u16).collect(),
+        })
+        .collect();
+    let distances = placement
+        .iter()
+        .enumerate()
+        .map(|(i, a)| {
+            let row = placement.iter().enumerate().map(|(j, b)| match machine.distance(a.node, b.node) {
+                _ if i == j => 10,
+                d => u8::try_from(d).unwrap_or(u8::MAX).max(11),
+            });
+            row.collect()
+        })
+        .collect();
+    VmShape::new(virtual_nodes, distances, 1).map_err(|e| e.to_string())
+}
+
+/// Takes frames from the nodes of the placement and maps them: 2 MiB leaves wherever a whole granule is memory.
+fn claim_memory<F>(ram: &mut GuestRam<F>, shape: &VmShape, placement: &[NodeShare]) -> Result<(), String>
+where
+    F: memory::table::TableFormat<Address = Gpa>,
+{
+    let mut shares = placement.iter().flat_map(|s| vec![s.node; (s.bytes / MEMORY_GRANULE) as usize]);
+    let mut last = None;
+    for region in shape.memory.regions() {
+        let mut at = region.gpa.align_down(PageSize::Size2M);
+        while at.0 < region.end().0 {
+            if last != Some(at) {
+                let node = shares.next().ok_or("the VM's memory is larger than its placement; it was not started")?;
+                let block = mm::allocate_on(node, PageSize::Size2M).map_err(|e| e.to_string())?;
+                map_granule(ram, shape, at, block)?;
+                last = Some(at);
+            }
+            at = Gpa(at.0 + MEMORY_GRANULE);
+        }
+    }
+    Ok(())
+}
+
+/// Maps one 2 MiB block: as one leaf, or, where the guest's map has holes, by the pages around them.
+fn map_granule<F>(ram: &mut GuestRam<F>, shape: &VmShape, at: Gpa, block: Allocation) -> Result<(), String>
+where
+    F: memory::table::TableFormat<Address = Gpa>,
+{
+    let is_memory = |gpa: Gpa| shape.memory.region_of(gpa).is_some();
+    let pages = PageSize::Size2M.pages();
+    let page = |i: u64| Gpa(at.0 + i * PAGE_BYTES);
+    if (0..pages).all(|i| is_memory(page(i))) {
+        return ram.map(at, block.into_frame(), PageSize::Size2M).map_err(|e| e.to_string());
+    }
+    for (i, frame) in (0..pages).zip(mm::into_pages(block)) {
+        if is_memory(page(i)) {
+            ram.map(page(i), frame, PageSize::Size4K).map_err(|e| e.to_string())?;
+        } else {
+            mm::free(frame, PageSize::Size4K);
+        }
+    }
+    Ok(())
+}
+
+struct HostCpuid;
+
+impl CpuidSource for HostCpuid {
+    fn leaf(&self, eax: u32, ecx: u32) -> CpuidResult {
+        let r = core::arch::x86_64::__cpuid_count(eax, ecx);
+        CpuidResult { eax: r.eax, ebx: r.ebx, ecx: r.ecx, edx: r.edx }
+    }
+}
+
+/// Loads the guest's kernel and makes its virtual CPUs, the first one ready to run.
+fn make_vcpus<B: Backend>(
+    world: World,
+    id: VmId,
+    config: &config::Vm,
+    images: &impl Images,
+    shape: &VmShape,
+    home: NodeId,
+    ram: &GuestRam<B::Format>,
+) -> Result<(CpuidPolicy, Vec<Vcpu<B>>), String> {
+    let entry = load(config, images, shape, ram)?;
+    let sync = if world.tsc_synchronised { TscSync::Synchronised } else { TscSync::Unsynchronised };
+    let cpuid = CpuidPolicy::new(&HostCpuid, shape, TscFacts { hz: world.tsc_hz, sync });
+    let apic_config = ApicConfig {
+        bus_hz: APIC_BUS_HZ,
+        tsc_hz: world.tsc_hz,
+        x2apic: true,
+        tsc_deadline: true,
+        physical_bits: cpuid.physical_bits(),
+    };
+    let setup = VcpuSetup {
+        node: home,
+        nested_root: ram.root(),
+        allowed_cr4: cpuid.allowed_cr4(),
+        allowed_efer: cpuid.allowed_efer(),
+        allowed_xcr0: cpuid.allowed_xcr0(),
+    };
+    let mut vcpus = Vec::with_capacity(usize::from(shape.vcpus));
+    for index in 0..shape.vcpus {
+        let role = if index == 0 { Role::Bootstrap } else { Role::Application };
+        let mut hw = B::new_vcpu(&setup).map_err(|e| e.to_string())?;
+        hw.reset(&if index == 0 { entry } else { guest::entry::reset_state(cpuid.signature()) });
+        vcpus.push(Vcpu {
+            id: VcpuId { vm: id, index },
+            apic: Mutex::new(LocalApic::new(ApicId(shape.apic_id(index)), role, apic_config)),
+            core: Mutex::new(VcpuCore {
+                hw,
+                msrs: MsrState::new(&cpuid),
+                xss: 0,
+                clock: None,
+                steal: None,
+                tsc_adjust: 0,
+                tsc_offset: 0,
+                seen_map: 0,
+                seen_sample: 0,
+                last_cpu: None,
+                runnable_since: None,
+                postponed: None,
+            }),
+            running_on: AtomicU32::new(NOWHERE),
+            blocked: AtomicBool::new(true),
+            ran_ns: AtomicU64::new(0),
+            ran_on_node_ns: world.machine.nodes.iter().map(|_| AtomicU64::new(0)).collect(),
+            exits: AtomicU64::new(0),
+            moves: AtomicU64::new(0),
+        });
+    }
+    Ok((cpuid, vcpus))
+}
+
+/// Puts the kernel, the initrd and the ACPI tables into guest memory.
+fn load<F>(config: &config::Vm, images: &impl Images, shape: &VmShape, ram: &GuestRam<F>) -> Result<EntryState, String>
+where
+    F: memory::table::TableFormat<Address = Gpa>,
+{
+    let missing = |what: &str, name: &str| {
+        format!("{}: the {what} {name:?} is not on the boot medium below /perigee; the VM was not started", config.name)
+    };
+    let bytes = images.find(&config.kernel).ok_or_else(|| missing("kernel", &config.kernel))?;
+    let initrd = match &config.initrd {
+        Some(name) => images.find(name).ok_or_else(|| missing("initrd", name))?,
+        None => &[],
+    };
+    let named = |what: &str, why: &dyn core::fmt::Display| format!("{}: {what}: {why}", config.name);
+    let image = KernelImage::parse(bytes).map_err(|e| named(&config.kernel, &e))?;
+    let plan = linux::plan(&image, initrd.len() as u64, &config.append, shape).map_err(|e| named(&config.kernel, &e))?;
+    let entry = linux::load(&plan, &image, initrd, ram).map_err(|e| named(&config.kernel, &e))?;
+    guest::acpi::install(shape, ram).map_err(|e| named("ACPI tables", &e))?;
+    Ok(entry)
+}

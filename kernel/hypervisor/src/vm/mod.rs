@@ -1,0 +1,188 @@
+//! Virtual machines: what they are made of and who may touch which part.
+//!
+//! A [`Hypervisor`] is made once, after all processors are up, and never moves. It holds every
+//! [`Vm`]; a VM holds its memory, its board of devices and its virtual CPUs. Each piece has one lock, and
+//! they nest in one order only (outer first):
+//!
+//! 1. [`Vcpu::core`]: registers; held for a whole time slice by the CPU that runs the virtual CPU
+//! 2. [`Vm::board`]: devices behind ports and the I/O APIC
+//! 3. [`Vcpu::apic`]: one local APIC
+//! 4. [`Hypervisor::sched`]: run queues
+//! 5. [`Hypervisor::timers`]: one queue per CPU
+//! 6. [`Vm::ram`]'s access lock (inside), then the frame allocators, then the console
+//!
+//! Interrupts are off while any of them is held, and nobody waits for another CPU's reaction under
+//! 2 to 6, but for a page move, which holds only the access lock and needs no lock to be answered.
+//!
+//! Reading order: this file, `create.rs`, `bus.rs` (interrupts between vCPUs and devices), `clock.rs`,
+//! `ram.rs`, `console.rs`.
+
+mod bus;
+pub mod clock;
+mod console;
+mod create;
+mod lifecycle;
+mod ram;
+mod tables;
+
+pub use bus::{apic_now, board_due, deliver, notify, with_board};
+pub use console::GuestConsole;
+pub use create::{build, Images, World};
+pub use lifecycle::VmState;
+pub use ram::GuestRam;
+
+use crate::drive::Tracking;
+use crate::timers::TimerQueue;
+use crate::virt::{Backend, Event};
+use alloc::string::String;
+use alloc::vec::Vec;
+use config::HostConfig;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use devices::{Board, LocalApic};
+use guest::cpuid::CpuidPolicy;
+use guest::msr::{FirstSeen, MsrPolicy, MsrState};
+use guest::VmShape;
+use sched::Scheduler;
+use spin::Mutex;
+use topology::Machine;
+use units::{CpuId, Nanos, NodeId, VcpuId, VmId};
+
+/// Everything that runs on this machine.
+#[derive(Debug)]
+pub struct Hypervisor<B: Backend> {
+    /// The machine.
+    pub machine: &'static Machine,
+    /// The operator's configuration.
+    pub config: HostConfig,
+    /// Virtual machines, by number.
+    pub vms: Vec<Vm<B>>,
+    /// Who runs where.
+    pub sched: Mutex<Scheduler>,
+    /// Things to do at a certain time, one queue per CPU.
+    pub timers: Vec<Mutex<TimerQueue>>,
+    /// Footprints and plans of all VMs.
+    pub tracking: Mutex<Tracking>,
+    /// Host TSC ticks in a second.
+    pub tsc_hz: u64,
+    /// Whether the TSCs of all CPUs agree.
+    pub tsc_synchronised: bool,
+    /// Seconds since 1970 when the kernel's clock started.
+    pub unix_at_start_s: u64,
+}
+
+/// One virtual machine.
+#[derive(Debug)]
+pub struct Vm<B: Backend> {
+    /// Its number.
+    pub id: VmId,
+    /// Its name.
+    pub name: String,
+    /// Its configuration.
+    pub config: config::Vm,
+    /// vCPUs, memory layout and virtual nodes as the guest sees them.
+    pub shape: VmShape,
+    /// Node where it was placed at the start.
+    pub home: NodeId,
+    /// Its memory.
+    pub ram: GuestRam<B::Format>,
+    /// Its devices.
+    pub board: Mutex<Board>,
+    /// When the board wants to be polled next, in guest time; `u64::MAX` for never.
+    pub board_deadline: AtomicU64,
+    /// Whether its 8259 asserts INTR.
+    pub pic_line: AtomicBool,
+    /// Its virtual CPUs.
+    pub vcpus: Vec<Vcpu<B>>,
+    /// What CPUID shows.
+    pub cpuid: CpuidPolicy,
+    /// What RDMSR and WRMSR reach.
+    pub msr_policy: MsrPolicy,
+    /// MSRs already logged.
+    pub first_seen: Mutex<FirstSeen>,
+    /// What it prints.
+    pub console: Mutex<GuestConsole>,
+    /// Running, paused or off.
+    pub state: Mutex<VmState>,
+    /// Host time at guest time zero.
+    pub started: Nanos,
+    /// Host TSC at guest time zero.
+    pub tsc_at_start: u64,
+}
+
+impl<B: Backend> Vm<B> {
+    /// Guest time at host time `now`.
+    pub fn guest_time(&self, now: Nanos) -> Nanos {
+        now.since(self.started)
+    }
+    /// Host time at guest time `at`.
+    pub fn host_time(&self, at: Nanos) -> Nanos {
+        at + self.started
+    }
+}
+
+/// One virtual CPU.
+#[derive(Debug)]
+pub struct Vcpu<B: Backend> {
+    /// Its name.
+    pub id: VcpuId,
+    /// Its local APIC; anybody may deliver to it.
+    pub apic: Mutex<LocalApic>,
+    /// Its registers; the CPU that runs it holds this for the slice.
+    pub core: Mutex<VcpuCore<B>>,
+    /// The CPU that runs it now, or [`NOWHERE`].
+    pub running_on: AtomicU32,
+    /// It waits for an interrupt and is off the run queues.
+    pub blocked: AtomicBool,
+    /// Time it has run, in ns.
+    pub ran_ns: AtomicU64,
+    /// Time it has run on each node since the footprint last asked, in ns.
+    pub ran_on_node_ns: Vec<AtomicU64>,
+    /// Exits it has taken.
+    pub exits: AtomicU64,
+    /// How often it changed the CPU.
+    pub moves: AtomicU64,
+}
+
+/// [`Vcpu::running_on`] of one that does not run.
+pub const NOWHERE: u32 = u32::MAX;
+
+/// The part of a virtual CPU that only its runner touches.
+#[derive(Debug)]
+pub struct VcpuCore<B: Backend> {
+    /// Registers.
+    pub hw: B::Vcpu,
+    /// MSRs that only hold a value.
+    pub msrs: MsrState,
+    /// IA32_XSS.
+    pub xss: u64,
+    /// Where the guest wants its clock, and which version of it was last written.
+    pub clock: Option<clock::ClockPage>,
+    /// Where the guest wants its steal time.
+    pub steal: Option<clock::StealPage>,
+    /// What the guest wrote to its TSC, relative to the VM's common TSC.
+    pub tsc_adjust: u64,
+    /// Guest TSC minus host TSC on the CPU that runs it.
+    pub tsc_offset: u64,
+    /// Generations of the nested table that its TLB has seen.
+    pub seen_map: u64,
+    /// The same for the lazily flushed accessed bits.
+    pub seen_sample: u64,
+    /// Where it ran last.
+    pub last_cpu: Option<CpuId>,
+    /// Since when it could run but did not.
+    pub runnable_since: Option<Nanos>,
+    /// An event that gave way to an exception and follows it.
+    pub postponed: Option<Event>,
+}
+
+impl<B: Backend> Hypervisor<B> {
+    /// The VM with this number.
+    pub fn vm(&self, id: VmId) -> Option<&Vm<B>> {
+        self.vms.get(id.index())
+    }
+    /// The virtual CPU with this name, and its VM.
+    pub fn vcpu(&self, id: VcpuId) -> Option<(&Vm<B>, &Vcpu<B>)> {
+        let vm = self.vm(id.vm)?;
+        Some((vm, vm.vcpus.get(usize::from(id.index))?))
+    }
+}

@@ -1,0 +1,230 @@
+#![expect(unsafe_code, reason = "copies between the kernel and guest memory that running guests change at any moment")]
+//! A guest's memory: its nested table, and the hypervisor's own accesses to what it maps.
+//!
+//! Accesses by the hypervisor (instruction emulation, clocks, software walks) neither set A/D
+//! bits in the nested table nor obey a shootdown. So each holds the access lock for reading from
+//! the translation to the last byte, and a page move holds it for writing from the moment the
+//! page is frozen until its new frame is in place: no access ever lands in a frame that has
+//! been left. The mover waits only for CPUs to leave the guest, which takes no lock.
+
+use super::tables::DirectTables;
+use crate::mm;
+use crate::shootdown;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::{AtomicU64, AtomicU32};
+use guest::memory::Width;
+use guest::{GuestMemory, OutOfRange};
+use memory::table::{Attributes, Flush, Lookup, RadixTable, Rights, Shootdown, TableError, TableFormat};
+use spin::RwLock;
+use units::{Frame, Gpa, Hpa, NodeId, PageSize, VmId};
+
+/// A guest's memory.
+#[derive(Debug)]
+pub struct GuestRam<F: TableFormat<Address = Gpa>> {
+    vm: VmId,
+    bytes: u64,
+    root: Frame,
+    table: RwLock<RadixTable<F, DirectTables>>,
+    map_generation: AtomicU64,
+    sample_generation: AtomicU64,
+}
+
+/// Makes every CPU forget what the old table said, for one VM.
+#[derive(Debug)]
+pub struct VmShootdown<'r> {
+    vm: VmId,
+    generation: &'r AtomicU64,
+}
+
+impl Shootdown for VmShootdown<'_> {
+    fn shoot_down(&self, _flush: Flush) {
+        self.generation.fetch_add(1, SeqCst);
+        shootdown::expel(self.vm);
+    }
+}
+
+impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
+    /// An empty table whose own frames come from `node`.
+    pub fn new(vm: VmId, node: NodeId) -> Result<Self, memory::buddy::OutOfFrames> {
+        let table = RadixTable::new(DirectTables, node)?;
+        Ok(Self {
+            vm,
+            bytes: 0,
+            root: table.root(),
+            table: RwLock::new(table),
+            map_generation: AtomicU64::new(1),
+            sample_generation: AtomicU64::new(1),
+        })
+    }
+
+    /// Maps a frame, before the guest starts.
+    pub fn map(&mut self, gpa: Gpa, frame: Frame, size: PageSize) -> Result<(), TableError> {
+        let rights = Rights::READ | Rights::WRITE | Rights::EXECUTE;
+        let flush = self.table.get_mut().map(gpa, frame, size, Attributes::memory(rights))?;
+        flush.carry_out(&memory::table::NoProcessor);
+        self.bytes += size.bytes();
+        Ok(())
+    }
+
+    /// Root of the nested table.
+    pub fn root(&self) -> Frame {
+        self.root
+    }
+
+    /// What an entry compares with what the virtual CPU's TLB has seen: the generation of the table's
+    /// meaning and the one of its accessed bits.
+    pub fn generations(&self) -> (u64, u64) {
+        (self.map_generation.load(SeqCst), self.sample_generation.load(SeqCst))
+    }
+
+    /// Accessed bits were cleared: translations that still say "accessed" go at the next entries.
+    pub fn sampled(&self) {
+        self.sample_generation.fetch_add(1, SeqCst);
+    }
+
+    /// The table, to read.
+    pub fn with_table<R>(&self, work: impl FnOnce(&RadixTable<F, DirectTables>) -> R) -> R {
+        work(&self.table.read())
+    }
+
+    /// The table, to change, with what makes CPUs forget.
+    pub fn change_table<R>(
+        &self,
+        work: impl FnOnce(&mut RadixTable<F, DirectTables>, &VmShootdown<'_>) -> R,
+    ) -> R {
+        let mut table = self.table.write();
+        work(&mut table, &VmShootdown { vm: self.vm, generation: &self.map_generation })
+    }
+
+    /// The node that holds an address.
+    pub fn node_of(&self, at: Gpa) -> Option<NodeId> {
+        match self.table.read().translate(at) {
+            Ok(Lookup::Mapped(leaf)) => mm::node_of(leaf.frame),
+            _ => None,
+        }
+    }
+
+    /// Bytes on each of `nodes` nodes.
+    pub fn bytes_by_node(&self, nodes: usize) -> Vec<u64> {
+        let mut bytes = alloc::vec![0; nodes];
+        for leaf in self.table.read().all_leaves() {
+            if let Some(sum) = mm::node_of(leaf.frame).and_then(|node| bytes.get_mut(node.index())) {
+                *sum += leaf.size.bytes();
+            }
+        }
+        bytes
+    }
+
+    /// A guest hit an address of its RAM that was not mapped: waits until the move is over.
+    pub fn wait_until_mapped(&self, gpa: Gpa) -> Result<(), TableError> {
+        // Getting the lock means that no move is under way.
+        match self.table.read().translate(gpa)? {
+            Lookup::Mapped(_) => Ok(()),
+            _ => Err(TableError::NotMapped { at: gpa.0 }),
+        }
+    }
+
+    /// Takes all leaves out of the table, for the frames to be freed. The VM is off and runs nowhere.
+    pub fn take_leaves(&self) -> Vec<(Frame, PageSize)> {
+        self.change_table(|table, shootdown| {
+            let leaves: Vec<_> = table.all_leaves().collect();
+            let mut frames = Vec::with_capacity(leaves.len());
+            for leaf in leaves {
+                if let Ok(unmapped) = table.unmap(leaf.at, leaf.size) {
+                    let gone = unmapped.finish(shootdown, &DirectTables);
+                    frames.push((gone.frame, gone.size));
+                }
+            }
+            frames
+        })
+    }
+
+    /// Calls `work` with each contiguous piece of `gpa..gpa + bytes` in the direct map. The access lock is
+    /// held throughout; nothing is called unless all of the range is memory.
+    fn pieces(&self, gpa: Gpa, bytes: usize, mut work: impl FnMut(*mut u8, core::ops::Range<usize>)) -> Result<(), OutOfRange> {
+        let fault = OutOfRange { gpa, bytes: bytes as u64 };
+        let table = self.table.read();
+        let locate = |offset: usize| -> Result<(Hpa, usize), OutOfRange> {
+            let at = gpa.checked_add(offset as u64).ok_or(fault)?;
+            let Ok(Lookup::Mapped(leaf)) = table.translate(at) else { return Err(fault) };
+            let inside = at.0 - leaf.at.0;
+            let left = (leaf.size.bytes() - inside).min((bytes - offset) as u64);
+            Ok((Hpa(leaf.frame.address().0 + inside), left as usize))
+        };
+        let mut offset = 0;
+        while offset < bytes {
+            offset += locate(offset)?.1;
+        }
+        let mut offset = 0;
+        while offset < bytes {
+            let (hpa, length) = locate(offset)?;
+            work(mm::direct(hpa), offset..offset + length);
+            offset += length;
+        }
+        Ok(())
+    }
+}
+
+impl<F: TableFormat<Address = Gpa>> GuestMemory for GuestRam<F> {
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), OutOfRange> {
+        self.pieces(gpa, buf.len(), |from, range| {
+            let Some(to) = buf.get_mut(range) else { return };
+            // SAFETY: `from` is the direct map of guest frames that the access lock keeps mapped, valid for the
+            // piece's length. A running guest may change the bytes meanwhile, which is a race with hardware and not
+            // with Rust code: the copy is volatile and byte-wise as far as the abstract machine knows, and any
+            // value is a valid u8. `to` is the kernel's own and does not overlap guest frames.
+            unsafe { copy(to.as_mut_ptr(), from, to.len()) };
+        })
+    }
+
+    fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), OutOfRange> {
+        self.pieces(gpa, bytes.len(), |to, range| {
+            let Some(from) = bytes.get(range) else { return };
+            // SAFETY: as in `read`, the other way round; no Rust reference to guest memory exists anywhere.
+            unsafe { copy(to, from.as_ptr(), from.len()) };
+        })
+    }
+
+    fn compare_exchange(&self, gpa: Gpa, width: Width, current: u64, new: u64) -> Result<u64, OutOfRange> {
+        let bytes = match width {
+            Width::Bits32 => 4,
+            Width::Bits64 => 8,
+        };
+        if gpa.0 % bytes as u64 != 0 {
+            return Err(OutOfRange { gpa, bytes: bytes as u64 });
+        }
+        let mut held = 0;
+        self.pieces(gpa, bytes, |at, _| {
+            // SAFETY: `at` is aligned to the width (checked above, and frames are page-aligned), so the word lies
+            // in one frame; the direct map is valid for it. Guests and the kernel access it atomically.
+            held = unsafe {
+                match width {
+                    Width::Bits32 => AtomicU32::from_ptr(at.cast())
+                        .compare_exchange(current as u32, new as u32, SeqCst, SeqCst)
+                        .map_or_else(u64::from, u64::from),
+                    Width::Bits64 => AtomicU64::from_ptr(at.cast())
+                        .compare_exchange(current, new, SeqCst, SeqCst)
+                        .unwrap_or_else(|held| held),
+                }
+            };
+        })?;
+        Ok(held)
+    }
+
+    fn size(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// Copies bytes that others may change meanwhile.
+///
+/// # Safety
+/// `to` is valid for writes and `from` for reads of `length` bytes; they do not overlap.
+unsafe fn copy(to: *mut u8, from: *const u8, length: usize) {
+    // SAFETY: the caller's. `rep movsb` is opaque to the compiler, which therefore assumes nothing about the
+    // bytes being stable.
+    unsafe {
+        core::arch::asm!("rep movsb", inout("rcx") length => _, inout("rdi") to => _, inout("rsi") from => _, options(nostack));
+    }
+}
