@@ -7,16 +7,28 @@ use std::{vec, vec::Vec};
 const GIB: u64 = 1 << 18;
 
 fn range(start: u64, end: u64) -> FrameRange {
-    FrameRange { start: Frame(start), end: Frame(end) }
+    FrameRange {
+        start: Frame(start),
+        end: Frame(end),
+    }
 }
 fn now(start: u64, end: u64) -> Source {
-    Source { range: range(start, end), ready: Ready::Now }
+    Source {
+        range: range(start, end),
+        ready: Ready::Now,
+    }
 }
 fn later(start: u64, end: u64) -> Source {
-    Source { range: range(start, end), ready: Ready::Later(7) }
+    Source {
+        range: range(start, end),
+        ready: Ready::Later(7),
+    }
 }
 fn span(node: u16, start: u64, end: u64) -> NodeSpan {
-    NodeSpan { range: range(start, end), node: NodeId(node) }
+    NodeSpan {
+        range: range(start, end),
+        node: NodeId(node),
+    }
 }
 
 #[test]
@@ -29,9 +41,23 @@ fn bytes_become_whole_frames() {
 
 #[test]
 fn a_range_over_two_nodes_is_split_and_each_half_describes_itself() {
-    let found = Inventory::new(&[now(0, 2 * GIB)], &[], &[span(0, 0, GIB), span(1, GIB, 2 * GIB)]);
-    let zones: Vec<_> = found.zones.iter().map(|z| (z.node, z.range, z.metadata_node)).collect();
-    assert_eq!(zones, [(NodeId(0), range(0, GIB), NodeId(0)), (NodeId(1), range(GIB, 2 * GIB), NodeId(1))]);
+    let found = Inventory::new(
+        &[now(0, 2 * GIB)],
+        &[],
+        &[span(0, 0, GIB), span(1, GIB, 2 * GIB)],
+    );
+    let zones: Vec<_> = found
+        .zones
+        .iter()
+        .map(|z| (z.node, z.range, z.metadata_node))
+        .collect();
+    assert_eq!(
+        zones,
+        [
+            (NodeId(0), range(0, GIB), NodeId(0)),
+            (NodeId(1), range(GIB, 2 * GIB), NodeId(1))
+        ]
+    );
     for zone in &found.zones {
         assert_eq!(zone.metadata.frames(), GIB * 8 / 4096);
         assert_eq!(zone.metadata.and(&zone.range), zone.metadata);
@@ -42,8 +68,15 @@ fn a_range_over_two_nodes_is_split_and_each_half_describes_itself() {
 
 #[test]
 fn memory_of_no_node_goes_to_the_nearest_and_is_reported() {
-    let found = Inventory::new(&[now(0, 3 * GIB)], &[], &[span(4, 0, GIB), span(9, GIB + GIB / 2, 2 * GIB)]);
-    assert_eq!(found.homeless, [range(GIB, GIB + GIB / 2), range(2 * GIB, 3 * GIB)]);
+    let found = Inventory::new(
+        &[now(0, 3 * GIB)],
+        &[],
+        &[span(4, 0, GIB), span(9, GIB + GIB / 2, 2 * GIB)],
+    );
+    assert_eq!(
+        found.homeless,
+        [range(GIB, GIB + GIB / 2), range(2 * GIB, 3 * GIB)]
+    );
     let node_at = |frame| {
         let in_zone = |z: &&ZonePlan| z.range.start.0 <= frame && frame < z.range.end.0;
         found.zones.iter().find(in_zone).map(|z| z.node)
@@ -51,7 +84,10 @@ fn memory_of_no_node_goes_to_the_nearest_and_is_reported() {
     assert_eq!(node_at(GIB + 1), Some(NodeId(4)));
     assert_eq!(node_at(3 * GIB - 1), Some(NodeId(9)));
     let flat = Inventory::new(&[now(0, GIB)], &[], &[]);
-    assert!(flat.homeless.is_empty(), "without affinity nothing is out of place");
+    assert!(
+        flat.homeless.is_empty(),
+        "without affinity nothing is out of place"
+    );
     assert_eq!(flat.zones[0].node, NodeId(0));
 }
 
@@ -78,11 +114,18 @@ fn a_large_hole_ends_a_zone_and_a_small_one_does_not() {
 #[test]
 fn metadata_moves_to_the_node_or_the_machine_when_a_zone_is_occupied() {
     let spans = [span(0, 0, GIB), span(1, GIB, 8 * GIB)];
-    let found = Inventory::new(&[now(0, GIB), later(2 * GIB, 3 * GIB), now(5 * GIB, 6 * GIB)], &[], &spans);
+    let found = Inventory::new(
+        &[now(0, GIB), later(2 * GIB, 3 * GIB), now(5 * GIB, 6 * GIB)],
+        &[],
+        &spans,
+    );
     assert_eq!(found.zones[1].metadata_node, NodeId(1));
     assert!(found.zones[1].metadata.start.0 >= 5 * GIB);
     let found = Inventory::new(&[now(0, GIB), later(2 * GIB, 3 * GIB)], &[], &spans);
-    assert_eq!((found.zones[1].node, found.zones[1].metadata_node), (NodeId(1), NodeId(0)));
+    assert_eq!(
+        (found.zones[1].node, found.zones[1].metadata_node),
+        (NodeId(1), NodeId(0))
+    );
     let found = Inventory::new(&[later(0, GIB)], &[], &spans);
     assert_eq!((found.zones.len(), found.lost), (0, vec![range(0, GIB)]));
 }
