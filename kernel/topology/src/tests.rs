@@ -1,0 +1,4 @@
+mod descriptions;
+mod faults;
+mod firmware;
+mod properties;
