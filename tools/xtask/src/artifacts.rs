@@ -87,7 +87,9 @@ impl Artifacts {
         ])?;
         // A folder of its own: other flags for the same target would rebuild everything each time.
         let guest = target_folder().join("guest").display().to_string();
-        let flags = format!("target.{HOST_TARGET}.rustflags=['-Ctarget-feature=+crt-static']");
+        let flags = format!(
+            "target.{HOST_TARGET}.rustflags=['-Ctarget-feature=+crt-static','-Cstrip=symbols']"
+        );
         let workload = [
             "build",
             "--release",
