@@ -1,4 +1,5 @@
 mod descriptions;
+mod emulator;
 mod faults;
 mod firmware;
 mod properties;
