@@ -31,6 +31,12 @@ pub fn direct(at: Hpa) -> *mut u8 {
     }
 }
 
+/// Where the direct map would show a device's registers or pixels at `at`, mapped or not: for devices beyond
+/// the end of memory too, which `arch::paging` maps one by one.
+pub fn device(at: Hpa) -> *mut u8 {
+    DIRECT_MAP_BASE.wrapping_add(at.0) as *mut u8
+}
+
 /// The host-physical address of something in the direct map (all of the heap is) or in the kernel
 /// image (statics); `None` for stacks, whose frames need not be neighbours, and everything else.
 pub fn hpa_of(pointer: *const u8) -> Option<Hpa> {

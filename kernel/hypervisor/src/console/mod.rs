@@ -1,0 +1,168 @@
+//! What the operator reads and types.
+//!
+//! There are three devices: the console's UART (where firmware's SPCR says, else COM1), the screen if
+//! firmware left one, and a second UART (COM2) for the records that tools read. Everything is polled:
+//! a hypervisor that needs an interrupt to say that interrupts are broken is of little use.
+//!
+//! * [`print`] and the `log` macros write text, [`read_byte`] reads input, [`record`] writes a record.
+//! * A UART takes 87 us for a byte. So text goes into a ring ([`port`]) and leaves it when the UART has room;
+//!   [`read_byte`], which the monitor calls many times a second, keeps it going. Until the monitor
+//!   first asks for input, everything is sent at once: whoever looks for the reason of an early hang
+//!   needs the last line.
+//! * [`Emergency`] takes no lock and no memory: panics, NMIs and machine checks write through it.
+//!
+//! # Locks
+//! One for text (UART and screen), one for records; interrupts are off while they are held, so that a
+//! handler that logs cannot wait for itself. Nothing is called under them.
+
+mod emergency;
+mod port;
+mod ring;
+mod screen;
+mod text;
+
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use arrayvec::ArrayVec;
+use handoff::Framebuffer;
+use spin::Mutex;
+use topology::spcr::Spcr;
+use x86_64::instructions::interrupts::without_interrupts;
+
+use port::SerialPort;
+use screen::Screen;
+
+pub use emergency::{Emergency, EmergencyTelemetry};
+
+/// Bytes of early text that are kept for a screen that is found later.
+const BACKLOG_BYTES: usize = 8 << 10;
+
+struct Text {
+    port: Option<SerialPort>,
+    screen: Option<Screen>,
+    backlog: ArrayVec<u8, BACKLOG_BYTES>,
+}
+
+static TEXT: Mutex<Text> = Mutex::new(Text { port: None, screen: None, backlog: ArrayVec::new_const() });
+static RECORDS: Mutex<Option<SerialPort>> = Mutex::new(None);
+/// Whether somebody keeps the rings going.
+static POLLED: AtomicBool = AtomicBool::new(false);
+
+/// Makes `log`, [`print`] and [`record`] work, on COM1 and COM2. The kernel's first act that may fail
+/// unheard.
+pub fn init_early() {
+    TEXT.lock().port = SerialPort::at_io(port::COM1, None);
+    *RECORDS.lock() = SerialPort::at_io(port::COM2, None);
+    text::init();
+}
+
+/// Moves to where firmware wants the console, once its tables are read and the kernel's page tables
+/// are in force, and starts the screen with what was said so far.
+pub fn init(spcr: Option<&Spcr>, framebuffer: &Framebuffer) {
+    let firmware = spcr.and_then(port::from_spcr);
+    let found = without_interrupts(|| {
+        let mut text = TEXT.lock();
+        if let Some(port) = firmware {
+            text.port = Some(port);
+        }
+        text.screen = Screen::new(framebuffer);
+        if let Some(screen) = &mut text.screen {
+            emergency::set_surface(screen.surface());
+        }
+        let backlog = core::mem::take(&mut text.backlog);
+        if let Some(screen) = &mut text.screen {
+            screen.write(&backlog);
+        }
+        text.port.as_ref().map(SerialPort::place)
+    });
+    match found {
+        Some(place) => log::info!("console on the UART at {place}"),
+        None => log::warn!("no UART answers at COM1 or where the SPCR points: the screen is the only console"),
+    }
+    if without_interrupts(|| RECORDS.lock().is_none()) {
+        log::info!("no UART answers at COM2: there is no telemetry");
+    }
+}
+
+/// Writes text to UART and screen.
+pub fn print(text: fmt::Arguments<'_>) {
+    // Both devices swallow what they cannot show.
+    without_interrupts(|| {
+        let _written = TEXT.lock().write_fmt(text);
+    });
+}
+
+/// Writes bytes to UART and screen; a lone line feed becomes carriage return and line feed.
+pub fn write_bytes(bytes: &[u8]) {
+    without_interrupts(|| TEXT.lock().write_bytes(bytes));
+}
+
+/// The next byte that the operator has typed, if there is one. Also keeps output going.
+pub fn read_byte() -> Option<u8> {
+    POLLED.store(true, Ordering::Relaxed);
+    without_interrupts(|| {
+        if let Some(port) = RECORDS.lock().as_mut() {
+            port.pump();
+        }
+        let mut text = TEXT.lock();
+        let port = text.port.as_mut()?;
+        port.pump();
+        port.read()
+    })
+}
+
+/// Writes a record, whole or, if records come faster than the port takes them, not at all. The record brings its own
+/// line end. Returns whether it was taken.
+pub fn record(line: &[u8]) -> bool {
+    without_interrupts(|| {
+        let mut port = RECORDS.lock();
+        let Some(port) = port.as_mut() else { return false };
+        let taken = port.write_whole(line);
+        finish(port);
+        taken
+    })
+}
+
+/// Returns when everything written so far has left for the wire.
+pub fn flush() {
+    without_interrupts(|| {
+        if let Some(port) = TEXT.lock().port.as_mut() {
+            port.drain();
+        }
+        if let Some(port) = RECORDS.lock().as_mut() {
+            port.drain();
+        }
+    });
+}
+
+fn finish(port: &mut SerialPort) {
+    if POLLED.load(Ordering::Relaxed) {
+        port.pump();
+    } else {
+        port.drain();
+    }
+}
+
+impl Text {
+    fn write_bytes(&mut self, bytes: &[u8]) {
+        if let Some(port) = &mut self.port {
+            port.write_text(bytes);
+            finish(port);
+        }
+        match &mut self.screen {
+            Some(screen) => screen.write(bytes),
+            None => {
+                let room = self.backlog.remaining_capacity().min(bytes.len());
+                self.backlog.extend(bytes.iter().copied().take(room));
+            }
+        }
+    }
+}
+
+impl Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.write_bytes(text.as_bytes());
+        Ok(())
+    }
+}
