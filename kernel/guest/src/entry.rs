@@ -270,3 +270,6 @@ pub(crate) fn long_mode_state(
         ..reset_state(0)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -311,3 +311,6 @@ fn put(b: &mut [u8], at: usize, data: &[u8]) {
         *to = *from;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -459,3 +459,6 @@ fn check_distances(distances: &[Vec<u8>], nodes: usize) -> Result<(), ShapeError
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -552,3 +552,6 @@ pub fn fetch(
     }
     Ok(fetched)
 }
+
+#[cfg(test)]
+mod tests;

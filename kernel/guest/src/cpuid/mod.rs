@@ -396,3 +396,6 @@ impl CpuidPolicy {
         self.xsave.bytes()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,3 +22,6 @@ pub use error::LinuxError;
 pub use header::KernelImage;
 pub use image::load;
 pub use plan::{Initrd, LoadPlan, plan};
+
+#[cfg(test)]
+mod tests;

@@ -283,3 +283,6 @@ pub enum Completion {
     /// One element of a repeated string instruction is done and more remain: RIP stays.
     Repeat,
 }
+
+#[cfg(test)]
+mod tests;

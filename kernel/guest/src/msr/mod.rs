@@ -154,3 +154,6 @@ impl MsrPolicy {
         self.facts.spec_ctrl
     }
 }
+
+#[cfg(test)]
+mod tests;
