@@ -31,7 +31,7 @@ pub struct Vm {
     pub name: String,
     /// What it boots.
     pub kernel: GuestKernel,
-    /// Another initramfs than the one with the memory workload.
+    /// Another initramfs than the one with the memory workload; "none" for none at all.
     pub initrd: Option<std::path::PathBuf>,
     /// Kernel command line without the workload's arguments; `None` is the ordinary one.
     pub append: Option<String>,
@@ -59,6 +59,18 @@ impl Vm {
     /// The same VM with `key = value` in its table; `value` is TOML (`"[3]"`, `"\"off\""`).
     pub fn set(mut self, key: &str, value: &str) -> Self {
         self.keys.insert(key.into(), value.into());
+        self
+    }
+
+    /// The same VM without any initramfs, which Linux ends with a panic.
+    pub fn without_initrd(mut self) -> Self {
+        self.initrd = Some("none".into());
+        self
+    }
+
+    /// The same VM with this kernel command line.
+    pub fn append(mut self, text: &str) -> Self {
+        self.append = Some(text.into());
         self
     }
 

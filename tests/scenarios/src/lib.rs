@@ -8,7 +8,7 @@
 //! A [`Scenario`] says
 //! * on which [`Machine`] it runs: nodes, CPUs, memory, distances, latencies;
 //! * which [`Vm`]s it starts and how, and which ACPI tables replace the firmware's;
-//! * what an operator types, and after which line ([`Typed`]);
+//! * what happens from outside and after which line: keys, an NMI ([`Step`]);
 //! * how long it may take, and whether it belongs to the quick set or only to `--full`;
 //! * how it is judged, from [`Evidence`].
 //!
@@ -30,7 +30,7 @@ pub mod trials;
 pub use evidence::{Evidence, GuestResult, Outcome, Stamped};
 pub use guests::{GuestKernel, Vm};
 pub use machine::{Latency, Machine, Node};
-pub use scenario::{Override, Scenario, Tier, Typed};
+pub use scenario::{Action, Override, Scenario, Step, Tier};
 
 /// Every scenario there is, in the order in which they run. `seed` feeds the random ones; each prints it.
 pub fn all(seed: u64) -> Vec<Scenario> {

@@ -23,13 +23,22 @@ pub struct Override {
     pub bytes: Vec<u8>,
 }
 
-/// Something an operator types on the console.
+/// Something that happens to the machine from outside, once a line of the console asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Typed {
-    /// Typed once a line of the console contains this.
+pub struct Step {
+    /// It happens once a line of the console contains this.
     pub after: String,
-    /// The keys, `\r` for Enter.
-    pub keys: String,
+    /// What happens.
+    pub what: Action,
+}
+
+/// What happens to a machine from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// An operator types this on the console, `\r` for Enter.
+    Type(String),
+    /// Every CPU receives an NMI, as from a server's diagnostic button.
+    Nmi,
 }
 
 /// How a scenario is judged: a sentence when the evidence does not convince.
@@ -51,8 +60,8 @@ pub struct Scenario {
     pub vms: Vec<Vm>,
     /// ACPI tables that replace the firmware's.
     pub overrides: Vec<Override>,
-    /// What an operator types.
-    pub typed: Vec<Typed>,
+    /// What happens to it from outside, in this order.
+    pub steps: Vec<Step>,
     /// Arguments of the observer plugin; `None` runs without it.
     pub plugin: Option<String>,
     /// The run is ended after this long, with an outcome of its own.
@@ -86,7 +95,7 @@ impl Scenario {
             host: Vec::new(),
             vms: Vec::new(),
             overrides: Vec::new(),
-            typed: Vec::new(),
+            steps: Vec::new(),
             plugin: None,
             timeout: Duration::from_secs(240),
             seed: None,
@@ -135,9 +144,18 @@ impl Scenario {
 
     /// With `keys` typed once a line of the console contains `after`.
     pub fn type_after(mut self, after: &str, keys: &str) -> Self {
-        self.typed.push(Typed {
+        self.steps.push(Step {
             after: after.into(),
-            keys: keys.into(),
+            what: Action::Type(keys.into()),
+        });
+        self
+    }
+
+    /// With an NMI on every CPU once a line of the console contains `after`.
+    pub fn nmi_after(mut self, after: &str) -> Self {
+        self.steps.push(Step {
+            after: after.into(),
+            what: Action::Nmi,
         });
         self
     }

@@ -76,6 +76,15 @@ impl Invocation {
         self
     }
 
+    /// Listening for commands on this socket.
+    pub fn with_control(mut self, socket: &Path) -> Self {
+        self.args.extend([
+            "-qmp".into(),
+            format!("unix:{},server=on,wait=off", in_option(socket)),
+        ]);
+        self
+    }
+
     /// Observed by this plugin.
     pub fn with_plugin(mut self, library: &Path, arguments: &str) -> Self {
         self.args.extend([

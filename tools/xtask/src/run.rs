@@ -294,7 +294,8 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     let manner = Manner {
         timeout: args.limit(),
         attended: true,
-        typed: &[],
+        steps: &[],
+        control: None,
         folder: &folder,
     };
     let transcript = session::run(&invocation, &manner)?;

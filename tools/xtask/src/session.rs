@@ -2,7 +2,8 @@
 //! time of its arrival, what a person or a scenario types goes in, and nothing survives the end.
 
 use std::fs::File;
-use std::io::{IsTerminal, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use scenarios::{Stamped, Typed};
+use scenarios::{Action, Stamped, Step};
 use telemetry::{Event, Record};
 
 use crate::console::{Lines, Plain, RawTerminal};
@@ -66,8 +67,10 @@ pub struct Manner<'a> {
     pub timeout: Option<Duration>,
     /// Show the console to the person and take their keys.
     pub attended: bool,
-    /// What is typed, in this order.
-    pub typed: &'a [Typed],
+    /// What happens from outside, in this order.
+    pub steps: &'a [Step],
+    /// The emulator's control socket, where a step needs it.
+    pub control: Option<&'a Path>,
     /// Folder for `console.log`, `records.jsonl` and `emulator.log`.
     pub folder: &'a Path,
 }
@@ -163,8 +166,13 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
                 .flat_map(Receiver::try_iter)
                 .any(|bytes| bytes.contains(&CTRL_C));
         }
-        for keys in session.due_keys() {
-            let _ = console_in.write_all(keys.as_bytes());
+        for action in session.due() {
+            match action {
+                Action::Type(keys) => console_in
+                    .write_all(keys.as_bytes())
+                    .context("the console takes no keys")?,
+                Action::Nmi => inject_nmi(manner.control.context("no control socket")?)?,
+            }
         }
         let _ = console_in.flush();
         if interrupted {
@@ -232,6 +240,21 @@ fn keys(raw: bool) -> Option<Receiver<Vec<u8>>> {
     Some(keys)
 }
 
+/// Sends an NMI to every CPU, over QEMU's machine protocol (QMP).
+fn inject_nmi(socket: &Path) -> Result<()> {
+    let mut stream = UnixStream::connect(socket)
+        .with_context(|| format!("cannot connect to {}", socket.display()))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut answers = BufReader::new(stream.try_clone()?).lines();
+    answers.next().context("the emulator says no hello")??;
+    for command in ["qmp_capabilities", "inject-nmi"] {
+        writeln!(stream, "{{\"execute\":\"{command}\"}}")?;
+        let answer = answers.next().context("the emulator does not answer")??;
+        anyhow::ensure!(!answer.contains("\"error\""), "{command}: {answer}");
+    }
+    Ok(())
+}
+
 struct Session<'a> {
     start: Instant,
     attended: bool,
@@ -245,8 +268,8 @@ struct Session<'a> {
     records: Vec<Stamped<Record>>,
     torn_records: usize,
     panicked: Option<Instant>,
-    typed: &'a [Typed],
-    /// Lines already searched for the next thing to be typed.
+    steps: &'a [Step],
+    /// Lines already searched for the next step.
     searched: usize,
 }
 
@@ -266,7 +289,7 @@ impl<'a> Session<'a> {
             records: Vec::new(),
             torn_records: 0,
             panicked: None,
-            typed: manner.typed,
+            steps: manner.steps,
             searched: 0,
         })
     }
@@ -328,10 +351,10 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// What is to be typed now, because a line that it waits for has come.
-    fn due_keys(&mut self) -> Vec<&'a str> {
+    /// What is to happen now, because a line that it waits for has come.
+    fn due(&mut self) -> Vec<&'a Action> {
         let mut due = Vec::new();
-        while let Some(next) = self.typed.first() {
+        while let Some((next, rest)) = self.steps.split_first() {
             let fresh = self.lines.get(self.searched..).unwrap_or_default();
             let Some(found) = fresh
                 .iter()
@@ -341,8 +364,8 @@ impl<'a> Session<'a> {
                 break;
             };
             self.searched += found + 1;
-            due.push(next.keys.as_str());
-            self.typed = self.typed.split_first().map_or(&[], |(_, rest)| rest);
+            due.push(&next.what);
+            self.steps = rest;
         }
         due
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use scenarios::{Scenario, Tier};
+use scenarios::{Action, Scenario, Tier};
 use serde_json::Value;
 
 use crate::artifacts::{self, Artifacts, root};
@@ -250,11 +250,16 @@ impl Bench {
             let arguments = format!("out={},{arguments}", counted.display());
             invocation = invocation.with_plugin(library, arguments.trim_end_matches(','));
         }
+        let control = scratch.path().join("control");
+        if scenario.steps.iter().any(|step| step.what == Action::Nmi) {
+            invocation = invocation.with_control(&control);
+        }
         std::fs::write(folder.join("command-line.txt"), format!("{invocation}\n"))?;
         let manner = Manner {
             timeout: Some(scenario.timeout),
             attended: false,
-            typed: &scenario.typed,
+            steps: &scenario.steps,
+            control: Some(&control),
             folder: &folder,
         };
         let transcript = session::run(&invocation, &manner)?;
