@@ -73,7 +73,7 @@ impl Scheduler {
             Some(vcpu) => self.start_running(cpu, vcpu, now),
             None => self.go_idle(cpu, now),
         };
-        self.offer_waiting(cpu, now, out);
+        self.offer_waiting(now, out);
         next
     }
 
@@ -97,7 +97,8 @@ impl Scheduler {
         let fresh = ran < min_run && !v.yielded;
         if let Some(limit) = &mut v.limit {
             limit.fill(now, self.tunables.request);
-            if v.queued && limit.left() == Nanos::ZERO {
+            // A rest that is not worth another entry is saved.
+            if v.queued && limit.left().0 < self.tunables.min_run.0 / 8 {
                 v.throttled = true;
                 self.dequeue(now, vcpu);
             }
@@ -249,7 +250,7 @@ impl Scheduler {
         };
         let mut slice = v.remaining.min(self.tunables.request);
         if let Some(limit) = &v.limit {
-            slice = slice.min(limit.left());
+            slice = slice.min(limit.lasts());
         }
         if let Some(at) = self.next_limit_end(cpu) {
             slice = slice.min(at.since(now).max(self.tunables.min_run));

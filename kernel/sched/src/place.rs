@@ -1,5 +1,6 @@
 //! Where a vCPU goes when it wakes, and how it gets from one CPU to another.
 
+use alloc::vec::Vec;
 use telemetry::MoveReason;
 use units::{CpuId, Nanos, Score, VcpuId};
 
@@ -192,14 +193,18 @@ impl Scheduler {
         }
     }
 
-    /// After a pick: whoever still waits in this queue is offered to sleeping CPUs.
-    pub(crate) fn offer_waiting(&mut self, cpu: CpuId, now: Nanos, out: &mut Commands) {
-        let Some(c) = self.cpus.get(&cpu) else { return };
+    /// After a pick: whoever waits is offered to sleeping CPUs. Not only this CPU's own, because
+    /// it may have been the one that another queue's vCPU counted on.
+    pub(crate) fn offer_waiting(&mut self, now: Nanos, out: &mut Commands) {
         if self.cpus.values().all(|c| c.current.is_some()) {
             return;
         }
-        let waiting: alloc::vec::Vec<VcpuId> =
-            c.members().filter(|id| Some(*id) != c.current).collect();
+        let waiting: Vec<VcpuId> = self
+            .vcpus
+            .iter()
+            .filter(|(_, v)| v.waiting())
+            .map(|(id, _)| *id)
+            .collect();
         for vcpu in waiting {
             self.offer(now, vcpu, out);
         }

@@ -8,9 +8,10 @@
 //! Queues are short (a CPU has tens of vCPUs), the sum needs no division that loses meaning over
 //! time, and the number that an operator sees is the number that decides.
 //!
-//! Who leaves takes its credit along and the rest share what that leaves uncovered, in proportion
-//! to weight; who joins brings it back the same way. That is the shift of the virtual clock at a
-//! join or leave in EEVDF.
+//! Who joins brings its credit along, and the others give or get what that leaves uncovered in
+//! proportion to weight: the shift of the virtual clock in EEVDF, limited so that nobody's lag is
+//! pushed beyond [`join_bound`]. Who leaves gives up its claim: what it was owed is forgiven to those
+//! in debt, who had it; what it owed is taken from those who are owed. That never pushes a lag outwards.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -133,7 +134,58 @@ fn share_out(amount: i64, members: &[VcpuId], vcpus: &mut Vcpus) {
     }
 }
 
+/// Lag up to which a joining vCPU may push others: a request and the largest bonus, so that what
+/// their own waiting adds to it stays below Q.
+pub(crate) fn join_bound(tunables: &Tunables) -> i64 {
+    let bonus = tunables.quantum.0 / u64::from(tunables.bonus_divisor.max(1));
+    Credits::for_time(tunables.request + Nanos(bonus)).0 / 2
+}
+
 impl ClassQueue {
+    /// The part of `credit` with which a vCPU can join without pushing a member's lag beyond
+    /// `bound`. Nothing in an empty queue, where nobody owes or is owed.
+    fn bearable(&self, credit: i64, bound: i64, vcpus: &Vcpus) -> i64 {
+        let total = i128::from(total_weight(&self.members, vcpus));
+        let mut most = if total == 0 {
+            0
+        } else {
+            i128::from(credit.saturating_abs())
+        };
+        for v in self.members.iter().filter_map(|id| vcpus.get(id)) {
+            // What comes in positive takes from the others, and the other way round.
+            let room = i128::from(bound) + i128::from(v.credit) * i128::from(credit.signum());
+            most = most.min(room.max(0) * total / i128::from(v.weight.max(1)));
+        }
+        i64::try_from(most)
+            .unwrap_or(i64::MAX)
+            .saturating_mul(credit.signum())
+    }
+
+    /// A member left with `credit`. The others sum to its opposite: those of opposite sign are
+    /// scaled down until all sum to 0.
+    fn settle(&self, credit: i64, vcpus: &mut Vcpus) {
+        let opposite = |c: i64| c.signum() == -credit.signum();
+        let mut whole: i128 = self
+            .members
+            .iter()
+            .filter_map(|id| vcpus.get(id))
+            .filter(|v| opposite(v.credit))
+            .map(|v| i128::from(v.credit).abs())
+            .sum();
+        let mut rest = i128::from(credit);
+        for id in &self.members {
+            let Some(v) = vcpus.get_mut(id).filter(|v| opposite(v.credit)) else {
+                continue;
+            };
+            // Of what is left to give, the part that this one is of those still to come.
+            let own = i128::from(v.credit).abs();
+            let part = rest * own / whole.max(1);
+            rest -= part;
+            whole -= own;
+            v.credit = v.credit.saturating_add(i64::try_from(part).unwrap_or(0));
+        }
+    }
+
     /// `runner` ran for `t`.
     pub(crate) fn charge(&self, runner: VcpuId, t: Nanos, vcpus: &mut Vcpus) {
         let price = Credits::for_time(t).0;
@@ -144,8 +196,8 @@ impl ClassQueue {
     }
 
     /// `id` joins with `credit`. A vCPU that is alone has none: nobody owes it.
-    pub(crate) fn join(&mut self, id: VcpuId, credit: i64, vcpus: &mut Vcpus) {
-        let credit = if self.members.is_empty() { 0 } else { credit };
+    pub(crate) fn join(&mut self, id: VcpuId, credit: i64, bound: i64, vcpus: &mut Vcpus) {
+        let credit = self.bearable(credit, bound, vcpus);
         share_out(credit.saturating_neg(), &self.members, vcpus);
         if let Some(v) = vcpus.get_mut(&id) {
             v.credit = credit;
@@ -162,7 +214,7 @@ impl ClassQueue {
             v.queued = false;
             v.left = (now, Score::ratio(v.weight.into(), total.into()));
             let credit = v.credit;
-            share_out(credit, &self.members, vcpus);
+            self.settle(credit, vcpus);
         }
         if self.members.is_empty() {
             self.floor_owed = Nanos::ZERO;
@@ -259,7 +311,7 @@ mod tests {
                 id,
                 Vcpu::new(spec, CpuId(0), Nanos::ZERO, &Tunables::default()),
             );
-            queue.join(id, 0, &mut all);
+            queue.join(id, 0, 0, &mut all);
         }
         (queue, all)
     }
@@ -286,7 +338,7 @@ mod tests {
                     queue.leave(id, Nanos::ZERO, &mut all);
                 } else if !member {
                     let credit = all[&id].credit;
-                    queue.join(id, credit, &mut all);
+                    queue.join(id, credit, 3_000_000, &mut all);
                 }
                 prop_assert_eq!(sum(&all), 0);
             }

@@ -7,7 +7,7 @@ use telemetry::{MoveReason, Pick, Terms};
 use units::{CpuId, Credits, Nanos, NodeId, Score, VcpuId, VmId};
 
 use crate::event::{Command, Commands, Event, Refusal, VcpuSpec};
-use crate::queue::{Cpu, Vcpus, bonus_and_penalty, move_cost, terms};
+use crate::queue::{Cpu, Vcpus, bonus_and_penalty, join_bound, move_cost, terms};
 use crate::tunables::Tunables;
 use crate::vcpu::Vcpu;
 
@@ -267,6 +267,8 @@ impl Scheduler {
         }
         if !stays && let Some(to) = self.place(vcpu) {
             self.send(now, vcpu, to, MoveReason::Affinity, out);
+        } else if self.vcpus.get(&vcpu).is_some_and(Vcpu::waiting) {
+            self.announce(now, vcpu, out);
         }
         Ok(())
     }
@@ -333,7 +335,8 @@ impl Scheduler {
         v.cpu = cpu;
         v.waiting_since = now;
         let (class, credit) = (v.spec.class, v.credit_on_return(now, bound));
-        c.class_mut(class).join(vcpu, credit, &mut self.vcpus);
+        c.class_mut(class)
+            .join(vcpu, credit, join_bound(&self.tunables), &mut self.vcpus);
     }
 
     /// Takes a vCPU out of its queue; false if it was in none.

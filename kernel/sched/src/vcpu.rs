@@ -43,7 +43,17 @@ impl Limit {
         self.tokens_ns = self.tokens_ns.saturating_sub(Credits::for_time(ran).0);
     }
 
-    /// What may be run now.
+    /// How long it may run from now on: what was saved, and what comes in meanwhile.
+    pub(crate) fn lasts(&self) -> Nanos {
+        let left = u128::from(self.left().0) * 1000;
+        let drain = u128::from(1000 - self.cap.0.min(1000));
+        Nanos(
+            left.checked_div(drain)
+                .map_or(u64::MAX, |t| u64::try_from(t).unwrap_or(u64::MAX)),
+        )
+    }
+
+    /// What has been saved.
     pub(crate) fn left(&self) -> Nanos {
         Nanos(u64::try_from(self.tokens_ns).unwrap_or(0))
     }

@@ -1,0 +1,363 @@
+//! A machine in which vCPUs run, sleep and wake, around the real scheduler.
+//!
+//! Time jumps from event to event. At each one the harness checks what must hold always: no vCPU
+//! on two CPUs, lag within Q where the test asks for it, no CPU idle beyond the limit while
+//! something that it may run waits.
+#![expect(dead_code, reason = "each test binary uses its part of the harness")]
+
+use sched::*;
+use std::collections::BTreeMap;
+use units::*;
+
+/// A small generator, seeded, so that a failing case repeats.
+#[derive(Clone)]
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n.max(1)
+    }
+}
+
+/// How a vCPU behaves.
+#[derive(Clone, Copy, Debug)]
+pub enum Load {
+    /// Never halts.
+    Busy,
+    /// Runs for up to `run`, then sleeps for up to `sleep`.
+    Bursts { run: Nanos, sleep: Nanos },
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Doing {
+    Run {
+        vcpu: VcpuId,
+        since: Nanos,
+        until: Nanos,
+    },
+    Idle {
+        since: Nanos,
+        until: Option<Nanos>,
+    },
+}
+
+struct Guest {
+    load: Load,
+    /// Left of the burst.
+    left: Nanos,
+    waits_since: Option<Nanos>,
+    wakes_at: Option<Nanos>,
+    longest_wait: Nanos,
+    affinity: Affinity,
+}
+
+pub struct Sim {
+    pub sched: Scheduler,
+    pub now: Nanos,
+    pub rng: Rng,
+    places: BTreeMap<CpuId, CpuPlace>,
+    doing: BTreeMap<CpuId, Doing>,
+    guests: BTreeMap<VcpuId, Guest>,
+    pub moves: Vec<(Nanos, VcpuId, CpuId, CpuId, telemetry::MoveReason)>,
+    pub worst_lag: i64,
+    pub worst_idle: Nanos,
+    pub check_lag: bool,
+    out: Commands,
+    kicks: Vec<CpuId>,
+}
+
+pub fn vcpu(vm: u16, index: u16) -> VcpuId {
+    VcpuId {
+        vm: VmId(vm),
+        index,
+    }
+}
+
+impl Sim {
+    /// `nodes` nodes with `per_node` CPUs each, one cache per node, no SMT.
+    pub fn new(nodes: u16, per_node: u32, seed: u64) -> Self {
+        let mut sim = Self {
+            sched: Scheduler::new(Tunables::default()),
+            now: Nanos::from_millis(1),
+            rng: Rng(seed),
+            places: BTreeMap::new(),
+            doing: BTreeMap::new(),
+            guests: BTreeMap::new(),
+            moves: Vec::new(),
+            worst_lag: 0,
+            worst_idle: Nanos::ZERO,
+            check_lag: false,
+            out: Commands::new(),
+            kicks: Vec::new(),
+        };
+        for node in 0..nodes {
+            for i in 0..per_node {
+                let cpu = CpuId(u32::from(node) * per_node + i);
+                let place = CpuPlace {
+                    node: NodeId(node),
+                    llc: node.into(),
+                    core: cpu.0,
+                };
+                sim.places.insert(cpu, place);
+                sim.event(Event::CpuOnline { cpu, place });
+                sim.doing.insert(
+                    cpu,
+                    Doing::Idle {
+                        since: sim.now,
+                        until: None,
+                    },
+                );
+            }
+        }
+        sim
+    }
+
+    pub fn event(&mut self, event: Event) {
+        if let Event::Respecified { vcpu, spec } = &event {
+            self.guests.get_mut(vcpu).expect("known").affinity = spec.affinity.clone();
+        }
+        self.sched
+            .handle(self.now, event, &mut self.out)
+            .expect("the harness tells the truth");
+        self.obey();
+    }
+
+    fn obey(&mut self) {
+        let commands: Vec<Command> = self.out.drain().collect();
+        for command in commands {
+            match command {
+                Command::Kick { cpu } => {
+                    if !self.kicks.contains(&cpu) {
+                        self.kicks.push(cpu);
+                    }
+                }
+                Command::Migrate {
+                    vcpu,
+                    from,
+                    to,
+                    reason,
+                } => {
+                    let inside = self
+                        .doing
+                        .values()
+                        .any(|d| matches!(d, Doing::Run { vcpu: v, .. } if *v == vcpu));
+                    assert!(!inside, "{vcpu} was moved while a CPU was inside it");
+                    assert!(
+                        self.guests[&vcpu].affinity.allows(to, &self.places[&to]),
+                        "affinity"
+                    );
+                    self.moves.push((self.now, vcpu, from, to, reason));
+                }
+            }
+        }
+    }
+
+    pub fn add(&mut self, vcpu: VcpuId, spec: VcpuSpec, load: Load) {
+        let guest = Guest {
+            load,
+            left: Nanos::ZERO,
+            waits_since: None,
+            wakes_at: None,
+            longest_wait: Nanos::ZERO,
+            affinity: spec.affinity.clone(),
+        };
+        self.guests.insert(vcpu, guest);
+        self.event(Event::VcpuAdded { vcpu, spec });
+        self.wake(vcpu);
+    }
+
+    pub fn busy(&mut self, vcpu: VcpuId, weight: u32) {
+        self.add(
+            vcpu,
+            VcpuSpec {
+                weight,
+                ..VcpuSpec::default()
+            },
+            Load::Busy,
+        );
+    }
+
+    fn wake(&mut self, vcpu: VcpuId) {
+        let guest = self.guests.get_mut(&vcpu).expect("known");
+        guest.wakes_at = None;
+        guest.left = match guest.load {
+            Load::Busy => Nanos::MAX,
+            Load::Bursts { run, .. } => Nanos(1 + self.rng.below(run.0)),
+        };
+        self.event(Event::Wake { vcpu });
+        let r = self.sched.vcpu(vcpu).expect("known");
+        let guest = self.guests.get_mut(&vcpu).expect("known");
+        if r.runnable {
+            guest.waits_since = Some(self.now);
+        }
+    }
+
+    /// The CPU leaves what it does and picks.
+    fn repick(&mut self, cpu: CpuId) {
+        if let Doing::Run { vcpu, since, .. } = self.doing[&cpu] {
+            let ran = self.now.since(since);
+            self.event(Event::Charge { cpu, vcpu, ran });
+            let guest = self.guests.get_mut(&vcpu).expect("known");
+            if guest.left != Nanos::MAX {
+                guest.left = guest.left.since(ran);
+            }
+            guest.waits_since = Some(self.now);
+            if guest.left == Nanos::ZERO {
+                guest.waits_since = None;
+                if let Load::Bursts { sleep, .. } = guest.load {
+                    guest.wakes_at = Some(self.now + Nanos(1 + self.rng.below(sleep.0)));
+                }
+                self.event(Event::Block { vcpu });
+            }
+            self.note_lag();
+        }
+        let was_idle = match self.doing[&cpu] {
+            Doing::Idle { since, .. } => since,
+            Doing::Run { .. } => self.now,
+        };
+        self.doing.insert(
+            cpu,
+            Doing::Idle {
+                since: was_idle,
+                until: None,
+            },
+        );
+        let next = self.sched.pick(cpu, self.now, &mut self.out);
+        self.obey();
+        match next {
+            Next::Run { vcpu, slice, why } => {
+                assert_eq!(why.vcpu, vcpu);
+                let twice = self.doing.iter().any(
+                    |(c, d)| matches!(d, Doing::Run { vcpu: v, .. } if *v == vcpu && *c != cpu),
+                );
+                assert!(!twice, "{vcpu} on two CPUs");
+                let guest = self.guests.get_mut(&vcpu).expect("known");
+                if let Some(since) = guest.waits_since.take() {
+                    guest.longest_wait = guest.longest_wait.max(self.now.since(since));
+                }
+                let until = self.now + slice.min(guest.left);
+                self.doing.insert(
+                    cpu,
+                    Doing::Run {
+                        vcpu,
+                        since: self.now,
+                        until,
+                    },
+                );
+            }
+            Next::Idle { until } => {
+                assert!(until.is_none_or(|t| t > self.now), "an alarm in the past");
+                self.doing.insert(
+                    cpu,
+                    Doing::Idle {
+                        since: was_idle,
+                        until,
+                    },
+                );
+            }
+        }
+    }
+
+    fn note_lag(&mut self) {
+        for v in self.sched.vcpus().filter(|v| v.runnable) {
+            self.worst_lag = self.worst_lag.max(v.credit.0.abs());
+        }
+        if self.check_lag {
+            let q = self.sched.tunables().quantum;
+            assert!(
+                self.worst_lag <= q.0 as i64,
+                "lag {} at {}",
+                Credits(self.worst_lag),
+                self.now
+            );
+        }
+    }
+
+    /// The longest time for which a CPU has been idle while something it may run waited.
+    fn note_idle(&mut self) {
+        for (cpu, doing) in &self.doing {
+            let Doing::Idle { since, .. } = doing else {
+                continue;
+            };
+            for (id, guest) in &self.guests {
+                let r = self.sched.vcpu(*id).expect("known");
+                if let Some(waits) = guest.waits_since
+                    && r.runnable
+                    && guest.affinity.allows(*cpu, &self.places[cpu])
+                {
+                    let both = self.now.since(waits.max(*since));
+                    self.worst_idle = self.worst_idle.max(both);
+                }
+            }
+        }
+    }
+
+    /// Runs until `end`; `disturb` may send events and says when it wants to be called next.
+    pub fn run_with(&mut self, end: Nanos, mut disturb: impl FnMut(&mut Self) -> Nanos) {
+        let mut disturb_at = self.now;
+        loop {
+            // Interrupts arrive at once; each may cause further ones.
+            while !self.kicks.is_empty() {
+                let cpu = self.kicks.remove(0);
+                self.repick(cpu);
+            }
+            let cpu_next = self.doing.iter().filter_map(|(c, d)| match d {
+                Doing::Run { until, .. } => Some((*until, *c)),
+                Doing::Idle { until, .. } => until.map(|t| (t, *c)),
+            });
+            let cpu_next = cpu_next.min();
+            let wake_next = self
+                .guests
+                .iter()
+                .filter_map(|(v, g)| g.wakes_at.map(|t| (t, *v)))
+                .min();
+            let next = [
+                cpu_next.map(|n| n.0),
+                wake_next.map(|n| n.0),
+                Some(disturb_at),
+            ]
+            .into_iter()
+            .flatten()
+            .min()
+            .expect("the disturbance");
+            if next >= end {
+                self.now = end;
+                self.note_idle();
+                return;
+            }
+            self.now = self.now.max(next);
+            self.note_idle();
+            if disturb_at <= self.now {
+                disturb_at = disturb(self).max(self.now + Nanos(1));
+            } else if wake_next.is_some_and(|(t, _)| t <= self.now) {
+                self.wake(wake_next.expect("just seen").1);
+            } else if let Some((_, cpu)) = cpu_next {
+                self.repick(cpu);
+            }
+        }
+    }
+
+    pub fn run(&mut self, time: Nanos) {
+        let end = self.now + time;
+        self.run_with(end, |_| Nanos::MAX);
+    }
+
+    pub fn ran(&self, vcpu: VcpuId) -> Nanos {
+        self.sched.vcpu(vcpu).expect("known").ran
+    }
+
+    pub fn longest_wait(&self, vcpu: VcpuId) -> Nanos {
+        self.guests[&vcpu].longest_wait
+    }
+
+    pub fn node(&self, vcpu: VcpuId) -> NodeId {
+        self.sched.vcpu(vcpu).expect("known").node
+    }
+}

@@ -1,0 +1,448 @@
+//! Each term of the sum alone flips a pick; moves go where they should; refusals say why.
+
+mod common;
+
+use common::{Load, Sim, vcpu};
+use sched::*;
+use telemetry::MoveReason;
+use units::*;
+
+/// Two nodes with one CPU each and two ordinary vCPUs of different machines that only cpu0 may
+/// run, both awake, nothing picked yet.
+fn pair(a: VcpuSpec, b: VcpuSpec) -> (Scheduler, Commands) {
+    let mut s = Scheduler::new(Tunables::default());
+    let mut out = Commands::new();
+    let mut tell = |event| s.handle(Nanos(1), event, &mut out).expect("accepted");
+    for n in 0..2u16 {
+        let place = CpuPlace {
+            node: NodeId(n),
+            llc: n.into(),
+            core: n.into(),
+        };
+        tell(Event::CpuOnline {
+            cpu: CpuId(n.into()),
+            place,
+        });
+    }
+    for (vm, spec) in [(0, a), (1, b)] {
+        let spec = VcpuSpec {
+            affinity: Affinity::Cpus(vec![CpuId(0)]),
+            ..spec
+        };
+        tell(Event::VcpuAdded {
+            vcpu: vcpu(vm, 0),
+            spec,
+        });
+        tell(Event::Wake { vcpu: vcpu(vm, 0) });
+    }
+    (s, out)
+}
+
+fn picked(s: &mut Scheduler, now: Nanos) -> telemetry::Pick {
+    match s.pick(CpuId(0), now, &mut Commands::new()) {
+        Next::Run { vcpu, why, .. } => {
+            assert_eq!(vcpu, why.vcpu);
+            why
+        }
+        Next::Idle { .. } => panic!("both want to run"),
+    }
+}
+
+fn ordinary() -> VcpuSpec {
+    VcpuSpec::default()
+}
+
+#[test]
+fn all_else_equal_the_first_by_name_runs() {
+    let (mut s, _) = pair(ordinary(), ordinary());
+    let why = picked(&mut s, Nanos(2));
+    assert_eq!(why.vcpu, vcpu(0, 0));
+    assert_eq!(why.alternative.map(|r| r.vcpu), Some(vcpu(1, 0)));
+    assert_eq!(why.runnable, 2);
+}
+
+#[test]
+fn priority_alone_flips_the_pick() {
+    let (mut s, _) = pair(
+        ordinary(),
+        VcpuSpec {
+            class: Class::High,
+            ..ordinary()
+        },
+    );
+    assert_eq!(picked(&mut s, Nanos(2)).vcpu, vcpu(1, 0));
+}
+
+#[test]
+fn credit_alone_flips_the_pick() {
+    let (mut s, mut out) = pair(ordinary(), ordinary());
+    assert_eq!(picked(&mut s, Nanos(2)).vcpu, vcpu(0, 0));
+    // It runs one whole request, so that both stand at the start of one; only credit differs.
+    let ran = s.tunables().request;
+    let now = Nanos(2) + ran;
+    s.handle(
+        now,
+        Event::Charge {
+            cpu: CpuId(0),
+            vcpu: vcpu(0, 0),
+            ran,
+        },
+        &mut out,
+    )
+    .expect("ran");
+    let why = picked(&mut s, now);
+    assert_eq!(why.vcpu, vcpu(1, 0));
+    let rival = why.alternative.expect("the other");
+    assert_eq!(why.terms.credit, Credits(2_500_000));
+    assert_eq!(rival.terms.credit, Credits(-2_500_000));
+    assert_eq!(why.terms.remaining, rival.terms.remaining);
+}
+
+#[test]
+fn a_cache_penalty_alone_flips_the_pick() {
+    let (mut s, mut out) = pair(ordinary(), ordinary());
+    let penalty = Event::CachePenalty {
+        vcpu: vcpu(0, 0),
+        penalty: Nanos::from_micros(200),
+    };
+    s.handle(Nanos(1), penalty, &mut out).expect("known");
+    let why = picked(&mut s, Nanos(2));
+    assert_eq!(why.vcpu, vcpu(1, 0));
+    assert_eq!(
+        why.alternative.expect("the other").terms.penalty,
+        Credits(200_000)
+    );
+}
+
+#[test]
+fn proximity_alone_flips_the_pick() {
+    let (mut s, mut out) = pair(ordinary(), ordinary());
+    // The memory of the first is on the other node, that of the second here.
+    for (vm, scores) in [
+        (0, [Score::ZERO, Score::ONE]),
+        (1, [Score::ONE, Score::ZERO]),
+    ] {
+        let event = Event::ProximityUpdated {
+            vm: VmId(vm),
+            scores: scores.to_vec(),
+        };
+        s.handle(Nanos(1), event, &mut out).expect("known");
+    }
+    let why = picked(&mut s, Nanos(2));
+    assert_eq!(why.vcpu, vcpu(1, 0));
+    assert_eq!(why.terms.bonus, Credits(500_000));
+    assert_eq!(
+        why.alternative.expect("the other").terms.bonus,
+        Credits(-500_000)
+    );
+}
+
+#[test]
+fn proximity_never_beats_debt() {
+    let (mut s, mut out) = pair(ordinary(), ordinary());
+    let _ = picked(&mut s, Nanos(2));
+    let now = Nanos(2) + Nanos::from_millis(3);
+    let ran = Nanos::from_millis(3);
+    s.handle(
+        now,
+        Event::Charge {
+            cpu: CpuId(0),
+            vcpu: vcpu(0, 0),
+            ran,
+        },
+        &mut out,
+    )
+    .expect("ran");
+    let near = Event::ProximityUpdated {
+        vm: VmId(0),
+        scores: vec![Score::ONE, Score::ZERO],
+    };
+    s.handle(now, near, &mut out).expect("known");
+    assert_eq!(
+        picked(&mut s, now).vcpu,
+        vcpu(1, 0),
+        "the first owes 1.5 ms"
+    );
+}
+
+#[test]
+fn a_yield_lets_the_other_run_once() {
+    let (mut s, mut out) = pair(ordinary(), ordinary());
+    assert_eq!(picked(&mut s, Nanos(2)).vcpu, vcpu(0, 0));
+    s.handle(Nanos(3), Event::Yield { vcpu: vcpu(0, 0) }, &mut out)
+        .expect("known");
+    assert_eq!(picked(&mut s, Nanos(3)).vcpu, vcpu(1, 0));
+}
+
+#[test]
+fn why_prints_the_sum() {
+    let (mut s, _) = pair(ordinary(), ordinary());
+    let _ = picked(&mut s, Nanos(2));
+    let text = s.why(Nanos(9), vcpu(1, 0)).expect("known").to_string();
+    for part in [
+        "vm1.0 has waited",
+        "credit 0 ns",
+        "proximity 0 ns",
+        "key 5.000 ms",
+        "vm0.0 runs there",
+    ] {
+        assert!(text.contains(part), "{part} is missing in: {text}");
+    }
+    assert_eq!(s.why(Nanos(9), vcpu(7, 0)), None);
+}
+
+#[test]
+fn the_preferred_node_is_where_vcpus_end() {
+    let mut sim = Sim::new(4, 2, 1);
+    for i in 0..2 {
+        let spec = VcpuSpec {
+            home: Some(NodeId(0)),
+            ..ordinary()
+        };
+        sim.add(vcpu(1, i), spec, Load::Busy);
+    }
+    sim.run(Nanos::from_secs(1));
+    assert!((0..2).all(|i| sim.node(vcpu(1, i)) == NodeId(0)), "home");
+    assert!(
+        sim.moves.is_empty(),
+        "nothing asks for a move: {:?}",
+        sim.moves
+    );
+    sim.event(Event::PreferredNode {
+        vm: VmId(1),
+        node: Some(NodeId(3)),
+    });
+    sim.run(Nanos::from_millis(100));
+    assert!((0..2).all(|i| sim.node(vcpu(1, i)) == NodeId(3)));
+    assert_eq!(sim.moves.len(), 2, "one move each: {:?}", sim.moves);
+    assert!(
+        sim.moves
+            .iter()
+            .all(|m| matches!(m.4, MoveReason::Preferred { .. }))
+    );
+    assert_ne!(sim.moves[0].3, sim.moves[1].3, "each to a CPU of its own");
+    sim.run(Nanos::from_secs(5));
+    assert_eq!(sim.moves.len(), 2, "and there they stay: {:?}", sim.moves);
+}
+
+#[test]
+fn a_full_preferred_node_is_waited_for() {
+    let mut sim = Sim::new(2, 1, 1);
+    sim.add(
+        vcpu(0, 0),
+        VcpuSpec {
+            home: Some(NodeId(1)),
+            ..ordinary()
+        },
+        Load::Busy,
+    );
+    sim.add(
+        vcpu(1, 0),
+        VcpuSpec {
+            home: Some(NodeId(0)),
+            ..ordinary()
+        },
+        Load::Busy,
+    );
+    sim.run(Nanos::from_secs(1));
+    sim.event(Event::PreferredNode {
+        vm: VmId(1),
+        node: Some(NodeId(1)),
+    });
+    sim.run(Nanos::from_secs(1));
+    assert_eq!(
+        sim.node(vcpu(1, 0)),
+        NodeId(0),
+        "two on one CPU would be worse"
+    );
+    sim.event(Event::Paused { vm: VmId(0) });
+    sim.run(Nanos::from_secs(1));
+    assert_eq!(sim.node(vcpu(1, 0)), NodeId(1), "now there is room");
+}
+
+#[test]
+fn affinity_holds_against_preference() {
+    let mut sim = Sim::new(2, 2, 1);
+    let affinity = Affinity::Nodes(vec![NodeId(0)]);
+    sim.add(
+        vcpu(0, 0),
+        VcpuSpec {
+            affinity,
+            ..ordinary()
+        },
+        Load::Busy,
+    );
+    sim.event(Event::PreferredNode {
+        vm: VmId(0),
+        node: Some(NodeId(1)),
+    });
+    sim.run(Nanos::from_secs(1));
+    assert_eq!(sim.node(vcpu(0, 0)), NodeId(0));
+    let affinity = Affinity::Nodes(vec![NodeId(1)]);
+    sim.event(Event::Respecified {
+        vcpu: vcpu(0, 0),
+        spec: VcpuSpec {
+            affinity,
+            ..ordinary()
+        },
+    });
+    sim.run(Nanos::from_secs(1));
+    assert_eq!(
+        sim.node(vcpu(0, 0)),
+        NodeId(1),
+        "a changed affinity moves it"
+    );
+}
+
+#[test]
+fn an_idle_cpu_takes_what_waits_and_far_ones_take_longer() {
+    let wait = |far_score: Score| {
+        let mut sim = Sim::new(2, 1, 1);
+        let no_balance = Tunables {
+            balance_period: Nanos::MAX,
+            ..Tunables::default()
+        };
+        sim.sched.set_tunables(no_balance);
+        let here = VcpuSpec {
+            affinity: Affinity::Cpus(vec![CpuId(0)]),
+            ..ordinary()
+        };
+        for i in 0..2 {
+            let scores = vec![Score::ONE, far_score];
+            sim.event(Event::ProximityUpdated {
+                vm: VmId(i),
+                scores,
+            });
+            sim.add(vcpu(i, 0), here.clone(), Load::Busy);
+        }
+        sim.run(Nanos::from_secs(1));
+        assert!(sim.moves.is_empty());
+        sim.event(Event::Respecified {
+            vcpu: vcpu(1, 0),
+            spec: ordinary(),
+        });
+        sim.run(Nanos::from_secs(1));
+        match sim.moves.first() {
+            Some((_, _, _, CpuId(1), MoveReason::IdlePull { waited })) => *waited,
+            other => panic!("{other:?}"),
+        }
+    };
+    let (near, far) = (wait(Score::ONE), wait(Score::from_per_mille(300)));
+    assert_eq!(near, Nanos::from_micros(500));
+    assert!(
+        far > Nanos::from_millis(3) && far <= Nanos::from_millis(5),
+        "{far}"
+    );
+}
+
+#[test]
+fn removed_vcpus_are_not_picked_and_their_cpu_is_kicked() {
+    let (mut s, mut out) = pair(ordinary(), ordinary());
+    let _ = picked(&mut s, Nanos(2));
+    out.drain().for_each(drop);
+    s.handle(Nanos(3), Event::VcpuRemoved { vcpu: vcpu(0, 0) }, &mut out)
+        .expect("known");
+    assert_eq!(out.as_slice(), [Command::Kick { cpu: CpuId(0) }]);
+    assert_eq!(picked(&mut s, Nanos(4)).vcpu, vcpu(1, 0));
+    assert_eq!(s.vcpu(vcpu(0, 0)), None);
+    s.handle(Nanos(5), Event::VcpuRemoved { vcpu: vcpu(1, 0) }, &mut out)
+        .expect("known");
+    assert_eq!(
+        s.pick(CpuId(0), Nanos(6), &mut out),
+        Next::Idle { until: None }
+    );
+}
+
+#[test]
+fn a_vcpu_that_wakes_while_its_cpu_leaves_it_is_not_lost() {
+    let (mut s, mut out) = pair(ordinary(), ordinary());
+    let _ = picked(&mut s, Nanos(2));
+    s.handle(Nanos(3), Event::Block { vcpu: vcpu(0, 0) }, &mut out)
+        .expect("known");
+    s.handle(Nanos(3), Event::Wake { vcpu: vcpu(0, 0) }, &mut out)
+        .expect("known");
+    assert_eq!(
+        s.vcpu(vcpu(0, 0)).map(|v| (v.running, v.runnable)),
+        Some((true, true))
+    );
+    let _ = picked(&mut s, Nanos(4));
+    s.handle(Nanos(4), Event::VcpuRemoved { vcpu: vcpu(1, 0) }, &mut out)
+        .expect("known");
+    assert_eq!(picked(&mut s, Nanos(5)).vcpu, vcpu(0, 0));
+}
+
+#[test]
+fn contradictions_are_refused_with_a_sentence() {
+    let (mut s, mut out) = pair(ordinary(), ordinary());
+    let place = CpuPlace {
+        node: NodeId(0),
+        llc: 0,
+        core: 0,
+    };
+    let nowhere = VcpuSpec {
+        affinity: Affinity::Cpus(vec![CpuId(9)]),
+        ..ordinary()
+    };
+    let one = Nanos(1);
+    let cases = [
+        (
+            Event::CpuOnline {
+                cpu: CpuId(0),
+                place,
+            },
+            Refusal::DuplicateCpu(CpuId(0)),
+        ),
+        (
+            Event::Wake { vcpu: vcpu(5, 0) },
+            Refusal::UnknownVcpu(vcpu(5, 0)),
+        ),
+        (
+            Event::VcpuAdded {
+                vcpu: vcpu(0, 0),
+                spec: ordinary(),
+            },
+            Refusal::DuplicateVcpu(vcpu(0, 0)),
+        ),
+        (
+            Event::VcpuAdded {
+                vcpu: vcpu(6, 0),
+                spec: nowhere,
+            },
+            Refusal::NowhereToRun(vcpu(6, 0)),
+        ),
+        (
+            Event::Charge {
+                cpu: CpuId(1),
+                vcpu: vcpu(0, 0),
+                ran: one,
+            },
+            Refusal::NotRunningHere(vcpu(0, 0), CpuId(1)),
+        ),
+        (
+            Event::Charge {
+                cpu: CpuId(4),
+                vcpu: vcpu(0, 0),
+                ran: one,
+            },
+            Refusal::UnknownCpu(CpuId(4)),
+        ),
+    ];
+    for (event, refusal) in cases {
+        assert_eq!(s.handle(one, event, &mut out), Err(refusal));
+        assert!(refusal.to_string().starts_with("scheduler: "), "{refusal}");
+    }
+    assert_eq!(s.pick(CpuId(8), one, &mut out), Next::Idle { until: None });
+}
+
+#[test]
+fn a_charge_beyond_the_clock_is_lowered_to_it() {
+    let (mut s, mut out) = pair(ordinary(), ordinary());
+    let _ = picked(&mut s, Nanos(2));
+    let charge = Event::Charge {
+        cpu: CpuId(0),
+        vcpu: vcpu(0, 0),
+        ran: Nanos::MAX,
+    };
+    s.handle(Nanos(102), charge, &mut out).expect("running");
+    assert_eq!(s.vcpu(vcpu(0, 0)).map(|v| v.ran), Some(Nanos(100)));
+}

@@ -1,0 +1,280 @@
+//! Shares, lag, limits, classes and work conservation, in a simulated machine.
+
+mod common;
+
+use common::{Load, Rng, Sim, vcpu};
+use proptest::prelude::*;
+use sched::*;
+use units::*;
+
+/// Scores that change whenever they like, as the worst possible footprint would make them.
+fn adversary(sim: &mut Sim, vms: u16, nodes: usize) -> Nanos {
+    let vm = VmId(sim.rng.below(vms.into()) as u16);
+    let scores = (0..nodes)
+        .map(|_| match sim.rng.below(3) {
+            0 => Score::ZERO,
+            1 => Score::ONE,
+            _ => Score(sim.rng.below(65537) as u32),
+        })
+        .collect();
+    sim.event(Event::ProximityUpdated { vm, scores });
+    sim.now + Nanos(1 + sim.rng.below(3_000_000))
+}
+
+/// Relative difference in thousandths.
+fn off_by(actual: u64, expected: u64) -> u64 {
+    actual.abs_diff(expected) * 1000 / expected.max(1)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(32) })]
+
+    #[test]
+    fn lag_stays_below_q_whatever_the_bonuses(
+        weights in proptest::collection::vec(1u32..40, 2..9), seed: u64,
+    ) {
+        lag_case(&weights, seed);
+    }
+
+    #[test]
+    fn lag_stays_below_q_while_neighbours_come_and_go(
+        weights in proptest::collection::vec(1u32..40, 2..9), seed: u64,
+    ) {
+        // One CPU; some sleep and wake, so queues change all the time.
+        let mut sim = Sim::new(1, 1, seed);
+        for (i, w) in weights.iter().enumerate() {
+            let load = if i % 2 == 0 {
+                Load::Busy
+            } else {
+                Load::Bursts { run: Nanos::from_millis(8), sleep: Nanos::from_millis(20) }
+            };
+            let spec = VcpuSpec { weight: w * 64, ..VcpuSpec::default() };
+            sim.add(vcpu(i as u16, 0), spec, load);
+        }
+        sim.check_lag = true;
+        let vms = weights.len() as u16;
+        sim.run_with(Nanos::from_secs(2), |sim| adversary(sim, vms, 1));
+    }
+
+    #[test]
+    fn no_cpu_idles_beyond_the_limit_while_something_waits(
+        nodes in 1u16..4, per_node in 1u32..4, seed: u64, n in 1u16..14,
+    ) {
+        let mut sim = Sim::new(nodes, per_node, seed);
+        let mut rng = Rng(seed ^ 1);
+        for i in 0..n {
+            let affinity = match rng.below(4) {
+                0 => Affinity::Nodes(vec![NodeId(rng.below(nodes.into()) as u16)]),
+                1 => Affinity::Cpus(vec![CpuId(rng.below((u32::from(nodes) * per_node).into()) as u32)]),
+                _ => Affinity::Any,
+            };
+            let class = [Class::High, Class::Normal, Class::Low][rng.below(3) as usize];
+            let load = match rng.below(3) {
+                0 => Load::Busy,
+                _ => Load::Bursts { run: Nanos::from_millis(30), sleep: Nanos::from_millis(30) },
+            };
+            let spec = VcpuSpec { affinity, class, weight: 1 + rng.below(1000) as u32, ..VcpuSpec::default() };
+            sim.add(vcpu(i % 3, i), spec, load);
+        }
+        sim.run_with(Nanos::from_secs(2), |sim| adversary(sim, 3, nodes.into()));
+        prop_assert!(sim.worst_idle <= Nanos::from_millis(5), "idle for {}", sim.worst_idle);
+    }
+
+    #[test]
+    fn nobody_starves(seed: u64, n in 2u16..10) {
+        let mut sim = Sim::new(2, 1, seed);
+        let mut rng = Rng(seed);
+        for i in 0..n {
+            let class = [Class::High, Class::Normal, Class::Low][rng.below(3) as usize];
+            let spec = VcpuSpec { class, weight: 64 + rng.below(1000) as u32, ..VcpuSpec::default() };
+            sim.add(vcpu(i, 0), spec, Load::Busy);
+        }
+        sim.run_with(Nanos::from_secs(10), |sim| adversary(sim, n, 2));
+        for i in 0..n {
+            let v = vcpu(i, 0);
+            // A floor of 5 % shared among at most 9 whose weights differ up to 16 times.
+            prop_assert!(sim.ran(v) >= Nanos::from_millis(10), "{v} ran {}", sim.ran(v));
+            prop_assert!(sim.longest_wait(v) < Nanos::from_secs(4), "{v} waited {}", sim.longest_wait(v));
+        }
+    }
+
+    #[test]
+    fn weights_are_kept_on_one_cpu(weights in proptest::collection::vec(1u32..=16, 2..9), seed: u64) {
+        let mut sim = Sim::new(1, 1, seed);
+        for (i, w) in weights.iter().enumerate() {
+            sim.busy(vcpu(i as u16, 0), w * 64);
+        }
+        let vms = weights.len() as u16;
+        let start = sim.now;
+        sim.run_with(start + Nanos::from_secs(10), |sim| adversary(sim, vms, 1));
+        let total: u32 = weights.iter().sum();
+        for (i, w) in weights.iter().enumerate() {
+            let expected = 10_000_000_000 * u64::from(*w) / u64::from(total);
+            // 2 %, or one quantum where 2 % of a small share is less than that.
+            let ran = sim.ran(vcpu(i as u16, 0)).0;
+            let quantum = ran.abs_diff(expected) <= 10_000_000;
+            prop_assert!(quantum || off_by(ran, expected) <= 20, "weight {w}: {ran} of {expected}");
+        }
+    }
+
+    #[test]
+    fn caps_are_kept(cap in 50u16..900, seed: u64, rivals in 0u16..3) {
+        let mut sim = Sim::new(1, 1, seed);
+        let spec = VcpuSpec { cap: Some(PerMille(cap)), weight: 4096, ..VcpuSpec::default() };
+        sim.add(vcpu(0, 0), spec, Load::Busy);
+        for i in 0..rivals {
+            sim.busy(vcpu(1 + i, 0), 16);
+        }
+        sim.run(Nanos::from_secs(10));
+        let expected = 10_000_000 * u64::from(cap);
+        prop_assert!(off_by(sim.ran(vcpu(0, 0)).0, expected) <= 10, "{} of {expected}", sim.ran(vcpu(0, 0)).0);
+        if rivals > 0 {
+            let others: u64 = (0..rivals).map(|i| sim.ran(vcpu(1 + i, 0)).0).sum();
+            prop_assert!(off_by(others, 10_000_000_000 - expected) <= 10, "the rest goes to the others");
+        }
+    }
+}
+
+/// Busy vCPUs on one CPU of two nodes; proximity and cache penalties change at random.
+fn lag_case(weights: &[u32], seed: u64) -> i64 {
+    let mut sim = Sim::new(1, 1, seed);
+    for (i, w) in weights.iter().enumerate() {
+        sim.busy(vcpu(i as u16, 0), w * 64);
+    }
+    // A second node makes proximity differ; nobody may go there.
+    let place = CpuPlace {
+        node: NodeId(1),
+        llc: 1,
+        core: 1,
+    };
+    for (i, w) in weights.iter().enumerate() {
+        let affinity = Affinity::Cpus(vec![CpuId(0)]);
+        let spec = VcpuSpec {
+            weight: w * 64,
+            affinity,
+            ..VcpuSpec::default()
+        };
+        sim.event(Event::Respecified {
+            vcpu: vcpu(i as u16, 0),
+            spec,
+        });
+    }
+    sim.event(Event::CpuOnline {
+        cpu: CpuId(1),
+        place,
+    });
+    sim.check_lag = true;
+    let n = weights.len() as u16;
+    sim.run_with(Nanos::from_secs(3), |sim| {
+        let vcpu = vcpu(sim.rng.below(n.into()) as u16, 0);
+        let penalty = Nanos(sim.rng.below(2_000_000));
+        sim.event(Event::CachePenalty { vcpu, penalty });
+        adversary(sim, n, 2)
+    });
+    sim.worst_lag
+}
+
+#[test]
+fn lag_stays_below_q_with_weights_of_eight_ones_and_sixteen() {
+    for seed in 0..40 {
+        let worst = lag_case(&[1, 1, 1, 1, 1, 1, 1, 1, 16], seed);
+        assert!(worst <= 10_000_000, "{worst}");
+        assert!(worst > 1_000_000, "the bound is not vacuous: {worst}");
+    }
+}
+
+#[test]
+fn one_vcpu_cannot_use_more_than_one_cpu() {
+    // 8 x 1 + 16 on two CPUs: the heavy one gets a CPU, the light ones share the other.
+    let mut sim = Sim::new(1, 2, 1);
+    for i in 0..8 {
+        sim.busy(vcpu(i, 0), 64);
+    }
+    sim.busy(vcpu(8, 0), 16 * 64);
+    sim.run(Nanos::from_secs(2));
+    let before: Vec<u64> = (0..9).map(|i| sim.ran(vcpu(i, 0)).0).collect();
+    sim.run(Nanos::from_secs(10));
+    let ran = |i: u16| sim.ran(vcpu(i, 0)).0 - before[usize::from(i)];
+    assert!(off_by(ran(8), 10_000_000_000) <= 20, "{}", ran(8));
+    for i in 0..8 {
+        assert!(off_by(ran(i), 1_250_000_000) <= 20, "{i}: {}", ran(i));
+    }
+}
+
+#[test]
+fn weights_1_2_4_on_four_cpus() {
+    let mut sim = Sim::new(1, 4, 7);
+    let weights = [1, 1, 1, 1, 2, 2, 2, 2, 4, 4, 4, 4u64];
+    for (i, w) in weights.iter().enumerate() {
+        sim.busy(vcpu(i as u16, 0), (w * 64) as u32);
+    }
+    sim.run(Nanos::from_secs(1));
+    let before: Vec<u64> = (0..12).map(|i| sim.ran(vcpu(i, 0)).0).collect();
+    sim.run(Nanos::from_secs(10));
+    for (i, w) in weights.iter().enumerate() {
+        let ran = sim.ran(vcpu(i as u16, 0)).0 - before[i];
+        assert!(
+            off_by(ran, 40_000_000_000 * w / 28) <= 20,
+            "weight {w}: {ran}"
+        );
+    }
+}
+
+#[test]
+fn three_equals_share_two_cpus() {
+    let mut sim = Sim::new(1, 2, 3);
+    for i in 0..3 {
+        sim.busy(vcpu(i, 0), 256);
+    }
+    sim.run(Nanos::from_secs(10));
+    for i in 0..3 {
+        let ran = sim.ran(vcpu(i, 0)).0;
+        assert!(off_by(ran, 6_666_666_666) <= 20, "{i}: {ran}");
+    }
+}
+
+#[test]
+fn a_lower_class_keeps_its_floor_and_no_more() {
+    let mut sim = Sim::new(1, 1, 3);
+    for (i, class) in [Class::High, Class::Normal, Class::Low]
+        .into_iter()
+        .enumerate()
+    {
+        sim.add(
+            vcpu(i as u16, 0),
+            VcpuSpec {
+                class,
+                ..VcpuSpec::default()
+            },
+            Load::Busy,
+        );
+    }
+    sim.run(Nanos::from_secs(20));
+    for i in 1..3 {
+        let share = sim.ran(vcpu(i, 0)).0 * 1000 / 20_000_000_000;
+        assert!(
+            (45..=55).contains(&share),
+            "class {i} got {share} per mille"
+        );
+    }
+}
+
+#[test]
+fn a_run_repeats_to_the_same_moves() {
+    let run = || {
+        let mut sim = Sim::new(2, 2, 99);
+        for i in 0..9 {
+            let load = Load::Bursts {
+                run: Nanos::from_millis(9),
+                sleep: Nanos::from_millis(9),
+            };
+            sim.add(vcpu(i % 3, i), VcpuSpec::default(), load);
+        }
+        sim.run_with(Nanos::from_secs(1), |sim| adversary(sim, 3, 2));
+        (
+            sim.moves.clone(),
+            (0..9).map(|i| sim.ran(vcpu(i % 3, i))).collect::<Vec<_>>(),
+        )
+    };
+    assert_eq!(run(), run());
+}
