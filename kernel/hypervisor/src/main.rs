@@ -1,7 +1,11 @@
-//! The kernel's story, from the loader's jump to the run loop. Each sentence has a room.
+//! The kernel's story, from the loader's jump to the run loop.
+//!
+//! Each step needs the ones before it: memory for the first allocations, then tables of our own, then
+//! what firmware knows about the machine, then a clock, then memory by node, then everybody else.
+//! When all processors are up they run guests until the machine is switched off ([`run`]).
 #![no_std]
 #![no_main]
-#![expect(unsafe_code, reason = "the order of start-up is what makes the unsafe steps sound")]
+#![expect(unsafe_code, reason = "memory is taken over from the loader once, here")]
 
 extern crate alloc;
 
@@ -10,53 +14,64 @@ mod console;
 mod mm;
 mod platform;
 
+use arch::{apic, entry, paging, percpu, smp, symbols, time, timer, tsc};
+use handoff::{BootInfo, ModuleKind};
 
-use arch::{apic, cpu, entry, gdt, idt, paging, percpu, smp, symbols, time, timer, tsc};
-use handoff::{BootInfo, DIRECT_MAP_BASE, ModuleKind};
-use units::{ApicId, CpuId, NodeId};
-
-/// Called by [`arch::entry`] on the boot processor's first stack.
-extern "C" fn kernel_main(info: u64) -> ! {
-    // SAFETY: the first things that run, once, in the order that each needs.
-    let boot = unsafe {
-        cpu::enable_features();
-        let me = percpu::init_boot();
-        gdt::load(me, &entry::boot_stacks());
-        percpu::install(me);
-        &*((DIRECT_MAP_BASE + info) as *const BootInfo)
-    };
-    idt::load();
+/// Called by [`arch::entry`] on the boot processor's first stack, with the loader's tables.
+fn kernel_main(info: &BootInfo) -> ! {
     console::init_early();
     log::info!("Perigee {}", env!("CARGO_PKG_VERSION"));
-    // SAFETY: once, before anything wants memory, on the loader's page tables.
-    if let Err(e) = unsafe { mm::init_early(boot) } {
-        panic!("{e}");
-    }
-    let (regions, modules) = (mm::memory_map(), mm::modules());
-    if let Some(elf) = modules.iter().find(|m| m.kind() == Some(ModuleKind::KernelElf)) {
+    // SAFETY: once, before anything wants memory, with what the loader passed, on its tables.
+    unsafe { mm::init_early(info) }.unwrap_or_else(|e| panic!("{e}"));
+    if let Some(elf) = mm::modules().iter().find(|m| m.kind() == Some(ModuleKind::KernelElf)) {
         symbols::set_file(platform::module_bytes(elf));
     }
-    if let Err(e) = paging::init(boot, regions) {
-        panic!("{e}");
-    }
-    log::info!("own page tables");
-    let tables = platform::Tables::collect(boot, modules);
-    log::info!("ACPI:{}", tables.describe());
-    platform::init_power(&tables);
+    paging::init(info, mm::memory_map()).unwrap_or_else(|e| panic!("no page tables: {e}"));
+
+    let tables = platform::read_tables();
+    let machine = &platform::discover(&tables).machine;
+    start_clock();
+    mm::init_nodes(machine);
+
+    let cpus = machine.cpus.iter().map(|c| (c.id, c.apic, c.node));
+    percpu::create(cpus).unwrap_or_else(|e| panic!("no per-CPU data: {e}"));
+    entry::move_to_own_stack(start_others)
+}
+
+fn start_clock() {
     let (hz, source) = tsc::calibrate(platform::pm_timer());
     time::start(hz);
     log::info!("TSC runs at {}.{:03} MHz by {source}", hz / 1_000_000, hz / 1000 % 1000);
-    if let Err(e) = apic::init() {
-        panic!("{e}");
-    }
+    apic::init().unwrap_or_else(|e| panic!("{e}"));
     timer::calibrate();
-    log::info!("{} {}, {}", apic::mode_name(), apic::id(), timer::describe());
-    let n: u32 = 8;
-    percpu::create((0..n).map(|i| (CpuId(i), ApicId(i), NodeId(0)))).expect("memory");
-    platform::power_off()
+    log::info!("{} is {} in {} mode, {}", percpu::current().cpu, apic::id(), apic::mode_name(), timer::describe());
+}
+
+/// On the boot processor, which is now like every other: its own stack, its own node.
+fn start_others() -> ! {
+    let low: Option<arrayvec::ArrayVec<_, { smp::LOW_PAGES }>> =
+        (0..smp::LOW_PAGES).map(|_| Some(mm::low_frame()?.address())).collect();
+    smp::start_all(low.and_then(|pages| pages.into_inner().ok()), |cpu, outcome| match outcome {
+        smp::Outcome::Up(_) => log::info!("{} ({}, {}) {outcome}", cpu.cpu, cpu.apic, cpu.node),
+        _ => log::error!("{} ({}, {}) {outcome}", cpu.cpu, cpu.apic, cpu.node),
+    });
+    let agree = if tsc::synchronised() { "agree" } else { "disagree: time is corrected per CPU" };
+    log::info!("{} of {} CPUs are up; their TSCs {agree}", percpu::online().count(), percpu::all().len());
+    smp::release_all();
+    enter_run_loop()
 }
 
 /// Where every CPU ends up.
 fn enter_run_loop() -> ! {
-    arch::cpu::halt_forever()
+    let cpu = percpu::current();
+    log::info!("{} waits", cpu.cpu);
+    if cpu.cpu.0 == 0 {
+        timer::arm(time::now() + units::Nanos::from_millis(50));
+        arch::interrupts::wait();
+        log::info!("deferred {:#x} at {}", cpu.take_deferred(), time::now());
+        platform::power_off()
+    }
+    loop {
+        arch::interrupts::wait();
+    }
 }

@@ -1,7 +1,9 @@
 //! What every CPU switches on when it enters the kernel, and what its CPUID says about its place.
 #![expect(unsafe_code, reason = "control registers")]
 
-use raw_cpuid::CpuId;
+use raw_cpuid::{CpuId, CpuIdReaderNative, ExtendedTopologyLevel, TopologyType};
+use topology::CpuidShape;
+use units::ApicId;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::{Efer, EferFlags};
 
@@ -67,4 +69,65 @@ pub fn halt_forever() -> ! {
         x86_64::instructions::interrupts::disable();
         x86_64::instructions::hlt();
     }
+}
+
+/// How the bits of an APIC identifier number threads, cores and packages.
+///
+/// Leaf 0x1F or 0xB says it by levels (SDM 3A 10.9.1). Where there is none, AMD's leaf 0x8000_0008 counts
+/// the threads of a package and 0x8000_001E those of a core (APM 3 E.4.7, E.4.16), and leaf 1 is the last
+/// resort. The last-level cache is the highest level in leaf 4 or 0x8000_001D, with the number of
+/// threads that share it.
+pub fn shape() -> CpuidShape {
+    let cpuid = CpuId::new();
+    let (smt_shift, package_shift) = by_levels(cpuid.get_extended_topology_info_v2())
+        .or_else(|| by_levels(cpuid.get_extended_topology_info()))
+        .or_else(|| by_amd(&cpuid))
+        .or_else(|| by_leaf_1(&cpuid))
+        .unwrap_or((0, 0));
+    let llc_shift = cpuid
+        .get_cache_parameters()
+        .into_iter()
+        .flatten()
+        .max_by_key(|cache| cache.level())
+        .map_or(package_shift, |cache| bits_for(cache.max_cores_for_cache()));
+    CpuidShape { bsp_apic_id: ApicId(initial_apic_id()), smt_shift, llc_shift, package_shift }
+}
+
+/// Bits that number `count` things.
+fn bits_for(count: usize) -> u8 {
+    count.max(1).next_power_of_two().trailing_zeros() as u8
+}
+
+/// Shifts of the first level, if that is SMT, and of the last.
+fn by_levels(levels: Option<impl Iterator<Item = ExtendedTopologyLevel>>) -> Option<(u8, u8)> {
+    let (mut smt, mut package) = (0, None);
+    for level in levels? {
+        let shift = level.shift_right_for_next_apic_id() as u8;
+        if level.level_type() == TopologyType::SMT {
+            smt = shift;
+        }
+        package = Some(shift);
+    }
+    package.map(|package| (smt, package))
+}
+
+fn by_amd(cpuid: &CpuId<CpuIdReaderNative>) -> Option<(u8, u8)> {
+    let vendor = cpuid.get_vendor_info()?;
+    if vendor.as_str() != "AuthenticAMD" && vendor.as_str() != "HygonGenuine" {
+        return None;
+    }
+    let capacity = cpuid.get_processor_capacity_feature_info()?;
+    let package = match capacity.apic_id_size() {
+        0 => bits_for(capacity.num_phys_threads()),
+        bits => bits,
+    };
+    let smt = cpuid
+        .get_processor_topology_info()
+        .map_or(0, |t| bits_for(usize::from(t.threads_per_core())));
+    Some((smt, package))
+}
+
+fn by_leaf_1(cpuid: &CpuId<CpuIdReaderNative>) -> Option<(u8, u8)> {
+    let leaf = cpuid.get_feature_info()?;
+    leaf.has_htt().then(|| (0, bits_for(usize::from(leaf.max_logical_processor_ids()))))
 }

@@ -1,10 +1,15 @@
 //! The kernel's first instruction.
 #![expect(unsafe_code, reason = "the entry point has no stack of ours and no Rust caller")]
 
-use core::arch::naked_asm;
+use core::arch::{asm, naked_asm};
 use core::cell::UnsafeCell;
 
-use super::stack::CpuStacks;
+use handoff::{BootInfo, DIRECT_MAP_BASE};
+use units::CpuId;
+
+use super::percpu::{self, Activity};
+use super::stack::{self, CpuStacks};
+use super::{cpu, gdt, idt, timer};
 
 /// Bytes of the stack that the boot processor starts on.
 const BOOT_STACK_BYTES: usize = 128 * 1024;
@@ -85,6 +90,53 @@ unsafe extern "C" fn _start(info: u64) -> ! {
         "ud2",
         stack = sym BOOT_STACK,
         top = const size_of::<BootStack>(),
-        main = sym crate::kernel_main,
+        main = sym enter,
     )
+}
+
+/// The first Rust code: makes exceptions survivable, then begins the kernel's story.
+///
+/// # Safety
+/// Called by [`_start`] only.
+unsafe extern "C" fn enter(info: u64) -> ! {
+    // SAFETY: once, on the boot processor, each step before what needs it. The loader's direct map
+    // shows the boot information; `BootInfo::check` (in `mm::init_early`) judges its contents.
+    let info = unsafe {
+        cpu::enable_features();
+        let me = percpu::init_boot();
+        gdt::load(me, &boot_stacks());
+        percpu::install(me);
+        &*((DIRECT_MAP_BASE + info) as *const BootInfo)
+    };
+    idt::load();
+    crate::kernel_main(info)
+}
+
+/// Makes the boot processor like every other: with its data and its stacks on its own node, and with a
+/// timer. Goes on in `next` on the new stack.
+///
+/// # Panics
+/// When there is no memory for that: a machine without room for one CPU cannot go on.
+pub fn move_to_own_stack(next: fn() -> !) -> ! {
+    let me = percpu::of(CpuId(0)).expect("topology gives at least the CPU that runs this");
+    let stacks = stack::allocate(me.cpu, me.node)
+        .unwrap_or_else(|e| panic!("the boot processor gets no stack: {e}"));
+    me.set_running(Activity::Booting);
+    // SAFETY: `me` is this processor; interrupts are off; its exceptions use the new stacks from now on.
+    // The boot stack is left for good: `next` never returns.
+    unsafe {
+        gdt::load(me, &stacks);
+        percpu::install(me);
+        me.set_online();
+        timer::init();
+        asm!(
+            "mov rsp, {top}",
+            "xor ebp, ebp",
+            "call {next}",
+            "ud2",
+            top = in(reg) stacks.run,
+            next = in(reg) next,
+            options(noreturn),
+        )
+    }
 }

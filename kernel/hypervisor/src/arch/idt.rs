@@ -57,6 +57,7 @@ const STUB_BYTES: u64 = 16;
 // The vector is pushed as a signed byte (2 bytes of code); `dispatch` takes its low 8 bits.
 global_asm!(
     ".balign 16",
+    ".global interrupt_stubs",
     "interrupt_stubs:",
     ".set vector, 0",
     ".rept 256",

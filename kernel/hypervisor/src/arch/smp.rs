@@ -20,10 +20,10 @@ use units::{Hpa, Nanos, PAGE_BYTES};
 
 use super::percpu::{self, Activity, PerCpu};
 use super::stack::{self, CpuStacks};
-use super::{apic, cpu, gdt, idt, paging, time, timer, tsc};
+use super::{apic, cpu, gdt, idt, interrupts, paging, time, timer, tsc};
 
 /// Pages below 1 MiB that [`start_all`] needs: the trampoline and its four tables.
-pub const LOW_PAGES: u64 = 5;
+pub const LOW_PAGES: usize = 5;
 
 /// How long a processor may take from its start-up IPI to Rust; emulators are slow.
 const ANSWER_TIME: Nanos = Nanos::from_secs(2);
@@ -46,7 +46,7 @@ global_asm!(
     // lgdt [disp16] (a base below 16 MiB fits its 24 bits); the assembler takes no difference of two
     // labels as an address.
     ".byte 0x0f, 0x01, 0x16",
-    ".word ap_gdt_pointer - ap_trampoline",,
+    ".word ap_gdt_pointer - ap_trampoline",
     "mov eax, 0x20", // CR4.PAE
     "mov cr4, eax",
     ".byte 0x66, 0xa1", // mov eax, [disp16]
@@ -124,16 +124,17 @@ struct Trampoline {
 }
 
 impl Trampoline {
-    /// Copies the code and builds the tables in the five pages at `base`.
-    fn install(base: Hpa) -> Option<Self> {
+    /// Copies the code and builds the tables.
+    fn install(pages: [Hpa; LOW_PAGES]) -> Option<Self> {
         let root = paging::root()?;
-        let page = |index: u64| Hpa(base.0 + index * PAGE_BYTES);
-        let (code, pml4, pdpt, directory, leaves) = (page(0), page(1), page(2), page(3), page(4));
+        let [code, pml4, pdpt, directory, leaves] = pages;
         // SAFETY: the caller of `start_all` gives five free pages of the direct map for this use
         // alone. The code fits its page (asserted by the linker's symbols below); the upper half of
         // the root is copied entry by entry from the kernel's own root.
         unsafe {
-            paging::direct(base).write_bytes(0, (LOW_PAGES * PAGE_BYTES) as usize);
+            for page in pages {
+                paging::direct(page).write_bytes(0, PAGE_BYTES as usize);
+            }
             let start = (&raw const ap_trampoline).cast::<u8>();
             let bytes = (&raw const ap_trampoline_end).cast::<u8>().offset_from_unsigned(start);
             if bytes > PAGE_BYTES as usize {
@@ -243,7 +244,7 @@ impl fmt::Display for Outcome {
 
 /// Starts every CPU of [`percpu::all`] but the calling one. `low_pages` are [`LOW_PAGES`] free pages
 /// below 1 MiB; `None` leaves the machine with one CPU. Calls `each` with every outcome.
-pub fn start_all(low_pages: Option<Hpa>, mut each: impl FnMut(&PerCpu, &Outcome)) {
+pub fn start_all(low_pages: Option<[Hpa; LOW_PAGES]>, mut each: impl FnMut(&PerCpu, &Outcome)) {
     let me = percpu::current();
     let others: Vec<_> = percpu::all().iter().copied().filter(|c| c.cpu != me.cpu).collect();
     let Some(trampoline) = low_pages.and_then(Trampoline::install) else {
@@ -265,6 +266,10 @@ pub fn start_all(low_pages: Option<Hpa>, mut each: impl FnMut(&PerCpu, &Outcome)
 /// Lets the processors that are up leave for the run loop.
 pub fn release_all() {
     RELEASE.store(1, Ordering::Release);
+    let me = percpu::current().cpu;
+    for other in percpu::online().filter(|c| c.cpu != me) {
+        apic::kick(other.cpu);
+    }
 }
 
 fn start(trampoline: &Trampoline, other: &'static PerCpu) -> Outcome {
@@ -328,8 +333,10 @@ extern "C" fn ap_entry(me: &'static PerCpu) -> ! {
     timer::init();
     PROGRESS.store(READY, Ordering::Release);
     tsc::follow(me);
+    // Halted, not spinning: a sibling thread, or an emulator's host, has better things to run.
     while RELEASE.load(Ordering::Acquire) == 0 {
-        core::hint::spin_loop();
+        interrupts::wait();
     }
+    me.take_deferred();
     crate::enter_run_loop()
 }
