@@ -28,6 +28,13 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 /// How the loader's last sentence begins.
 pub const LOADER_GIVES_UP: &str = "cannot boot: ";
 
+/// The loader's last line before it jumps.
+pub const KERNEL_ENTERED: &str = "entering the kernel";
+/// The line that begins the kernel's report of its own failure; the next line says what failed.
+pub const PANIC_BEGINS: &str = "==== PERIGEE PANIC ====";
+/// The line that ends it.
+const PANIC_ENDS: &str = "==== end of report ====";
+
 /// Why the emulator is no longer running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -151,7 +158,7 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
         };
         session.read_records()?;
         let mut interrupted = stop.load(Ordering::Relaxed);
-        if session.kernel_is_up() {
+        if session.kernel_is_up {
             for bytes in keys.iter().flat_map(Receiver::try_iter) {
                 let end = bytes
                     .iter()
@@ -189,10 +196,10 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
                 Ended::ByItself(status)
             };
         }
-        if session.panicked.is_some_and(|at| at.elapsed() > LAST_WORDS) {
+        if session.reported || session.panicked.is_some_and(|at| at.elapsed() > LAST_WORDS) {
             break Ended::Panicked;
         }
-        if session.loader_gave_up() {
+        if session.loader_gave_up {
             break Ended::LoaderGaveUp;
         }
         if let Some(limit) = manner
@@ -267,7 +274,11 @@ struct Session<'a> {
     record_cutter: Lines,
     records: Vec<Stamped<Record>>,
     torn_records: usize,
+    kernel_is_up: bool,
+    loader_gave_up: bool,
     panicked: Option<Instant>,
+    /// The panic's report is whole.
+    reported: bool,
     steps: &'a [Step],
     /// Lines already searched for the next step.
     searched: usize,
@@ -288,20 +299,13 @@ impl<'a> Session<'a> {
             record_cutter: Lines::default(),
             records: Vec::new(),
             torn_records: 0,
+            kernel_is_up: false,
+            loader_gave_up: false,
             panicked: None,
+            reported: false,
             steps: manner.steps,
             searched: 0,
         })
-    }
-
-    /// The kernel's first record: from here on the console is Perigee's and not firmware's.
-    fn kernel_is_up(&self) -> bool {
-        !self.records.is_empty()
-    }
-
-    /// It would go back to firmware now, which would look for something else to boot.
-    fn loader_gave_up(&self) -> bool {
-        !self.kernel_is_up() && self.lines.iter().any(|l| l.what.contains(LOADER_GIVES_UP))
     }
 
     fn console(&mut self, bytes: &[u8]) -> Result<()> {
@@ -309,7 +313,7 @@ impl<'a> Session<'a> {
         self.log.write_all(&plain)?;
         if self.attended {
             // Firmware's screen control would wipe the first line, which says how to stop this.
-            let raw = !self.plain_output && self.kernel_is_up();
+            let raw = !self.plain_output && self.kernel_is_up;
             let mut out = std::io::stdout().lock();
             // A closed pipe is no reason to stop: the report and the exit status remain.
             let _ = out
@@ -317,12 +321,16 @@ impl<'a> Session<'a> {
                 .and_then(|()| out.flush());
         }
         let at = self.start.elapsed();
-        self.lines.extend(
-            self.cutter
-                .push(&plain)
-                .into_iter()
-                .map(|what| Stamped { at, what }),
-        );
+        for what in self.cutter.push(&plain) {
+            self.kernel_is_up |= what.contains(KERNEL_ENTERED);
+            self.loader_gave_up |= !self.kernel_is_up && what.contains(LOADER_GIVES_UP);
+            // Not within a line: guests print what they like, behind their name.
+            if self.kernel_is_up && what.trim() == PANIC_BEGINS {
+                self.panicked.get_or_insert_with(Instant::now);
+            }
+            self.reported |= self.panicked.is_some() && what.trim() == PANIC_ENDS;
+            self.lines.push(Stamped { at, what });
+        }
         Ok(())
     }
 

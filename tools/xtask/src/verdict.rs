@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use telemetry::{Event, OffReason, VmEvent};
 
 use crate::plan::PlannedVm;
-use crate::session::{Ended, LOADER_GIVES_UP, Transcript};
+use crate::session::{Ended, KERNEL_ENTERED, LOADER_GIVES_UP, PANIC_BEGINS, Transcript};
 
 /// How the run ended, from the kernel's records and from what each guest says about itself.
 pub fn outcome(transcript: &Transcript, vms: &[PlannedVm], evidence: &Evidence) -> Outcome {
@@ -53,7 +53,13 @@ fn panic_message(evidence: &Evidence) -> String {
         Event::Panic { message, .. } => Some(message.clone()),
         _ => None,
     });
-    message.unwrap_or_else(|| "without a message".into())
+    let mut report = evidence.console.iter().map(|line| line.what.trim());
+    message
+        .or_else(|| {
+            report.find(|line| *line == PANIC_BEGINS)?;
+            report.next().map(str::to_string)
+        })
+        .unwrap_or_else(|| "without a message".into())
 }
 
 fn no_word(evidence: &Evidence) -> String {
@@ -63,8 +69,8 @@ fn no_word(evidence: &Evidence) -> String {
             record.what.event
         ),
         (None, Some(line)) => format!(
-            "the machine went off before the kernel spoke; the last line was: {}",
-            line.what
+            "the machine went off without word; the last line was: {}",
+            line.what.trim()
         ),
         (None, None) => "the machine went off and said nothing at all".into(),
     }
@@ -124,8 +130,8 @@ pub fn phases(build: Option<Duration>, evidence: &Evidence, took: Duration) -> V
         })
     };
     let loader = evidence.line(LOADER_SPEAKS).map(|l| l.at);
-    let kernel = evidence.records.first().map(|r| r.at);
-    let cpus_up = boot_phase(CPUS_UP);
+    let kernel = evidence.line(KERNEL_ENTERED).map(|l| l.at);
+    let cpus_up = boot_phase(CPUS_UP).or_else(|| evidence.line(CPUS_UP_LINE).map(|l| l.at));
     let span = |from: Option<Duration>, to: Option<Duration>| Some(to?.saturating_sub(from?));
     let phase = |name: &str, took| Phase {
         name: name.into(),
@@ -159,6 +165,8 @@ pub fn phases(build: Option<Duration>, evidence: &Evidence, took: Duration) -> V
 const LOADER_SPEAKS: &str = "loader";
 /// The kernel's boot phase that is reached when all CPUs run.
 const CPUS_UP: &str = "smp";
+/// What it says on the console then.
+const CPUS_UP_LINE: &str = " CPUs are up";
 
 /// The run as JSON.
 pub fn report(evidence: &Evidence, phases: &[Phase], emulator: &str, line: &str) -> Value {
