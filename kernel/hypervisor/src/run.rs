@@ -20,6 +20,7 @@ use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use sched::Next;
 use units::{CpuId, Nanos};
 
+const RFLAGS_IF: u64 = 1 << 9;
 /// Deferred-work bit: the scheduler wants this CPU to pick again.
 pub const RESCHEDULE: u64 = 1 << percpu::DEFER_FIRST_FREE;
 /// Deferred-work bit: pages wait to be moved by this CPU.
@@ -102,7 +103,12 @@ fn run_slice<B: Backend>(
     percpu::current().set_running(Activity::Hypervisor);
     crate::drive::slice_ended(hv, cpu, vcpu, &end, now.since(began));
     match end {
-        End::Waits => recheck(hv, vcpu),
+        End::Waits => {
+            // It is off the run queue now; an interrupt may have come in between.
+            if vcpu.has_reason_to_wake(vm) {
+                wake(hv, vcpu);
+            }
+        }
         End::Fault(sentence) => vm.fault(hv, vcpu.id, sentence),
         End::Preempted | End::Yields | End::Gone => {}
     }
@@ -161,7 +167,9 @@ fn slice<B: Backend>(
             After::Resume => {}
             After::Yield => return End::Yields,
             After::Halt => {
-                if !vcpu.apic.lock().has_work() {
+                let deaf = core.hw.rflags() & RFLAGS_IF == 0;
+                vcpu.deaf.store(deaf, SeqCst);
+                if !vcpu.has_reason_to_wake(vm) {
                     return End::Waits;
                 }
             }
@@ -282,17 +290,6 @@ fn arm_wake<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, vcpu: &Vcpu<B>) {
     let deadline = vcpu.apic.lock().next_deadline();
     if let Some(at) = deadline {
         timers::arm(hv, vm.host_time(at), Timer::Vcpu(vcpu.id));
-    }
-}
-
-/// After it was taken off the run queue: an interrupt may have come in between.
-fn recheck<B: Backend>(hv: &Hypervisor<B>, vcpu: &Vcpu<B>) {
-    let has_work = {
-        let apic = vcpu.apic.lock();
-        apic.has_work()
-    };
-    if has_work {
-        wake(hv, vcpu);
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::arch::{percpu, time, tsc};
 use crate::drive::{self, Tracking};
-use crate::platform;
+use crate::{mm, platform};
 use crate::virt::svm::Svm;
 use crate::virt::Backend;
 use crate::vm::{self, Hypervisor, Images, Vm, World};
@@ -14,6 +14,7 @@ use crate::{console, run, shootdown, timers};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use config::{HostConfig, LogLevel};
+use handoff::ModuleKind;
 use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use sched::{CpuPlace, Event, Scheduler, Tunables, VcpuSpec};
 use spin::{Mutex, Once};
@@ -30,11 +31,8 @@ enum Choice {
 
 static CHOICE: Once<Choice> = Once::new();
 
-/// Every processor ends here; the boot processor calls it last.
+/// Every processor ends here; the boot processor after [`prepare`].
 pub fn cpu_main() -> ! {
-    if percpu::current().cpu.0 == 0 {
-        prepare();
-    }
     match CHOICE.wait() {
         Choice::Svm => join::<Svm>(),
         Choice::None => loop {
@@ -44,13 +42,13 @@ pub fn cpu_main() -> ! {
     }
 }
 
-/// On the boot processor: everything up to the first guest instruction.
-fn prepare() {
+/// On the boot processor, with all others up: everything up to the first guest instruction.
+pub fn prepare(machine: &'static Machine) {
     let config = read_config();
     log::set_max_level(level(config.host.log));
     let choice = match Svm::probe() {
         Ok(()) => {
-            publish::<Svm>(config);
+            publish::<Svm>(machine, config);
             Choice::Svm
         }
         Err(why) => {
@@ -63,7 +61,7 @@ fn prepare() {
 
 /// The configuration, or an empty one with every mistake named.
 fn read_config() -> HostConfig {
-    let Some(bytes) = platform::config() else {
+    let Some(bytes) = module(|m| m.kind() == Some(ModuleKind::Config)) else {
         log::error!("perigee.toml is not on the boot medium; no VM is started");
         return HostConfig::default();
     };
@@ -90,23 +88,27 @@ const fn level(level: LogLevel) -> log::LevelFilter {
     }
 }
 
+/// The bytes of the first module that `wanted` accepts.
+fn module(wanted: impl Fn(&handoff::Module) -> bool) -> Option<&'static [u8]> {
+    mm::modules().iter().find(|m| wanted(m)).map(platform::module_bytes)
+}
+
 struct BootImages;
 
 impl Images for BootImages {
     fn find(&self, name: &str) -> Option<&[u8]> {
-        platform::guest_image(name)
+        module(|m| m.kind() == Some(ModuleKind::GuestImage) && m.name() == name)
     }
 }
 
 /// Builds the VMs and hands everything to the waiting processors.
-fn publish<B: Backend>(config: HostConfig) {
+fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
     log::info!("guests run under {}", B::NAME);
-    let machine = platform::machine();
     let world = World {
         machine,
         tsc_hz: tsc::hz(),
         tsc_synchronised: tsc::synchronised(),
-        unix_s: platform::unix_time_s() + time::now().0 / 1_000_000_000,
+        unix_s: mm::boot_info().unix_time_s + time::now().0 / 1_000_000_000,
     };
     let mut sched = Scheduler::new(Tunables { quantum: Nanos::from_millis(config.host.quantum_ms.into()), ..Tunables::default() });
     for cpu in percpu::online() {
@@ -138,7 +140,7 @@ fn publish<B: Backend>(config: HostConfig) {
         timers: (0..cpus).map(|_| Mutex::new(timers::TimerQueue::default())).collect(),
         tsc_hz: world.tsc_hz,
         tsc_synchronised: world.tsc_synchronised,
-        unix_at_start_s: platform::unix_time_s(),
+        unix_at_start_s: mm::boot_info().unix_time_s,
         config,
         vms,
     };

@@ -90,7 +90,7 @@ fn vcpu_due<B: Backend>(hv: &Hypervisor<B>, vm: &vm::Vm<B>, vcpu: &vm::Vcpu<B>) 
         (fired, apic.next_deadline())
     };
     if fired {
-        vm::notify(hv, vcpu);
+        vm::notify(hv, vm, vcpu);
     } else if let Some(at) = next {
         arm(hv, vm.host_time(at), Timer::Vcpu(vcpu.id));
     }

@@ -259,6 +259,16 @@ impl LocalApic {
             }
     }
 
+    /// Whether anything waits that wakes a processor which halted with interrupts off: INIT, a usable
+    /// SIPI, an NMI.
+    pub fn has_unmaskable_work(&self) -> bool {
+        self.init
+            || match self.activity {
+                Activity::WaitForSipi => self.sipi.is_some(),
+                Activity::Running => self.nmi,
+            }
+    }
+
     /// Spurious-interrupt register bit 8, in a local APIC that is not globally disabled.
     pub fn is_software_enabled(&self) -> bool {
         self.mode() != ApicMode::Disabled && self.svr & super::SVR_ENABLE != 0

@@ -264,13 +264,12 @@ fn node_views<B: Backend>(hv: &Hypervisor<B>) -> Vec<NodeView> {
     let view = |node: NodeId| {
         let cpus = sched.cpus().filter(|c| c.node == node);
         let (count, demand) = cpus.fold((0_u16, 0_u64), |(n, sum), c| (n.saturating_add(1), sum + c.demand));
-        let memory = mm::stats(node);
         NodeView {
             node,
             cpus: count,
             demand: u32::try_from(demand * 1000 / u64::from(u32::from(u16::MAX) + 1)).unwrap_or(u32::MAX),
-            free_bytes: memory.free_bytes,
-            total_bytes: memory.total_bytes,
+            free_bytes: mm::free_bytes(node),
+            total_bytes: hv.machine.node(node).map_or(0, |n| n.memory_bytes()),
         }
     };
     hv.machine.nodes.iter().map(|n| view(n.id)).collect()

@@ -31,7 +31,7 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
     match (command, rest.as_slice()) {
         ("help", []) => console::print(format_args!("{HELP}")),
         ("topology", []) => report::topology(hv),
-        ("memory", []) => report::memory(hv),
+        ("memory", []) => report::memory(),
         ("vm", []) => hv.vms.iter().for_each(|vm| report::vm(vm)),
         ("vm", [name]) => with_vm(hv, name, report::vm),
         ("vm", [name, verb]) => with_vm(hv, name, |vm| control(hv, vm, verb)),

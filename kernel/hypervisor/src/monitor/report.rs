@@ -24,21 +24,20 @@ pub fn topology<B: Backend>(hv: &Hypervisor<B>) {
     let m = hv.machine;
     for node in &m.nodes {
         let cpus = joined(m.cpus.iter().filter(|c| c.node == node.id).map(|c| c.id));
-        let total = mm::stats(node.id).total_bytes >> 20;
+        let total = node.memory_bytes() >> 20;
         let cpus = if cpus.is_empty() { "no CPUs" } else { &cpus };
         say!("{} ({}): {total} MiB for guests and kernel, {cpus}", node.id, node.domain);
     }
-    say!("latency in ns, row = accessing node ({}):", m.latency_source());
+    say!("latency in ns, row = accessing node ({}):", m.latency_source);
     for from in &m.nodes {
         say!("  {}: {}", from.id, joined(m.nodes.iter().map(|to| m.latency_ns(from.id, to.id))));
     }
 }
 
 /// Free memory of each node.
-pub fn memory<B: Backend>(hv: &Hypervisor<B>) {
-    for node in &hv.machine.nodes {
-        let s = mm::stats(node.id);
-        say!("{}: {} of {} MiB free, {} allocations came from here for want of a nearer place", node.id, s.free_bytes >> 20, s.total_bytes >> 20, s.fallbacks);
+pub fn memory() {
+    for node in mm::stats() {
+        say!("{node}");
     }
 }
 

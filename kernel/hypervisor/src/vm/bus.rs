@@ -40,7 +40,7 @@ pub fn with_board<B: Backend, R>(
     let was = vm.pic_line.swap(pic, AcqRel);
     if pic && !was {
         if let Some(vcpu) = vm.vcpus.first() {
-            notify(hv, vcpu);
+            notify(hv, vm, vcpu);
         }
     }
     if let Some(event) = power {
@@ -70,21 +70,21 @@ pub fn deliver<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, message: &InterruptMe
     if message.delivery == DeliveryMode::LowestPriority {
         let winner = lowest_priority(message, vm.vcpus.iter().map(|v| (v, v.apic.lock())));
         if let Some(vcpu) = winner {
-            receive(hv, vcpu, message);
+            receive(hv, vm, vcpu, message);
         }
         return;
     }
     for vcpu in &vm.vcpus {
         if vcpu.apic.lock().matches(message) {
-            receive(hv, vcpu, message);
+            receive(hv, vm, vcpu, message);
         }
     }
 }
 
-fn receive<B: Backend>(hv: &Hypervisor<B>, vcpu: &Vcpu<B>, message: &InterruptMessage) {
+fn receive<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, vcpu: &Vcpu<B>, message: &InterruptMessage) {
     let needs_attention = vcpu.apic.lock().receive(message);
     if needs_attention {
-        notify(hv, vcpu);
+        notify(hv, vm, vcpu);
     }
 }
 
@@ -92,14 +92,16 @@ fn receive<B: Backend>(hv: &Hypervisor<B>, vcpu: &Vcpu<B>, message: &InterruptMe
 ///
 /// Its local APIC was changed before this call; the runner looks at the APIC after it publishes
 /// `running_on`, and after it has blocked. So one of the two sees the other.
-pub fn notify<B: Backend>(hv: &Hypervisor<B>, vcpu: &Vcpu<B>) {
+pub fn notify<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, vcpu: &Vcpu<B>) {
     core::sync::atomic::fence(SeqCst);
     let running_on = vcpu.running_on.load(SeqCst);
     let here = arch::percpu::current().cpu;
     if running_on != NOWHERE && running_on != here.0 {
         arch::apic::kick(CpuId(running_on));
     }
-    crate::run::wake(hv, vcpu);
+    if running_on == NOWHERE && vcpu.has_reason_to_wake(vm) {
+        crate::run::wake(hv, vcpu);
+    }
 }
 
 /// The present as this virtual CPU's local APIC sees it.

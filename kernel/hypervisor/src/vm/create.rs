@@ -113,13 +113,13 @@ fn place(machine: &Machine, config: &config::Vm) -> Result<Vec<NodeShare>, Strin
     let mut nodes: Vec<NodeId> = match config.start_node {
         Some(node) => {
             check_node(machine, node)?;
-            machine.nearest(node).to_vec()
+            machine.nearest(node)
         }
         None => {
             let mut nodes: Vec<NodeId> = machine.nodes.iter().map(|n| n.id).collect();
-            nodes.sort_by_key(|n| (core::cmp::Reverse(machine.has_cpus(*n)), core::cmp::Reverse(free(*n)), *n));
+            nodes.sort_by_key(|n| (core::cmp::Reverse(machine.node(*n).is_some_and(|n| n.has_cpus())), core::cmp::Reverse(free(*n)), *n));
             let first = nodes.first().copied().unwrap_or_default();
-            machine.nearest(first).to_vec()
+            machine.nearest(first)
         }
     };
     nodes.retain(|n| free(*n) >= MEMORY_GRANULE);
@@ -282,6 +282,7 @@ fn make_vcpus<B: Backend>(
             }),
             running_on: AtomicU32::new(NOWHERE),
             blocked: AtomicBool::new(true),
+            deaf: AtomicBool::new(false),
             ran_ns: AtomicU64::new(0),
             ran_on_node_ns: world.machine.nodes.iter().map(|_| AtomicU64::new(0)).collect(),
             exits: AtomicU64::new(0),

@@ -37,6 +37,7 @@ use crate::virt::{Backend, Event};
 use alloc::string::String;
 use alloc::vec::Vec;
 use config::HostConfig;
+use core::sync::atomic::Ordering::SeqCst;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use devices::{Board, LocalApic};
 use guest::cpuid::CpuidPolicy;
@@ -133,6 +134,8 @@ pub struct Vcpu<B: Backend> {
     pub running_on: AtomicU32,
     /// It waits for an interrupt and is off the run queues.
     pub blocked: AtomicBool,
+    /// It halted with interrupts off: maskable ones do not wake it.
+    pub deaf: AtomicBool,
     /// Time it has run, in ns.
     pub ran_ns: AtomicU64,
     /// Time it has run on each node since the footprint last asked, in ns.
@@ -173,6 +176,17 @@ pub struct VcpuCore<B: Backend> {
     pub runnable_since: Option<Nanos>,
     /// An event that gave way to an exception and follows it.
     pub postponed: Option<Event>,
+}
+
+impl<B: Backend> Vcpu<B> {
+    /// Whether anything waits that ends its HLT.
+    pub fn has_reason_to_wake(&self, vm: &Vm<B>) -> bool {
+        let apic = self.apic.lock();
+        if self.deaf.load(SeqCst) {
+            return apic.has_unmaskable_work();
+        }
+        apic.has_work() || vm.pic_line.load(SeqCst) && apic.extint_enabled()
+    }
 }
 
 impl<B: Backend> Hypervisor<B> {
