@@ -144,7 +144,7 @@ fn what_cannot_be_is_refused_with_a_sentence() {
         ),
         (
             refused(
-                vec![node(u64::MAX & !(MEMORY_GRANULE - 1), &[0]); 2],
+                vec![node(!(MEMORY_GRANULE - 1), &[0]); 2],
                 flat_distances(2),
                 1,
             ),
