@@ -29,6 +29,8 @@ fn kernel_main(info: &BootInfo) -> ! {
     paging::init(info, mm::memory_map()).unwrap_or_else(|e| panic!("no page tables: {e}"));
 
     let tables = platform::read_tables();
+    let spcr = tables.get(b"SPCR").and_then(|bytes| topology::spcr::parse(bytes).ok());
+    console::init(spcr.as_ref(), &info.framebuffer);
     let machine = &platform::discover(&tables).machine;
     start_clock();
     mm::init_nodes(machine);
