@@ -18,25 +18,27 @@ fn income(rate: u64, time: Nanos) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
+/// What a bucket holds: two of the largest pages at least, so that a slow link earns the next
+/// while the first is waiting for a plan.
+fn depth(rate: u64, largest: u64) -> u64 {
+    income(rate, BURST).max(largest.saturating_mul(2))
+}
+
 impl Bucket {
     pub(crate) fn new(now: Nanos, rate: u64, largest: u64) -> Self {
         Self {
-            bytes: income(rate, BURST).max(largest),
+            bytes: depth(rate, largest),
             filled_at: now,
         }
     }
 
-    /// Adds what was earned. It can always hold `largest`, so that one page fits however slow
-    /// the link.
+    /// Adds what was earned.
     pub(crate) fn fill(&mut self, now: Nanos, rate: u64, largest: u64) {
         let earned = income(rate, now.since(self.filled_at));
         if earned > 0 {
             self.filled_at = now;
         }
-        self.bytes = self
-            .bytes
-            .saturating_add(earned)
-            .min(income(rate, BURST).max(largest));
+        self.bytes = self.bytes.saturating_add(earned).min(depth(rate, largest));
     }
 
     /// Takes `bytes` if they are there.
@@ -79,7 +81,7 @@ mod tests {
                     taken += want;
                 }
             }
-            let burst = income(rate, BURST).max(2 << 20);
+            let burst = depth(rate, 2 << 20);
             prop_assert!(taken <= burst + income(rate, now) + 1);
         }
 

@@ -15,12 +15,12 @@
 //! * *cost* = vCPUs x price of a vCPU move, or bytes x price of copying,
 //! * it *pays* if benefit x min(age of the pattern, 10 s) > gamma x cost.
 //!
-//! Among the options that pay and that save at least half of what the best one saves, the one
-//! that pays back soonest is taken. Evidence must agree in two consecutive passes; an order
-//! is given time to settle; a return to a node that was left within a minute must pay twice as
-//! much; page orders draw from a token bucket for each machine and pair of nodes, hottest first, and each page in
-//! the order must pay for itself. After a vCPU move the hot remainder elsewhere is seen by the
-//! next passes and moved as pages, if it pays.
+//! An option is compared together with what it prepares: vCPUs that move get the hot pages that
+//! stay behind sent after them, as far as those pay. Among the options that save at least nine
+//! tenths of what the best one saves, the one that pays back soonest is taken. Evidence must agree
+//! in two consecutive passes, in twice as many after each return to a node that was left within
+//! a minute; such a return must also pay twice as much; an order is given time to settle; page orders draw from a token bucket for each machine and pair of nodes, hottest first, and each page in
+//! the order must pay for itself.
 //!
 //! Every outcome is a [`Decision`] whose event holds the numbers and a sentence. Letting things
 //! be is a decision too, with its reason ([`telemetry::Hold`]).

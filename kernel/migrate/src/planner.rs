@@ -7,7 +7,7 @@ use units::{Gpa, Nanos, NodeId, Score, VmId};
 
 use crate::budget::Bucket;
 use crate::order::{Action, Decision, Event, MoveOutcome, MoveResult, PageOrder};
-use crate::price::{Obstacle, Place, Pricer, Quote};
+use crate::price::{Obstacle, Place, Pricer, Quote, pays_back};
 use crate::sentence;
 use crate::tunables::Tunables;
 use crate::view::{HostView, Mode, VmView};
@@ -56,11 +56,12 @@ struct History {
     lost_at: Nanos,
     /// Target of page moves that were begun and are continued without new evidence.
     under_way: Option<NodeId>,
-    /// A node that the scheduler could not bring the vCPUs to, until when that is believed.
-    stuck: Option<(NodeId, Nanos)>,
+    /// Nodes that the scheduler could not bring the vCPUs to, until when that is believed.
+    stuck: BTreeMap<NodeId, Nanos>,
     /// Node that vCPUs left, and when.
     left: Option<(NodeId, Nanos)>,
-    /// When a move last went back to where it came from.
+    /// How often vCPUs went back to where they came from, and when last.
+    bounces: u32,
     bounced: Option<Nanos>,
     notes: BTreeMap<Gpa, PageNote>,
     buckets: BTreeMap<(NodeId, NodeId), Bucket>,
@@ -191,7 +192,10 @@ impl History {
         self.bounced = self
             .bounced
             .filter(|at| now.since(*at) < tunables.bounce_memory);
-        self.stuck = self.stuck.filter(|(_, until)| *until > now);
+        if self.bounced.is_none() {
+            self.bounces = 0;
+        }
+        self.stuck.retain(|_, until| *until > now);
         if self.in_flight > 0 && now >= self.lost_at {
             self.in_flight = 0;
         }
@@ -230,10 +234,11 @@ impl History {
                 .get(&p.gpa)
                 .is_some_and(|note| note.rests_until > now)
         };
+        let follow = pages.then_some(gamma);
         let mut quotes = Vec::new();
         for node in pricer.host.nodes.iter().map(|n| n.node) {
-            if vcpus && let Some(mut quote) = pricer.vcpus_to(node) {
-                if self.stuck.is_some_and(|(stuck, _)| stuck == node) {
+            if vcpus && let Some(mut quote) = pricer.vcpus_to(node, follow) {
+                if self.stuck.contains_key(&node) {
                     quote.obstacle = Some(Obstacle::Stuck);
                 }
                 quotes.push(quote);
@@ -256,7 +261,7 @@ impl History {
             self.settling = None;
         } else if now >= until {
             self.settling = None;
-            self.stuck = Some((node, now + pricer.tunables.stuck_memory));
+            self.stuck.insert(node, now + pricer.tunables.stuck_memory);
         }
     }
 
@@ -264,6 +269,13 @@ impl History {
     fn returns(&self, quote: &Quote) -> bool {
         matches!(quote.choice, Choice::MoveVcpus { .. })
             && self.left.is_some_and(|(node, _)| node == quote.target)
+    }
+
+    /// Passes that must agree: twice as many after each bounce, so that whoever changes its mind
+    /// faster than evidence grows is left where it is.
+    fn evidence_needed(&self, t: &Tunables) -> u8 {
+        let needed = u32::from(t.passes) << self.bounces.min(5);
+        u8::try_from(needed).unwrap_or(u8::MAX)
     }
 
     fn decide(&mut self, now: Nanos, pricer: &Pricer<'_>, quotes: Vec<Quote>) -> Decision {
@@ -285,11 +297,9 @@ impl History {
                 };
                 self.agreed = Some((course, seen));
                 let continued = self.under_way.map(Course::Pages) == Some(course);
-                if seen < t.passes && !continued {
-                    let hold = Hold::Waiting {
-                        seen,
-                        needed: t.passes,
-                    };
+                let needed = self.evidence_needed(t);
+                if seen < needed && !continued {
+                    let hold = Hold::Waiting { seen, needed };
                     return sentence::held(pricer.vm, hold, pricer, &quotes);
                 }
                 if pricer.vm.mode == Mode::DryRun {
@@ -339,7 +349,7 @@ impl History {
                 .copied()
                 .filter(|q| pricer.saving(q.benefit_ns_per_s) > threshold(q))
         };
-        let net = |q: &Quote| pricer.saving(q.benefit_ns_per_s) - q.cost;
+        let net = |q: &Quote| pricer.saving(q.all_benefit_ns_per_s) - q.all_cost;
         let Some(most) = paying().map(net).max() else {
             let q = possible.first().copied().unwrap_or(best);
             let benefit = pricer.saving(q.benefit_ns_per_s);
@@ -351,7 +361,13 @@ impl History {
         paying()
             .filter(|q| net(q).0 >= t.comparable.of(most.0))
             // Of targets that cost the same, the one that gains most.
-            .min_by_key(|q| (q.pays_back, core::cmp::Reverse(q.gain), q.target))
+            .min_by_key(|q| {
+                (
+                    pays_back(q.all_cost, q.all_benefit_ns_per_s),
+                    core::cmp::Reverse(q.gain),
+                    q.target,
+                )
+            })
             .ok_or_else(near)
     }
 
@@ -367,6 +383,7 @@ impl History {
             Choice::MoveVcpus { to, .. } => {
                 if self.returns(chosen) {
                     self.bounced = Some(now);
+                    self.bounces = self.bounces.saturating_add(1);
                 }
                 self.left = Some((Place::most(&pricer.now.run), now));
                 self.settling = Some((to, now + t.settle));

@@ -114,6 +114,12 @@ pub(crate) struct Quote {
     pub(crate) benefit_ns_per_s: u64,
     pub(crate) cost: Nanos,
     pub(crate) pays_back: Nanos,
+    /// What the step and the one that it prepares save and cost together: vCPUs that move get
+    /// their hot remainder sent after them. By these, options are compared.
+    pub(crate) all_benefit_ns_per_s: u64,
+    pub(crate) all_cost: Nanos,
+    /// Bytes that would follow.
+    pub(crate) follow_bytes: u64,
     /// The pages, hottest first, if it moves pages.
     pub(crate) pages: Vec<PageOrder>,
     pub(crate) obstacle: Option<Obstacle>,
@@ -128,6 +134,20 @@ pub(crate) struct Pricer<'a> {
     pub(crate) now: Place,
     /// How long a benefit is believed to last.
     pub(crate) lasts: Nanos,
+}
+
+/// Time after which a benefit has earned its cost.
+pub(crate) fn pays_back(cost: Nanos, benefit_ns_per_s: u64) -> Nanos {
+    let ns = u128::from(cost.0) * 1_000_000_000 / u128::from(benefit_ns_per_s.max(1));
+    Nanos(u64::try_from(ns).unwrap_or(u64::MAX))
+}
+
+/// What moves pages to a node would do.
+struct Haul {
+    pages: Vec<PageOrder>,
+    bytes: u64,
+    cost: Nanos,
+    after: Place,
 }
 
 impl<'a> Pricer<'a> {
@@ -162,32 +182,41 @@ impl<'a> Pricer<'a> {
         Nanos(u64::try_from(ns).unwrap_or(u64::MAX))
     }
 
-    fn quote(&self, choice: Choice, target: NodeId, after: &Place, cost: Nanos) -> Quote {
+    /// Saved in each second if things were as in `after`.
+    fn benefit_of(&self, after: &Place) -> u64 {
         let latencies = self.host.latencies;
         let saved = self
             .now
             .latency_ps(latencies)
             .saturating_sub(after.latency_ps(latencies));
+        self.benefit(saved)
+    }
+
+    fn quote(&self, choice: Choice, target: NodeId, after: &Place, cost: Nanos) -> Quote {
+        let latencies = self.host.latencies;
         let gain = after
             .proximity(latencies)
             .above(self.now.proximity(latencies));
         let gain = Score(u32::try_from(self.confident(gain.0.into())).unwrap_or(gain.0));
-        let benefit_ns_per_s = self.benefit(saved);
-        let pays_back = u128::from(cost.0) * 1_000_000_000 / u128::from(benefit_ns_per_s.max(1));
+        let benefit_ns_per_s = self.benefit_of(after);
         Quote {
             choice,
             target,
             gain,
             benefit_ns_per_s,
             cost,
-            pays_back: Nanos(u64::try_from(pays_back).unwrap_or(u64::MAX)),
+            pays_back: pays_back(cost, benefit_ns_per_s),
+            all_benefit_ns_per_s: benefit_ns_per_s,
+            all_cost: cost,
+            follow_bytes: 0,
             pages: Vec::new(),
             obstacle: None,
         }
     }
 
-    /// All vCPUs to `target`; None if they are there or may not be.
-    pub(crate) fn vcpus_to(&self, target: NodeId) -> Option<Quote> {
+    /// All vCPUs to `target`; None if they are there or may not be. `follow` = pages may go after
+    /// them, at this gamma.
+    pub(crate) fn vcpus_to(&self, target: NodeId, follow: Option<u32>) -> Option<Quote> {
         let node = self.host.node(target).filter(|n| n.cpus > 0)?;
         let away: Vec<_> = self.vm.vcpus.iter().filter(|v| v.node != target).collect();
         if away.is_empty() || !self.vm.may_run_on(target) {
@@ -216,6 +245,11 @@ impl<'a> Pricer<'a> {
         if node.use_with(demand).is_none_or(|used| used > limit) {
             quote.obstacle = Some(Obstacle::Cpu);
         }
+        if let Some(haul) = follow.and_then(|gamma| self.haul(after, target, gamma, |_| false)) {
+            quote.all_benefit_ns_per_s = self.benefit_of(&haul.after);
+            quote.all_cost = quote.cost + haul.cost;
+            quote.follow_bytes = haul.bytes;
+        }
         Some(quote)
     }
 
@@ -235,18 +269,35 @@ impl<'a> Pricer<'a> {
         gamma: u32,
         resting: impl Fn(&HotPage) -> bool,
     ) -> Option<Quote> {
+        let haul = self.haul(self.now.clone(), target, gamma, resting)?;
+        let choice = Choice::MovePages {
+            to: target,
+            bytes: haul.bytes,
+        };
+        let mut quote = self.quote(choice, target, &haul.after, haul.cost);
+        if haul.pages.is_empty() {
+            quote.obstacle = Some(Obstacle::Memory);
+        }
+        quote.pages = haul.pages;
+        Some(quote)
+    }
+
+    /// What brings the touched pages to `target` when the machine runs as in `place`.
+    fn haul(
+        &self,
+        place: Place,
+        target: NodeId,
+        gamma: u32,
+        resting: impl Fn(&HotPage) -> bool,
+    ) -> Option<Haul> {
         if !self.vm.may_lie_on(target) {
             return None;
         }
         let latencies = self.host.latencies;
-        let there = self.now.latency_to(target, latencies);
+        let there = place.latency_to(target, latencies);
         let saved: Vec<u64> = (0u16..)
             .take(latencies.nodes())
-            .map(|n| {
-                self.now
-                    .latency_to(NodeId(n), latencies)
-                    .saturating_sub(there)
-            })
+            .map(|n| place.latency_to(NodeId(n), latencies).saturating_sub(there))
             .collect();
         let saved_on = |n: NodeId| saved.get(n.index()).copied().unwrap_or(0);
         let farther = |n: NodeId| n != target && saved_on(n) > 0;
@@ -277,40 +328,34 @@ impl<'a> Pricer<'a> {
             n.free_bytes
                 .saturating_sub(self.tunables.reserve.of(n.total_bytes))
         });
-        let mut after = self.now.clone();
-        let (mut bytes, mut cost, mut pages) = (0u64, Nanos::ZERO, Vec::new());
+        let mut haul = Haul {
+            pages: Vec::new(),
+            bytes: 0,
+            cost: Nanos::ZERO,
+            after: place,
+        };
         for p in candidates {
             let Some(rest) = room.checked_sub(p.size.bytes()) else {
                 continue;
             };
             room = rest;
-            bytes = bytes.saturating_add(p.size.bytes());
-            cost += self.page_cost(p.size);
-            pages.push(PageOrder {
+            haul.bytes = haul.bytes.saturating_add(p.size.bytes());
+            haul.cost += self.page_cost(p.size);
+            haul.pages.push(PageOrder {
                 gpa: p.gpa,
                 size: p.size,
                 from: p.node,
                 to: target,
             });
-            let at_most = after.touch.get(p.node.index()).copied().unwrap_or(0);
-            let weight = p.heat.min(at_most);
-            if let Some(w) = after.touch.get_mut(p.node.index()) {
+            let touch = &mut haul.after.touch;
+            let weight = p.heat.min(touch.get(p.node.index()).copied().unwrap_or(0));
+            if let Some(w) = touch.get_mut(p.node.index()) {
                 *w -= weight;
             }
-            if let Some(w) = after.touch.get_mut(target.index()) {
+            if let Some(w) = touch.get_mut(target.index()) {
                 *w = w.saturating_add(weight);
             }
         }
-        let mut quote = self.quote(
-            Choice::MovePages { to: target, bytes },
-            target,
-            &after,
-            cost,
-        );
-        if pages.is_empty() {
-            quote.obstacle = Some(Obstacle::Memory);
-        }
-        quote.pages = pages;
-        Some(quote)
+        Some(haul)
     }
 }

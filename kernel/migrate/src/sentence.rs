@@ -85,6 +85,12 @@ fn proposal(pricer: &Pricer<'_>, chosen: &Quote, quotes: &[Quote]) -> String {
         about(chosen.cost),
         about(chosen.pays_back)
     );
+    if chosen.follow_bytes > 0 {
+        text += &format!(
+            ", then {} MiB follow",
+            chosen.follow_bytes.div_ceil(1 << 20)
+        );
+    }
     if let Some(other) = other_kind(chosen, quotes) {
         let would = match other.choice {
             Choice::MovePages { to, bytes } => {

@@ -63,7 +63,7 @@ impl Default for Tunables {
             gamma: 2,
             gamma_bounced: 4,
             bounce_memory: Nanos::from_secs(60),
-            comparable: Score::from_per_mille(500),
+            comparable: Score::from_per_mille(900),
             vcpu_move: Nanos::from_micros(500),
             copy_mib: Nanos::from_micros(500),
             page_overhead: Nanos::from_micros(5),

@@ -65,6 +65,8 @@ pub struct Sim {
     places: BTreeMap<CpuId, CpuPlace>,
     doing: BTreeMap<CpuId, Doing>,
     guests: BTreeMap<VcpuId, Guest>,
+    /// Run time of each machine on each node.
+    pub run_on: BTreeMap<(VmId, NodeId), Nanos>,
     pub moves: Vec<(Nanos, VcpuId, CpuId, CpuId, telemetry::MoveReason)>,
     pub worst_lag: i64,
     pub worst_idle: Nanos,
@@ -90,6 +92,7 @@ impl Sim {
             places: BTreeMap::new(),
             doing: BTreeMap::new(),
             guests: BTreeMap::new(),
+            run_on: BTreeMap::new(),
             moves: Vec::new(),
             worst_lag: 0,
             worst_idle: Nanos::ZERO,
@@ -203,6 +206,10 @@ impl Sim {
     fn repick(&mut self, cpu: CpuId) {
         if let Doing::Run { vcpu, since, .. } = self.doing[&cpu] {
             let ran = self.now.since(since);
+            *self
+                .run_on
+                .entry((vcpu.vm, self.places[&cpu].node))
+                .or_default() += ran;
             self.event(Event::Charge { cpu, vcpu, ran });
             let guest = self.guests.get_mut(&vcpu).expect("known");
             if guest.left != Nanos::MAX {
