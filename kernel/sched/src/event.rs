@@ -113,7 +113,10 @@ pub enum Event {
         /// Time in the guest and in handling its exits.
         ran: Nanos,
     },
-    /// How near each node is to what a machine touches, by node number. None: no opinion.
+    /// How near each node is to what a machine touches, by node number; empty is no opinion.
+    ///
+    /// Not sent for machines whose mode forbids vCPU moves: scores weigh in what an idle CPU
+    /// takes and in balance, not only in the order of a queue.
     ProximityUpdated {
         /// Whose.
         vm: VmId,

@@ -97,18 +97,25 @@ impl Scheduler {
             .map(|(&cpu, _)| cpu)
     }
 
-    /// How much farther than the best node `c` is; other nodes than the preferred one count as
-    /// half a machine away at least.
+    /// How much farther `c` is from its memory than where it is now; other nodes than the
+    /// preferred one count as half a machine away at least.
+    ///
+    /// A nearer node earns nothing here: whether to change nodes for proximity is the planner's
+    /// question, which waits for evidence. A wake-up that followed every score would flutter.
     fn remoteness(&self, vcpu: VcpuId, c: &Cpu) -> Score {
-        let best = self
-            .cpus
-            .iter()
-            .filter(|&(&cpu, _)| self.allowed(vcpu, cpu))
-            .map(|(_, c)| self.score(vcpu, c.place.node))
-            .max()
-            .unwrap_or(Score::ONE);
-        let lost = best.above(self.score(vcpu, c.place.node));
-        match self.vms.get(&vcpu.vm).and_then(|vm| vm.preferred) {
+        let vm = self.vms.get(&vcpu.vm);
+        let now = self
+            .vcpus
+            .get(&vcpu)
+            .and_then(|v| Some(self.cpus.get(&v.cpu)?.place.node));
+        let lost = match now {
+            Some(now) if vm.is_some_and(|vm| !vm.scores.is_empty()) => {
+                self.score(vcpu, now).above(self.score(vcpu, c.place.node))
+            }
+            // Without an opinion its home is near, and it returns there.
+            _ => Score::ONE.above(self.score(vcpu, c.place.node)),
+        };
+        match vm.and_then(|vm| vm.preferred) {
             Some(node) if node == c.place.node => Score::ZERO,
             Some(_) => lost.max(Score(Score::ONE.0 / 2)),
             None => lost,

@@ -25,6 +25,8 @@ pub(crate) struct Vm {
 pub struct Scheduler {
     pub(crate) tunables: Tunables,
     pub(crate) cpus: BTreeMap<CpuId, Cpu>,
+    /// Nodes that have CPUs, ascending.
+    pub(crate) nodes: Vec<NodeId>,
     pub(crate) vcpus: Vcpus,
     pub(crate) vms: BTreeMap<VmId, Vm>,
     pub(crate) balanced_at: Nanos,
@@ -138,6 +140,7 @@ impl Scheduler {
         Self {
             tunables,
             cpus: BTreeMap::new(),
+            nodes: Vec::new(),
             vcpus: Vcpus::new(),
             vms: BTreeMap::new(),
             balanced_at: Nanos::ZERO,
@@ -165,6 +168,9 @@ impl Scheduler {
                     return Err(Refusal::DuplicateCpu(cpu));
                 }
                 self.cpus.insert(cpu, Cpu::new(place));
+                if let Err(i) = self.nodes.binary_search(&place.node) {
+                    self.nodes.insert(i, place.node);
+                }
             }
             Event::VcpuAdded { vcpu, spec } => self.add(now, vcpu, spec)?,
             Event::VcpuRemoved { vcpu } => self.remove(now, vcpu, out)?,
@@ -375,14 +381,12 @@ impl Scheduler {
 
     /// Mean of [`Self::score`] over the nodes that have CPUs.
     fn mean_score(&self, vcpu: VcpuId) -> Score {
-        let mut nodes: Vec<NodeId> = self.cpus.values().map(|c| c.place.node).collect();
-        nodes.sort_unstable();
-        nodes.dedup();
-        let sum: u64 = nodes
+        let sum: u64 = self
+            .nodes
             .iter()
             .map(|n| u64::from(self.score(vcpu, *n).0))
             .sum();
-        let mean = sum / (nodes.len() as u64).max(1);
+        let mean = sum / (self.nodes.len() as u64).max(1);
         Score(u32::try_from(mean).unwrap_or(Score::ONE.0))
     }
 

@@ -446,3 +446,40 @@ fn a_charge_beyond_the_clock_is_lowered_to_it() {
     s.handle(Nanos(102), charge, &mut out).expect("running");
     assert_eq!(s.vcpu(vcpu(0, 0)).map(|v| v.ran), Some(Nanos(100)));
 }
+
+#[test]
+fn waking_up_changes_nodes_for_preference_and_not_for_a_score() {
+    let mut sim = Sim::new(2, 1, 1);
+    let blinks = Load::Bursts {
+        run: Nanos::from_millis(2),
+        sleep: Nanos::from_millis(2),
+    };
+    sim.add(
+        vcpu(0, 0),
+        VcpuSpec {
+            home: Some(NodeId(0)),
+            ..ordinary()
+        },
+        blinks,
+    );
+    for i in 0..20 {
+        let scores = if i % 2 == 0 {
+            [Score::ZERO, Score::ONE]
+        } else {
+            [Score::ONE, Score::ZERO]
+        };
+        sim.event(Event::ProximityUpdated {
+            vm: VmId(0),
+            scores: scores.to_vec(),
+        });
+        sim.run(Nanos::from_millis(100));
+    }
+    assert!(sim.moves.is_empty(), "{:?}", sim.moves);
+    sim.event(Event::PreferredNode {
+        vm: VmId(0),
+        node: Some(NodeId(1)),
+    });
+    sim.run(Nanos::from_millis(100));
+    assert_eq!(sim.node(vcpu(0, 0)), NodeId(1));
+    assert_eq!(sim.moves.len(), 1);
+}
