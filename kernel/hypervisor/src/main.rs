@@ -11,8 +11,17 @@ extern crate alloc;
 
 mod arch;
 mod console;
+mod drive;
+mod exits;
 mod mm;
+mod monitor;
 mod platform;
+mod run;
+mod shootdown;
+mod start;
+mod timers;
+mod virt;
+mod vm;
 
 use arch::{apic, entry, paging, percpu, smp, symbols, time, timer, tsc};
 use handoff::{BootInfo, ModuleKind};
@@ -59,21 +68,14 @@ fn start_others() -> ! {
     });
     let agree = if tsc::synchronised() { "agree" } else { "disagree: time is corrected per CPU" };
     log::info!("{} of {} CPUs are up; their TSCs {agree}", percpu::online().count(), percpu::all().len());
+    if let Some(discovery) = platform::discovery() {
+        start::prepare(discovery);
+    }
     smp::release_all();
-    enter_run_loop()
+    start::cpu_main()
 }
 
-/// Where every CPU ends up.
+/// Where every other CPU ends up.
 fn enter_run_loop() -> ! {
-    let cpu = percpu::current();
-    log::info!("{} waits", cpu.cpu);
-    if cpu.cpu.0 == 0 {
-        timer::arm(time::now() + units::Nanos::from_millis(50));
-        arch::interrupts::wait();
-        log::info!("deferred {:#x} at {}", cpu.take_deferred(), time::now());
-        platform::power_off()
-    }
-    loop {
-        arch::interrupts::wait();
-    }
+    start::cpu_main()
 }

@@ -10,8 +10,7 @@ mod tables;
 pub use power::{PmTimer, pm_timer, power_off};
 pub use tables::{Tables, module_bytes};
 
-use alloc::boxed::Box;
-
+use spin::Once;
 use topology::{Discovery, Severity};
 
 use crate::arch::cpu;
@@ -50,5 +49,12 @@ pub fn discover(tables: &Tables) -> &'static Discovery {
             node.memory_bytes() >> 20
         );
     }
-    Box::leak(Box::new(discovery))
+    DISCOVERY.call_once(|| discovery)
 }
+
+/// What [`discover`] found; `None` before it has run.
+pub fn discovery() -> Option<&'static Discovery> {
+    DISCOVERY.get()
+}
+
+static DISCOVERY: Once<Discovery> = Once::new();

@@ -18,8 +18,8 @@ use handoff::ModuleKind;
 use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use sched::{CpuPlace, Event, Scheduler, Tunables, VcpuSpec};
 use spin::{Mutex, Once};
-use telemetry::{Event as Told, OffReason, Outcome, VmEvent};
-use topology::Machine;
+use telemetry::{CpuReport, Event as Told, NodeReport, OffReason, Outcome, VmEvent};
+use topology::{Discovery, Machine};
 use units::{Nanos, PerMille, VmId};
 
 /// Which virtualization this machine uses.
@@ -43,7 +43,9 @@ pub fn cpu_main() -> ! {
 }
 
 /// On the boot processor, with all others up: everything up to the first guest instruction.
-pub fn prepare(machine: &'static Machine) {
+pub fn prepare(discovery: &'static Discovery) {
+    let machine = &discovery.machine;
+    tell_topology(discovery);
     let config = read_config();
     log::set_max_level(level(config.host.log));
     let choice = match Svm::probe() {
@@ -57,6 +59,23 @@ pub fn prepare(machine: &'static Machine) {
         }
     };
     CHOICE.call_once(|| choice);
+}
+
+/// The machine as it was understood, for the record.
+fn tell_topology(discovery: &Discovery) {
+    let machine = &discovery.machine;
+    let nodes = machine.nodes.iter();
+    let cpus = percpu::online().filter_map(|c| machine.cpu(c.cpu));
+    drive::record(Told::Topology(telemetry::Topology {
+        nodes: nodes
+            .map(|n| NodeReport { node: n.id, pxm: n.domain, memory_bytes: n.memory_bytes() })
+            .collect(),
+        cpus: cpus.map(|c| CpuReport { cpu: c.id, node: c.node, apic: c.apic }).collect(),
+        distances: machine.distance_rows(),
+        latency_ns: machine.latency_rows(),
+        latency_source: machine.latency_source.to_string(),
+        quirks: discovery.quirks.iter().map(ToString::to_string).collect(),
+    }));
 }
 
 /// The configuration, or an empty one with every mistake named.
