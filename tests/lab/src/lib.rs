@@ -1,1 +1,42 @@
-//! The lab.
+//! The witness: a QEMU plugin that counts, from outside, whose memory a guest touches.
+//!
+//! Perigee claims that a VM ends up near its memory. That claim is not worth much if Perigee itself
+//! counts. QEMU's software emulation sees every data access with its physical address and the CPU that makes
+//! it, below any nested paging, so the count here is exact and knows nothing of the hypervisor.
+//!
+//! What to count: kernels touch memory too, and a hypervisor's own accesses would blur the figure. So
+//! the guests' workload marks its loop with a *tag*, a long NOP with a magic displacement (`tag`), and only
+//! what instructions behind the tag do, in the same translation block, is counted: by tag, by node of the
+//! CPU, by node of the physical address, as a total and as a series of windows, so that the local-access
+//! ratio can be seen to change over time.
+//!
+//! Arguments, `-plugin liblab.so,key=value,...`:
+//!
+//! | key | value |
+//! |---|---|
+//! | `out` | file for the report, required |
+//! | `cpus` | node of each vCPU, `0:0:1:1`; default: vCPU i is on node i |
+//! | `nodes` | MiB of each node of a q35 machine, `512:512:0:512`; gives the address map |
+//! | `map` | the address map itself, `START-END@NODE;...`, hexadecimal, end not included |
+//! | `window` | accesses of a tag to a window, default 200000 |
+//!
+//! The report is JSON ([`report::Report`]). It is written at QEMU's exit (SIGTERM included), whenever a
+//! guest executes the flush marker, and about once a second while tagged code runs, each time
+//! whole (a new file is renamed over the old one), so that even a killed emulator leaves one.
+//!
+//! # What is safe in QEMU 10.0
+//! Callbacks, not inline operations: those corrupt the guest under some clocks. One host thread per vCPU
+//! (`-accel tcg,thread=multi`): with a shared one QEMU bakes the index of the translating vCPU into
+//! shared code, and attribution is wrong; that is noticed and reported as `shared_thread`. Instruction
+//! fetches and page walks are not seen.
+//!
+//! Read next: `tag.rs`, then `counts.rs`; `abi.rs` is QEMU's side.
+
+mod abi;
+mod args;
+mod counts;
+mod report;
+mod tag;
+#[cfg(test)]
+mod tests;
+mod witness;
