@@ -356,6 +356,20 @@ fn xsave_sizes_follow_xcr0() {
 }
 
 #[test]
+fn an_aligned_component_starts_on_64_bytes_in_the_compact_format() {
+    let mut host = intel();
+    host.leaves.insert((0xD, 2), answer(200, 576, 0, 0));
+    host.leaves.insert((0xD, 9), answer(8, 2688, 0b10, 0));
+    let p = CpuidPolicy::new(&host, &shape(1), SYNCED);
+    let vcpu = VcpuDynamic {
+        xcr0: 0x207,
+        ..VCPU
+    };
+    assert_eq!(p.lookup(0xD, 1, &vcpu).ebx, 832 + 8);
+    assert_eq!(p.lookup(0xD, 9, &vcpu), answer(8, 2688, 0b10, 0));
+}
+
+#[test]
 fn features_without_their_state_are_hidden() {
     let mut host = intel();
     xsave_leaves(&mut host.leaves, 3);

@@ -248,6 +248,26 @@ fn arithmetic_changes_memory_registers_and_flags() {
     assert_eq!((cpu.regs[1], bus.written), (7, [(4, 0x0101_0102)].to_vec()));
 }
 
+#[test]
+fn inc_and_dec_leave_the_carry_alone() {
+    for (bytes, register) in [([0xFE, 0x07], 0xFF), ([0xFE, 0x0F], 0x01)] {
+        for carry in [0, CF] {
+            let i = decode(&bytes, CodeSize::Bits64).expect("inc or dec byte [rdi]");
+            let (mut c, mut bus) = (
+                cpu(),
+                Bus {
+                    register,
+                    ..Bus::default()
+                },
+            );
+            c.flags |= carry;
+            execute(&i, &mut c, &mut bus).expect("no fault");
+            assert_eq!(bus.written, [(1, 0)]);
+            assert_eq!(c.flags & (CF | ZF), carry | ZF);
+        }
+    }
+}
+
 /// What ADC and SBB do to bytes, by the definition over whole numbers.
 #[test]
 fn byte_arithmetic_agrees_with_whole_numbers() {
