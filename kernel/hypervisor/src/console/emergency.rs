@@ -1,7 +1,7 @@
 //! The way out for what stops the machine: no lock, no memory, no waiting for ever.
 //!
 //! Whoever writes here has stopped the other CPUs, perhaps in the middle of a line of theirs, perhaps with
-//! the console's lock in their hands. So the UART is driven directly (three registers are enough), and
+//! the console's lock in their hands (if nobody has it, what still waits is sent first). So the UART is driven directly (three registers are enough), and
 //! the screen is written from its top again, in alarm colours, by a cursor that only this file knows.
 #![expect(unsafe_code, reason = "the UART is driven past its driver")]
 
@@ -18,6 +18,8 @@ use crate::mm;
 
 /// The text UART: bits 63:56 are the distance of its registers in memory, 0 for I/O ports.
 static PORT: AtomicU64 = AtomicU64::new(COM1 as u64);
+/// The same for records.
+static RECORDS: AtomicU64 = AtomicU64::new(COM2 as u64);
 static SURFACE: Once<Surface> = Once::new();
 /// Column in bits 15:0, row in bits 31:16.
 static CURSOR: AtomicU32 = AtomicU32::new(0);
@@ -27,13 +29,14 @@ const LINE_STATUS: u8 = 5;
 const TRANSMIT_EMPTY: u8 = 1 << 5;
 const PATIENCE: u32 = 100_000;
 
-/// Remembers the console's UART.
-pub(super) fn set_port(place: Place) {
-    let word = match place {
+/// Remembers the UARTs for text and for records.
+pub(super) fn set_ports(text: Place, records: Place) {
+    let word = |place| match place {
         Place::Io(port) => u64::from(port),
         Place::Memory(address, stride) => address | u64::from(stride) << STRIDE_SHIFT,
     };
-    PORT.store(word, Ordering::Relaxed);
+    PORT.store(word(text), Ordering::Relaxed);
+    RECORDS.store(word(records), Ordering::Relaxed);
 }
 
 /// Remembers the screen.
@@ -45,12 +48,13 @@ pub(super) fn set_surface(surface: Surface) {
 #[derive(Clone, Copy, Debug)]
 pub struct Emergency;
 
-/// A record for tools, on COM2.
+/// A record for tools, on their UART.
 #[derive(Clone, Copy, Debug)]
 pub struct EmergencyTelemetry;
 
 impl Write for Emergency {
     fn write_str(&mut self, text: &str) -> fmt::Result {
+        super::drain_if_free();
         let port = PORT.load(Ordering::Relaxed);
         for byte in text.bytes() {
             if byte == b'\n' {
@@ -67,7 +71,8 @@ impl Write for Emergency {
 
 impl Write for EmergencyTelemetry {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        text.bytes().for_each(|byte| send(u64::from(COM2), byte));
+        let port = RECORDS.load(Ordering::Relaxed);
+        text.bytes().for_each(|byte| send(port, byte));
         Ok(())
     }
 }

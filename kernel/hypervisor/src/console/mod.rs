@@ -12,7 +12,7 @@
 //! * [`Emergency`] takes no lock and no memory: panics, NMIs and machine checks write through it.
 //!
 //! # Locks
-//! One for text (UART and screen), one for records; interrupts are off while they are held, so that a
+//! One for text (UART and screen), then one for records; interrupts are off while they are held, so that a
 //! handler that logs cannot wait for itself. Nothing is called under them.
 
 mod emergency;
@@ -30,7 +30,7 @@ use spin::Mutex;
 use topology::spcr::Spcr;
 use x86_64::instructions::interrupts::without_interrupts;
 
-use port::SerialPort;
+use port::{COM1, COM2, Place, SerialPort};
 use screen::Screen;
 
 pub use emergency::{Emergency, EmergencyTelemetry};
@@ -44,7 +44,11 @@ struct Text {
     backlog: ArrayVec<u8, BACKLOG_BYTES>,
 }
 
-static TEXT: Mutex<Text> = Mutex::new(Text { port: None, screen: None, backlog: ArrayVec::new_const() });
+static TEXT: Mutex<Text> = Mutex::new(Text {
+    port: None,
+    screen: None,
+    backlog: ArrayVec::new_const(),
+});
 static RECORDS: Mutex<Option<SerialPort>> = Mutex::new(None);
 /// Whether somebody keeps the rings going.
 static POLLED: AtomicBool = AtomicBool::new(false);
@@ -52,18 +56,28 @@ static POLLED: AtomicBool = AtomicBool::new(false);
 /// Makes `log`, [`print`] and [`record`] work, on COM1 and COM2. The kernel's first act that may fail
 /// unheard.
 pub fn init_early() {
-    TEXT.lock().port = SerialPort::at_io(port::COM1, None);
-    *RECORDS.lock() = SerialPort::at_io(port::COM2, None);
+    TEXT.lock().port = SerialPort::at_io(COM1, None);
+    *RECORDS.lock() = SerialPort::at_io(COM2, None);
     text::init();
 }
 
 /// Moves to where firmware wants the console, once its tables are read and the kernel's page tables
-/// are in force, and starts the screen with what was said so far.
+/// are in force, and starts the screen with what was said so far. If that is COM2, records go to
+/// COM1.
 pub fn init(spcr: Option<&Spcr>, framebuffer: &Framebuffer) {
     let firmware = spcr.and_then(port::from_spcr);
     let found = without_interrupts(|| {
         let mut text = TEXT.lock();
         if let Some(port) = firmware {
+            let records = if port.place() == Place::Io(COM2) {
+                COM1
+            } else {
+                COM2
+            };
+            emergency::set_ports(port.place(), Place::Io(records));
+            if records == COM1 {
+                *RECORDS.lock() = text.port.take();
+            }
             text.port = Some(port);
         }
         text.screen = Screen::new(framebuffer);
@@ -78,10 +92,12 @@ pub fn init(spcr: Option<&Spcr>, framebuffer: &Framebuffer) {
     });
     match found {
         Some(place) => log::info!("console on the UART at {place}"),
-        None => log::warn!("no UART answers at COM1 or where the SPCR points: the screen is the only console"),
+        None => log::warn!(
+            "no UART answers at COM1 or where the SPCR points: the screen is the only console"
+        ),
     }
     if without_interrupts(|| RECORDS.lock().is_none()) {
-        log::info!("no UART answers at COM2: there is no telemetry");
+        log::info!("there is no second UART: telemetry is not recorded");
     }
 }
 
@@ -93,19 +109,14 @@ pub fn print(text: fmt::Arguments<'_>) {
     });
 }
 
-/// Writes bytes to UART and screen; a lone line feed becomes carriage return and line feed.
-pub fn write_bytes(bytes: &[u8]) {
-    without_interrupts(|| TEXT.lock().write_bytes(bytes));
-}
-
 /// The next byte that the operator has typed, if there is one. Also keeps output going.
 pub fn read_byte() -> Option<u8> {
     POLLED.store(true, Ordering::Relaxed);
     without_interrupts(|| {
+        let mut text = TEXT.lock();
         if let Some(port) = RECORDS.lock().as_mut() {
             port.pump();
         }
-        let mut text = TEXT.lock();
         let port = text.port.as_mut()?;
         port.pump();
         port.read()
@@ -117,7 +128,9 @@ pub fn read_byte() -> Option<u8> {
 pub fn record(line: &[u8]) -> bool {
     without_interrupts(|| {
         let mut port = RECORDS.lock();
-        let Some(port) = port.as_mut() else { return false };
+        let Some(port) = port.as_mut() else {
+            return false;
+        };
         let taken = port.write_whole(line);
         finish(port);
         taken
@@ -134,6 +147,15 @@ pub fn flush() {
             port.drain();
         }
     });
+}
+
+/// For [`Emergency`]: sends what still waits, unless somebody was stopped with the lock in hand.
+fn drain_if_free() {
+    if let Some(mut text) = TEXT.try_lock()
+        && let Some(port) = text.port.as_mut()
+    {
+        port.drain();
+    }
 }
 
 fn finish(port: &mut SerialPort) {

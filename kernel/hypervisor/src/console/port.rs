@@ -11,7 +11,6 @@ use uart_16550::backend::{MmioBackend, PioBackend};
 use uart_16550::{BaudRate, Config, Uart16550};
 use units::Hpa;
 
-use super::emergency;
 use super::ring::Ring;
 use crate::arch::paging;
 
@@ -64,7 +63,9 @@ pub(super) fn from_spcr(spcr: &Spcr) -> Option<SerialPort> {
     let register = spcr.register.filter(|_| spcr.is_16550)?;
     match register.space {
         AddressSpace::Io => {
-            let port = u16::try_from(register.address).ok().filter(|port| *port != COM1)?;
+            let port = u16::try_from(register.address)
+                .ok()
+                .filter(|port| *port != COM1)?;
             SerialPort::at_io(port, spcr.baud)
         }
         AddressSpace::Memory => {
@@ -85,7 +86,10 @@ impl SerialPort {
         if !uart.check_present() {
             return None;
         }
-        wait_for(|| uart.lsr().contains(uart_16550::spec::registers::LSR::TRANSMITTER_EMPTY));
+        wait_for(|| {
+            uart.lsr()
+                .contains(uart_16550::spec::registers::LSR::TRANSMITTER_EMPTY)
+        });
         uart.init(line(baud)).ok()?;
         Some(Self::new(Uart::Io(uart), Place::Io(base)))
     }
@@ -94,24 +98,36 @@ impl SerialPort {
     fn in_memory(base: u64, stride: NonZeroU8, baud: Option<u32>) -> Option<Self> {
         const REGISTERS: u64 = 8;
         let registers = paging::map_device(Hpa(base), REGISTERS * u64::from(stride.get()))
-            .inspect_err(|error| log::warn!("the SPCR's UART at {base:#x} cannot be mapped: {error}"))
+            .inspect_err(|error| {
+                log::warn!("the SPCR's UART at {base:#x} cannot be mapped: {error}")
+            })
             .ok()?;
         // SAFETY: device memory that firmware's table names for this purpose, mapped uncached for ever just
         // above, and driven from here only.
-        let mut uart = unsafe { Uart16550::new_mmio(NonNull::new(registers)?, stride.get()) }.ok()?;
+        let mut uart =
+            unsafe { Uart16550::new_mmio(NonNull::new(registers)?, stride.get()) }.ok()?;
         if !uart.check_present() {
             return None;
         }
-        wait_for(|| uart.lsr().contains(uart_16550::spec::registers::LSR::TRANSMITTER_EMPTY));
+        wait_for(|| {
+            uart.lsr()
+                .contains(uart_16550::spec::registers::LSR::TRANSMITTER_EMPTY)
+        });
         uart.init(line(baud)).ok()?;
-        Some(Self::new(Uart::Memory(uart), Place::Memory(base, stride.get())))
+        Some(Self::new(
+            Uart::Memory(uart),
+            Place::Memory(base, stride.get()),
+        ))
     }
 
     fn new(uart: Uart, place: Place) -> Self {
-        if place != Place::Io(COM2) {
-            emergency::set_port(place);
+        Self {
+            uart,
+            place,
+            ring: Box::new(Ring::new()),
+            last: 0,
+            stuck: false,
         }
-        Self { uart, place, ring: Box::new(Ring::new()), last: 0, stuck: false }
     }
 
     /// Where it is.
@@ -206,5 +222,8 @@ fn wait_for(mut done: impl FnMut() -> bool) {
 
 fn line(baud: Option<u32>) -> Config {
     let baud_rate = BaudRate::from_integer(baud.unwrap_or(DEFAULT_BAUD));
-    Config { baud_rate, ..Config::DEFAULT }
+    Config {
+        baud_rate,
+        ..Config::DEFAULT
+    }
 }

@@ -10,7 +10,11 @@ pub(super) struct Ring<const N: usize> {
 
 impl<const N: usize> Ring<N> {
     pub(super) const fn new() -> Self {
-        Self { bytes: [0; N], head: 0, len: 0 }
+        Self {
+            bytes: [0; N],
+            head: 0,
+            len: 0,
+        }
     }
 
     /// How many more bytes fit.

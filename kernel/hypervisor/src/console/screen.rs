@@ -65,8 +65,14 @@ impl Surface {
         if column >= self.columns || row >= self.rows {
             return;
         }
-        let known = if character.is_ascii_graphic() || character == b' ' { character } else { b'?' };
-        let Some(glyph) = get_raster(char::from(known), WEIGHT, SIZE) else { return };
+        let known = if character.is_ascii_graphic() || character == b' ' {
+            character
+        } else {
+            b'?'
+        };
+        let Some(glyph) = get_raster(char::from(known), WEIGHT, SIZE) else {
+            return;
+        };
         let corner = row * CELL_HEIGHT * self.stride + column * CELL_WIDTH;
         for (y, line) in (0..).zip(glyph.rows()) {
             for (x, intensity) in (0..CELL_WIDTH).zip(line) {
@@ -85,7 +91,11 @@ impl Surface {
             Paint::Plain => (mix(0, 208), mix(0, 208), mix(0, 208)),
             Paint::Alarm => (mix(144, 255), mix(0, 255), mix(0, 255)),
         };
-        if self.rgbx { blue << 16 | green << 8 | red } else { red << 16 | green << 8 | blue }
+        if self.rgbx {
+            blue << 16 | green << 8 | red
+        } else {
+            red << 16 | green << 8 | blue
+        }
     }
 }
 
@@ -111,7 +121,13 @@ impl Screen {
     pub(super) fn new(framebuffer: &Framebuffer) -> Option<Self> {
         let surface = Surface::new(framebuffer)?;
         let cells = surface.columns as usize * surface.rows as usize;
-        let mut screen = Self { surface, shown: vec![0; cells], column: 0, row: 0, escape: Escape::None };
+        let mut screen = Self {
+            surface,
+            shown: vec![0; cells],
+            column: 0,
+            row: 0,
+            escape: Escape::None,
+        };
         (0..surface.rows).for_each(|row| screen.set_line(row, &[]));
         Some(screen)
     }
@@ -173,7 +189,11 @@ impl Screen {
     /// A whole line; blanks follow what is given.
     fn set_line(&mut self, row: u32, line: &[u8]) {
         for column in 0..self.surface.columns {
-            self.set(column, row, line.get(column as usize).copied().unwrap_or(b' '));
+            self.set(
+                column,
+                row,
+                line.get(column as usize).copied().unwrap_or(b' '),
+            );
         }
     }
 

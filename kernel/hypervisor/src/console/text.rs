@@ -26,7 +26,10 @@ impl Log for Console {
         let millis = time::now().0 / 1_000_000;
         let (seconds, millis) = (millis / 1000, millis % 1000);
         let text = record.args();
-        super::print(format_args!("[{seconds:4}.{millis:03}] {}{text}\n", Mark(record.level())));
+        super::print(format_args!(
+            "[{seconds:4}.{millis:03}] {}{text}\n",
+            Mark(record.level())
+        ));
     }
 
     fn flush(&self) {

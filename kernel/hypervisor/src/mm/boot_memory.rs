@@ -1,5 +1,8 @@
 //! What the loader handed over, copied into the kernel's own memory.
-#![expect(unsafe_code, reason = "the loader's structures are host-physical addresses")]
+#![expect(
+    unsafe_code,
+    reason = "the loader's structures are host-physical addresses"
+)]
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -32,7 +35,10 @@ pub unsafe fn init_early(info: &BootInfo) -> Result<(), BootInfoError> {
     // `Handoff`, which nobody reuses before `release_boot_memory`. Both structures are integers only.
     let (regions, modules) = unsafe {
         (
-            slice::from_raw_parts(direct(Hpa(info.memory_map)).cast(), info.memory_map_len as usize),
+            slice::from_raw_parts(
+                direct(Hpa(info.memory_map)).cast(),
+                info.memory_map_len as usize,
+            ),
             match info.modules_len {
                 0 => &[],
                 len => slice::from_raw_parts(direct(Hpa(info.modules)).cast(), len as usize),
@@ -42,15 +48,24 @@ pub unsafe fn init_early(info: &BootInfo) -> Result<(), BootInfoError> {
     early::init(regions);
     INFO.call_once(|| *info);
     let modules = MODULES.call_once(|| whole(modules, info.direct_map_end));
-    let elf = modules.iter().find(|m| m.kind() == Some(ModuleKind::KernelElf));
-    let elf = elf.map_or(0..0, |m| m.base..(m.base + m.bytes).next_multiple_of(PAGE_BYTES));
+    let elf = modules
+        .iter()
+        .find(|m| m.kind() == Some(ModuleKind::KernelElf));
+    let elf = elf.map_or(0..0, |m| {
+        m.base..(m.base + m.bytes).next_multiple_of(PAGE_BYTES)
+    });
     REGIONS.call_once(|| keep_for_backtraces(regions, &elf));
     Ok(())
 }
 
 /// The modules that lie where the direct map reaches.
 fn whole(modules: &[Module], direct_map_end: u64) -> Vec<Module> {
-    let fits = |m: &&Module| m.base != 0 && m.base.checked_add(m.bytes).is_some_and(|end| end <= direct_map_end);
+    let fits = |m: &&Module| {
+        m.base != 0
+            && m.base
+                .checked_add(m.bytes)
+                .is_some_and(|end| end <= direct_map_end)
+    };
     modules.iter().filter(fits).copied().collect()
 }
 
@@ -68,7 +83,12 @@ fn keep_for_backtraces(regions: &[MemoryRegion], elf: &Range<u64>) -> Vec<Memory
         ];
         for (from, to, kind) in parts {
             if from < to {
-                kept.push(MemoryRegion { base: from, bytes: to - from, kind, ..*region });
+                kept.push(MemoryRegion {
+                    base: from,
+                    bytes: to - from,
+                    kind,
+                    ..*region
+                });
             }
         }
     }
@@ -80,7 +100,8 @@ fn keep_for_backtraces(regions: &[MemoryRegion], elf: &Range<u64>) -> Vec<Memory
 /// # Panics
 /// Before [`init_early`], which is among the kernel's first acts.
 pub fn boot_info() -> &'static BootInfo {
-    INFO.get().expect("init_early ran before anything that asks")
+    INFO.get()
+        .expect("init_early ran before anything that asks")
 }
 
 /// The loader's memory map, ascending, without overlaps; empty before [`init_early`]. The kernel's own ELF

@@ -1,5 +1,8 @@
 //! Between host-physical addresses and pointers.
-#![expect(unsafe_code, reason = "the bounds of the kernel image are symbols of the linker")]
+#![expect(
+    unsafe_code,
+    reason = "the bounds of the kernel image are symbols of the linker"
+)]
 
 use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -46,6 +49,11 @@ pub fn hpa_of(pointer: *const u8) -> Option<Hpa> {
     {
         return Some(Hpa(offset));
     }
-    let (start, end) = (&raw const __kernel_start as u64, &raw const __kernel_end as u64);
-    (start..end).contains(&address).then(|| Hpa(KERNEL_PHYS.load(Ordering::Relaxed) + (address - start)))
+    let (start, end) = (
+        &raw const __kernel_start as u64,
+        &raw const __kernel_end as u64,
+    );
+    (start..end)
+        .contains(&address)
+        .then(|| Hpa(KERNEL_PHYS.load(Ordering::Relaxed) + (address - start)))
 }

@@ -20,16 +20,28 @@ struct Early {
     end: u64,
 }
 
-static EARLY: Mutex<Early> = Mutex::new(Early { start: 0, next: 0, end: 0 });
+static EARLY: Mutex<Early> = Mutex::new(Early {
+    start: 0,
+    next: 0,
+    end: 0,
+});
 
 /// Picks the stretch.
 pub(super) fn init(regions: &[MemoryRegion]) {
     let best = regions
         .iter()
-        .filter(|r| r.kind() == MemoryKind::Usable && r.uefi_type == CONVENTIONAL && r.base >= LOW_MEMORY_END)
+        .filter(|r| {
+            r.kind() == MemoryKind::Usable
+                && r.uefi_type == CONVENTIONAL
+                && r.base >= LOW_MEMORY_END
+        })
         .max_by_key(|r| r.bytes);
     if let Some(region) = best {
-        *EARLY.lock() = Early { start: region.base, next: region.base, end: region.end() };
+        *EARLY.lock() = Early {
+            start: region.base,
+            next: region.base,
+            end: region.end(),
+        };
     }
 }
 
@@ -37,7 +49,9 @@ pub(super) fn init(regions: &[MemoryRegion]) {
 /// [`close`]d.
 pub(super) fn take(frames: u64, align: u64) -> Option<Frame> {
     let mut early = EARLY.lock();
-    let at = early.next.checked_next_multiple_of(align.checked_mul(PAGE_BYTES)?)?;
+    let at = early
+        .next
+        .checked_next_multiple_of(align.checked_mul(PAGE_BYTES)?)?;
     let next = at.checked_add(frames.checked_mul(PAGE_BYTES)?)?;
     if next > early.end {
         return None;
@@ -56,5 +70,8 @@ pub(super) fn left() -> u64 {
 pub(super) fn close() -> FrameRange {
     let mut early = EARLY.lock();
     early.end = early.next;
-    FrameRange { start: Frame(early.start / PAGE_BYTES), end: Frame(early.next / PAGE_BYTES) }
+    FrameRange {
+        start: Frame(early.start / PAGE_BYTES),
+        end: Frame(early.next / PAGE_BYTES),
+    }
 }

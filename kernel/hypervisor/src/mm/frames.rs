@@ -3,7 +3,10 @@
 //! Until [`init_nodes`] frames come from [`super::early`]; afterwards from `memory::buddy::Frames`, one buddy
 //! allocator for each stretch of each node's memory. What is given out reads as zeros and what comes back is
 //! scrubbed before anybody else can get it; both happen outside the lock.
-#![expect(unsafe_code, reason = "frames are zeroed and copied, and their metadata lie, in the direct map")]
+#![expect(
+    unsafe_code,
+    reason = "frames are zeroed and copied, and their metadata lie, in the direct map"
+)]
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -12,9 +15,7 @@ use core::slice;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use handoff::MemoryKind;
-use memory::buddy::{
-    Allocation, Claim, FrameError, FrameMeta, Frames, NodeCounters, Order, OutOfFrames, Want,
-};
+use memory::buddy::{Allocation, FrameError, FrameMeta, Frames, NodeCounters, Order, OutOfFrames};
 use memory::inventory::{FrameRange, Inventory, NodeSpan, Ready, Source};
 use memory::page_move::Displaced;
 use spin::{Mutex, Once};
@@ -24,7 +25,10 @@ use units::{Frame, NodeId, PAGE_BYTES, PageSize};
 use super::{direct, early, heap, memory_map, mtrr, pci};
 
 /// Frames below 1 MiB, where starting processors execute their first instructions in real mode.
-const LOW_FRAMES: FrameRange = FrameRange { start: Frame(0), end: Frame(256) };
+const LOW_FRAMES: FrameRange = FrameRange {
+    start: Frame(0),
+    end: Frame(256),
+};
 /// End of the low memory that is memory on every PC; above it are screens and firmware.
 const CONVENTIONAL_END: u64 = 0xa_0000;
 
@@ -49,7 +53,7 @@ pub struct NodeStats {
 
 impl fmt::Display for NodeStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |frames: u64| frames * PAGE_BYTES >> 20;
+        let mib = |frames: u64| (frames * PAGE_BYTES) >> 20;
         let c = &self.counters;
         write!(
             f,
@@ -74,7 +78,11 @@ pub fn init_nodes(machine: &Machine) {
         "PCI: {} functions, bus mastering switched off in {}{}",
         stopped.functions,
         stopped.stopped,
-        if stopped.stubborn > 0 { ", and REFUSED by some: their firmware may still write to memory" } else { "" }
+        if stopped.stubborn > 0 {
+            ", and REFUSED by some: their firmware may still write to memory"
+        } else {
+            ""
+        }
     );
     // Nothing may need to grow the heap between the end of the early frames and the first of the nodes'.
     heap::reserve();
@@ -85,7 +93,13 @@ pub fn init_nodes(machine: &Machine) {
     let inventory = Inventory::new(&sources, &excluded, &spans(machine));
     report(&inventory, &uncached);
     let (frames, later) = build(inventory);
-    NEAREST.call_once(|| machine.nodes.iter().map(|node| machine.nearest(node.id)).collect());
+    NEAREST.call_once(|| {
+        machine
+            .nodes
+            .iter()
+            .map(|node| machine.nearest(node.id))
+            .collect()
+    });
     if let Some(boot) = machine.cpus.first() {
         BOOT_NODE.store(u64::from(boot.node.0), Ordering::Relaxed);
     }
@@ -97,7 +111,9 @@ pub fn init_nodes(machine: &Machine) {
 fn sources() -> Vec<Source> {
     let ready = |kind| match kind {
         MemoryKind::Usable => Some(Ready::Now),
-        MemoryKind::Handoff | MemoryKind::Module | MemoryKind::AcpiReclaim => Some(Ready::Later(kind as u32)),
+        MemoryKind::Handoff | MemoryKind::Module | MemoryKind::AcpiReclaim => {
+            Some(Ready::Later(kind as u32))
+        }
         MemoryKind::Kernel
         | MemoryKind::AcpiNvs
         | MemoryKind::Runtime
@@ -106,7 +122,12 @@ fn sources() -> Vec<Source> {
     };
     memory_map()
         .iter()
-        .filter_map(|r| Some(Source { range: FrameRange::inside(r.base, r.bytes), ready: ready(r.kind())? }))
+        .filter_map(|r| {
+            Some(Source {
+                range: FrameRange::inside(r.base, r.bytes),
+                ready: ready(r.kind())?,
+            })
+        })
         .collect()
 }
 
@@ -131,10 +152,14 @@ pub fn ram() -> Vec<PhysRange> {
 fn report(inventory: &Inventory, uncached: &[FrameRange]) {
     let show = |range: &FrameRange| (range.start.address(), range.end.address());
     for (start, end) in uncached.iter().map(show) {
-        log::warn!("memory {start}..{end} is not write-back by its MTRRs: it is not used. Update the firmware");
+        log::warn!(
+            "memory {start}..{end} is not write-back by its MTRRs: it is not used. Update the firmware"
+        );
     }
     for (start, end) in inventory.homeless.iter().map(show) {
-        log::warn!("memory {start}..{end} belongs to no node by SRAT: it counts to the nearest one");
+        log::warn!(
+            "memory {start}..{end} belongs to no node by SRAT: it counts to the nearest one"
+        );
     }
     for (start, end) in inventory.lost.iter().map(show) {
         log::warn!("memory {start}..{end} is not used: there is no room for its metadata");
@@ -169,7 +194,9 @@ fn build(inventory: Inventory) -> (Frames<'static>, Vec<Source>) {
 }
 
 fn complain<T>(result: Result<T, FrameError>) -> Option<T> {
-    result.inspect_err(|error| log::error!("frame allocator: {error}")).ok()
+    result
+        .inspect_err(|error| log::error!("frame allocator: {error}"))
+        .ok()
 }
 
 /// Hands what boot occupied to the nodes: the loader's tables and stack, the modules, the ACPI tables.
@@ -189,6 +216,11 @@ pub fn release_boot_memory() -> u64 {
             released += piece.range.frames() * PAGE_BYTES;
         }
     }
+    log::debug!(
+        "released {} KiB of boot memory; heap: {}",
+        released >> 10,
+        heap::heap_stats()
+    );
     released
 }
 
@@ -198,7 +230,9 @@ pub fn release_boot_memory() -> u64 {
 /// [`OutOfFrames`] if no node has a block of that size.
 pub fn alloc(node: NodeId, size: PageSize) -> Result<Frame, OutOfFrames> {
     let given = match FRAMES.lock().as_mut() {
-        Some(frames) => frames.allocate(node, size, nearest(node)).map(Allocation::into_frame),
+        Some(frames) => frames
+            .allocate(node, size, nearest(node))
+            .map(Allocation::into_frame),
         None => before_nodes(node, size),
     };
     given.inspect(|frame| zero(*frame, size.pages()))
@@ -206,7 +240,12 @@ pub fn alloc(node: NodeId, size: PageSize) -> Result<Frame, OutOfFrames> {
 
 fn before_nodes(node: NodeId, size: PageSize) -> Result<Frame, OutOfFrames> {
     let free = early::left() / PAGE_BYTES;
-    early::take(size.pages(), size.pages()).ok_or(OutOfFrames { node, order: size.into(), count: 1, free })
+    early::take(size.pages(), size.pages()).ok_or(OutOfFrames {
+        node,
+        order: size.into(),
+        count: 1,
+        free,
+    })
 }
 
 /// Frames of zeros of exactly `node`, as an [`Allocation`] for what insists on one; give it back by
@@ -216,57 +255,28 @@ fn before_nodes(node: NodeId, size: PageSize) -> Result<Frame, OutOfFrames> {
 /// [`OutOfFrames`] if `node` has no block of that size, whatever the others have; always before
 /// [`init_nodes`].
 pub fn allocate_on(node: NodeId, size: PageSize) -> Result<Allocation, OutOfFrames> {
-    let nothing = OutOfFrames { node, order: size.into(), count: 1, free: 0 };
-    let block = FRAMES.lock().as_mut().ok_or(nothing)?.allocate(node, size, &[])?;
+    let nothing = OutOfFrames {
+        node,
+        order: size.into(),
+        count: 1,
+        free: 0,
+    };
+    let block = FRAMES
+        .lock()
+        .as_mut()
+        .ok_or(nothing)?
+        .allocate(node, size, &[])?;
     zero(block.frame(), size.pages());
     Ok(block)
-}
-
-/// All of `wants` on exactly their nodes, or nothing: the memory of a VM. [`draw`] the blocks, and
-/// [`return_claim`] what is left of each claim.
-///
-/// # Errors
-/// [`OutOfFrames`] for the first wish that cannot be met.
-pub fn claim_all(wants: &[Want]) -> Result<Vec<Claim>, OutOfFrames> {
-    let mut claims = Vec::with_capacity(wants.len());
-    let mut lock = FRAMES.lock();
-    for want in wants {
-        let nothing = OutOfFrames { node: want.node, order: want.order, count: want.count, free: 0 };
-        let claim = lock.as_mut().ok_or(nothing).and_then(|f| f.claim(want.node, want.order, want.count));
-        match (claim, lock.as_mut()) {
-            // There is room for every wish, so this does not allocate under the lock.
-            (Ok(claim), _) => claims.push(claim),
-            (Err(refusal), frames) => {
-                if let Some(frames) = frames {
-                    claims.drain(..).for_each(|claim| frames.return_claim(claim));
-                }
-                drop(lock);
-                return Err(refusal);
-            }
-        }
-    }
-    Ok(claims)
-}
-
-/// The next block of a claim, of zeros; `None` when all are drawn.
-pub fn draw(claim: &mut Claim) -> Option<Allocation> {
-    let drawn = FRAMES.lock().as_mut().map(|frames| frames.draw(claim))?;
-    let block = complain(drawn)??;
-    zero(block.frame(), block.order().frames());
-    Some(block)
-}
-
-/// Gives back what was not drawn of a claim.
-pub fn return_claim(claim: Claim) {
-    if let Some(frames) = FRAMES.lock().as_mut() {
-        frames.return_claim(claim);
-    }
 }
 
 /// Scrubs a block from [`alloc`] and gives it back. A frame that is not an allocated block of this size
 /// is left alone and logged; one from before [`init_nodes`] stays with the kernel.
 pub fn free(frame: Frame, size: PageSize) {
-    let block = FRAMES.lock().as_mut().map(|frames| frames.take_back(frame, size));
+    let block = FRAMES
+        .lock()
+        .as_mut()
+        .map(|frames| frames.take_back(frame, size));
     if let Some(block) = block.and_then(complain) {
         free_allocation(block);
     }
@@ -288,7 +298,10 @@ pub fn free_displaced(old: Displaced) {
 /// A block as single frames, each to be freed by itself.
 pub fn into_pages(block: Allocation) -> impl Iterator<Item = Frame> {
     let (order, first) = (block.order(), block.into_frame());
-    let split = FRAMES.lock().as_mut().map(|frames| frames.split(first, order, PageSize::Size4K));
+    let split = FRAMES
+        .lock()
+        .as_mut()
+        .map(|frames| frames.split(first, order, PageSize::Size4K));
     let pages = split.and_then(complain).map_or(0, |()| order.frames());
     (first.0..first.0 + pages).map(Frame)
 }
@@ -320,7 +333,9 @@ pub fn low_frame() -> Option<Frame> {
     let first = NEXT_LOW.load(Ordering::Relaxed);
     let is_free = |frame: u64| {
         let at = frame * PAGE_BYTES;
-        memory_map().iter().any(|r| r.kind() == MemoryKind::Usable && r.base <= at && at + PAGE_BYTES <= r.end())
+        memory_map()
+            .iter()
+            .any(|r| r.kind() == MemoryKind::Usable && r.base <= at && at + PAGE_BYTES <= r.end())
     };
     let found = (first..CONVENTIONAL_END / PAGE_BYTES).find(|frame| is_free(*frame))?;
     NEXT_LOW.store(found + 1, Ordering::Relaxed);
@@ -334,27 +349,47 @@ pub fn node_of(frame: Frame) -> Option<NodeId> {
 
 /// Bytes that are free on a node.
 pub fn free_bytes(node: NodeId) -> u64 {
-    let counters = FRAMES.lock().as_ref().and_then(|frames| frames.counters(node));
+    let counters = FRAMES
+        .lock()
+        .as_ref()
+        .and_then(|frames| frames.counters(node));
     counters.map_or(0, |c| c.free * PAGE_BYTES)
 }
 
 /// Every node's figures; empty before [`init_nodes`].
 pub fn stats() -> Vec<NodeStats> {
     let nodes = NEAREST.get().map_or(0, Vec::len);
-    let figures = |node| FRAMES.lock().as_ref()?.counters(node).map(|counters| NodeStats { node, counters });
-    (0..nodes).filter_map(|node| figures(NodeId(u16::try_from(node).ok()?))).collect()
+    let figures = |node| {
+        FRAMES
+            .lock()
+            .as_ref()?
+            .counters(node)
+            .map(|counters| NodeStats { node, counters })
+    };
+    (0..nodes)
+        .filter_map(|node| figures(NodeId(u16::try_from(node).ok()?)))
+        .collect()
 }
 
 /// A block for the heap, at its place in the direct map, and its bytes; never given back.
 pub(super) fn heap_block(order: Order) -> Option<(*mut u8, usize)> {
     let node = NodeId(BOOT_NODE.load(Ordering::Relaxed) as u16);
     let frame = match FRAMES.lock().as_mut() {
-        Some(frames) => frames.allocate(node, order, nearest(node)).ok()?.into_frame(),
+        Some(frames) => frames
+            .allocate(node, order, nearest(node))
+            .ok()?
+            .into_frame(),
         None => early::take(order.frames(), 1)?,
     };
-    Some((direct(frame.address()), usize::try_from(order.bytes()).ok()?))
+    Some((
+        direct(frame.address()),
+        usize::try_from(order.bytes()).ok()?,
+    ))
 }
 
 fn nearest(node: NodeId) -> &'static [NodeId] {
-    NEAREST.get().and_then(|all| all.get(node.index())).map_or(&[], Vec::as_slice)
+    NEAREST
+        .get()
+        .and_then(|all| all.get(node.index()))
+        .map_or(&[], Vec::as_slice)
 }

@@ -56,7 +56,13 @@ pub struct HeapStats {
 impl fmt::Display for HeapStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kib = |bytes: usize| bytes / 1024;
-        write!(f, "{} of {} KiB in {} blocks", kib(self.used_bytes), kib(self.size_bytes), self.blocks)
+        write!(
+            f,
+            "{} of {} KiB in {} blocks",
+            kib(self.used_bytes),
+            kib(self.size_bytes),
+            self.blocks
+        )
     }
 }
 
@@ -90,7 +96,10 @@ impl Blocks {
 
     /// The newest block first: it has the longest free stretch.
     fn try_allocate(&mut self, layout: Layout) -> Option<NonNull<u8>> {
-        self.0.iter_mut().rev().find_map(|heap| heap.allocate_first_fit(layout).ok())
+        self.0
+            .iter_mut()
+            .rev()
+            .find_map(|heap| heap.allocate_first_fit(layout).ok())
     }
 
     fn grow(&mut self, layout: Layout) -> Option<()> {
@@ -100,10 +109,13 @@ impl Blocks {
         let so_far: usize = self.0.iter().map(Heap::size).sum();
         let wish = so_far.clamp(LEAST_GROWTH_BYTES, MOST_GROWTH_BYTES);
         // The allocator's own bookkeeping and the object's alignment need a little more.
-        let need = layout.size().checked_add(layout.align())?.checked_add(PAGE_BYTES as usize)?;
+        let need = layout
+            .size()
+            .checked_add(layout.align())?
+            .checked_add(PAGE_BYTES as usize)?;
         let order = |bytes: usize| Order::for_bytes(bytes as u64);
-        let (start, bytes) =
-            frames::heap_block(order(wish.max(need))?).or_else(|| frames::heap_block(order(need)?))?;
+        let (start, bytes) = frames::heap_block(order(wish.max(need))?)
+            .or_else(|| frames::heap_block(order(need)?))?;
         self.add(start, bytes);
         Some(())
     }
@@ -119,12 +131,18 @@ impl Blocks {
 // the block it came from, found by its address. Nothing panics or unwinds under the lock.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.0.lock().allocate(layout).map_or(ptr::null_mut(), NonNull::as_ptr)
+        self.0
+            .lock()
+            .allocate(layout)
+            .map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
     unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
         let mut blocks = self.0.lock();
-        let owner = blocks.0.iter_mut().find(|heap| heap.bottom() <= place && place < heap.top());
+        let owner = blocks
+            .0
+            .iter_mut()
+            .find(|heap| heap.bottom() <= place && place < heap.top());
         if let (Some(heap), Some(place)) = (owner, NonNull::new(place)) {
             // SAFETY: the caller passes what `alloc` gave, with its layout; the block is found by address.
             unsafe { heap.deallocate(place, layout) };

@@ -29,7 +29,6 @@ mod pci;
 pub use boot_memory::{boot_info, init_early, memory_map, modules};
 pub use direct_map::{device, direct, hpa_of};
 pub use frames::{
-    NodeStats, alloc, allocate_on, claim_all, copy_frames, draw, free, free_allocation, free_bytes,
-    free_displaced, init_nodes, into_pages, low_frame, node_of, ram, release_boot_memory, return_claim, stats,
+    alloc, allocate_on, copy_frames, free, free_allocation, free_bytes, free_displaced, init_nodes,
+    into_pages, low_frame, node_of, ram, release_boot_memory, stats,
 };
-pub use heap::{HeapStats, heap_stats};

@@ -25,7 +25,10 @@ pub(super) fn not_write_back(sources: &[Source]) -> Vec<FrameRange> {
     if !mtrrs.enabled() {
         log::warn!("firmware left the MTRRs off: all memory counts as write-back");
     }
-    sources.iter().flat_map(|source| mtrrs.not_write_back(source.range)).collect()
+    sources
+        .iter()
+        .flat_map(|source| mtrrs.not_write_back(source.range))
+        .collect()
 }
 
 fn read() -> Option<Mtrrs> {
@@ -34,13 +37,27 @@ fn read() -> Option<Mtrrs> {
         return None;
     }
     let count = (msr::read_checked(MTRR_CAP)? & 0xff) as u32;
-    let pair = |i| Some((msr::read_checked(MTRR_PHYS_BASE_0 + 2 * i)?, msr::read_checked(MTRR_PHYS_BASE_0 + 2 * i + 1)?));
-    let is_amd = cpu.get_vendor_info().is_some_and(|v| v.as_str() == "AuthenticAMD");
-    let forced = is_amd && msr::read_checked(AMD_SYSCFG).is_some_and(|s| s & TOM2_WRITE_BACK == TOM2_WRITE_BACK);
+    let pair = |i| {
+        Some((
+            msr::read_checked(MTRR_PHYS_BASE_0 + 2 * i)?,
+            msr::read_checked(MTRR_PHYS_BASE_0 + 2 * i + 1)?,
+        ))
+    };
+    let is_amd = cpu
+        .get_vendor_info()
+        .is_some_and(|v| v.as_str() == "AuthenticAMD");
+    let forced = is_amd
+        && msr::read_checked(AMD_SYSCFG).is_some_and(|s| s & TOM2_WRITE_BACK == TOM2_WRITE_BACK);
     Some(Mtrrs {
         def_type: msr::read_checked(MTRR_DEF_TYPE)?,
         variable: (0..count).filter_map(pair).collect(),
-        address_bits: cpu.get_processor_capacity_feature_info().map_or(36, |c| c.physical_address_bits().into()),
-        write_back_below: if forced { msr::read_checked(AMD_TOM2) } else { None },
+        address_bits: cpu
+            .get_processor_capacity_feature_info()
+            .map_or(36, |c| c.physical_address_bits().into()),
+        write_back_below: if forced {
+            msr::read_checked(AMD_TOM2)
+        } else {
+            None
+        },
     })
 }

@@ -2,7 +2,10 @@
 //!
 //! After ExitBootServices a network card may still write received packets into buffers that
 //! the memory map calls free. A device without the bus-master bit in its command register cannot.
-#![expect(unsafe_code, reason = "configuration space is reached through I/O ports")]
+#![expect(
+    unsafe_code,
+    reason = "configuration space is reached through I/O ports"
+)]
 
 use x86_64::instructions::{interrupts::without_interrupts, port::Port};
 
@@ -56,7 +59,13 @@ fn stop(bus: u8, device: u8, function: u8, found: &mut Stopped) {
         return;
     }
     // The upper half is the status register, whose bits are cleared by writing ones: zeros leave it.
-    write(bus, device, function, COMMAND, command & 0xffff & !BUS_MASTER);
+    write(
+        bus,
+        device,
+        function,
+        COMMAND,
+        command & 0xffff & !BUS_MASTER,
+    );
     // Reading back also pushes posted writes out of the way (PCI 3.0, 3.2.5).
     if read(bus, device, function, COMMAND) & BUS_MASTER == 0 {
         found.stopped += 1;
