@@ -117,6 +117,8 @@ fn the_fadt_names_the_ports_that_the_devices_decode() {
         (quad(&t, 120), t[128]),
         (u64::from(layout::RESET_PORT), layout::RESET_VALUE)
     );
+    // Access sizes: words, words, a double word.
+    assert_eq!((t[151], t[175], t[211]), (2, 2, 3));
     // X_PM1a_EVT, X_PM1a_CNT, X_PM_TMR agree with the short forms.
     assert_eq!((quad(&t, 152), t[149]), (u64::from(layout::PM1A_EVT), 32));
     assert_eq!((quad(&t, 176), t[173]), (u64::from(layout::PM1A_CNT), 16));

@@ -40,7 +40,7 @@ pub(super) mod field {
 }
 
 /// A bzImage whose setup header was checked.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct KernelImage<'a> {
     file: &'a [u8],
     /// The protected-mode kernel, which is all that is copied into the guest.
@@ -175,6 +175,18 @@ impl<'a> KernelImage<'a> {
         // The header's place in `boot_params` ends at 0x290.
         let end = end.clamp(field::END_OF_2_12, 0x290);
         self.file.get(field::SETUP_SECTS..end).unwrap_or(&[])
+    }
+}
+
+// Without the megabytes of the file.
+impl core::fmt::Debug for KernelImage<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("KernelImage")
+            .field("version", &self.version())
+            .field("protocol", &self.protocol)
+            .field("payload_bytes", &self.payload.len())
+            .field("init_size", &self.init_size)
+            .finish_non_exhaustive()
     }
 }
 
