@@ -1,6 +1,7 @@
 //! Where tables live.
 
 use crate::buddy::OutOfFrames;
+use alloc::sync::Arc;
 use units::{Frame, NodeId};
 
 /// The memory that table frames are made of: the direct map in the kernel, a `Vec` of atomics in
@@ -39,32 +40,40 @@ pub trait TableMemory {
     fn free_table(&self, table: Frame);
 }
 
-impl<M: TableMemory + ?Sized> TableMemory for &M {
-    fn load(&self, table: Frame, index: usize) -> u64 {
-        (**self).load(table, index)
-    }
-    fn store(&self, table: Frame, index: usize, value: u64) {
-        (**self).store(table, index, value);
-    }
-    fn compare_exchange(
-        &self,
-        table: Frame,
-        index: usize,
-        current: u64,
-        new: u64,
-    ) -> Result<u64, u64> {
-        (**self).compare_exchange(table, index, current, new)
-    }
-    fn swap(&self, table: Frame, index: usize, new: u64) -> u64 {
-        (**self).swap(table, index, new)
-    }
-    fn fetch_and(&self, table: Frame, index: usize, mask: u64) -> u64 {
-        (**self).fetch_and(table, index, mask)
-    }
-    fn allocate_table(&self, node: NodeId) -> Result<Frame, OutOfFrames> {
-        (**self).allocate_table(node)
-    }
-    fn free_table(&self, table: Frame) {
-        (**self).free_table(table);
-    }
+/// A handle to table memory is table memory.
+macro_rules! through_a_handle {
+    ($handle:ty) => {
+        impl<M: TableMemory + ?Sized> TableMemory for $handle {
+            fn load(&self, table: Frame, index: usize) -> u64 {
+                (**self).load(table, index)
+            }
+            fn store(&self, table: Frame, index: usize, value: u64) {
+                (**self).store(table, index, value);
+            }
+            fn compare_exchange(
+                &self,
+                table: Frame,
+                index: usize,
+                current: u64,
+                new: u64,
+            ) -> Result<u64, u64> {
+                (**self).compare_exchange(table, index, current, new)
+            }
+            fn swap(&self, table: Frame, index: usize, new: u64) -> u64 {
+                (**self).swap(table, index, new)
+            }
+            fn fetch_and(&self, table: Frame, index: usize, mask: u64) -> u64 {
+                (**self).fetch_and(table, index, mask)
+            }
+            fn allocate_table(&self, node: NodeId) -> Result<Frame, OutOfFrames> {
+                (**self).allocate_table(node)
+            }
+            fn free_table(&self, table: Frame) {
+                (**self).free_table(table);
+            }
+        }
+    };
 }
+
+through_a_handle!(&M);
+through_a_handle!(Arc<M>);
