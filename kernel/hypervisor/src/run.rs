@@ -9,7 +9,7 @@
 //! verifies it: a virtual CPU that is already running elsewhere is refused, loudly.
 
 use crate::arch::percpu::{self, Activity};
-use crate::arch::{self};
+use crate::arch;
 use crate::exits::{self, After, Context};
 use crate::shootdown;
 use crate::arch::time;
@@ -29,6 +29,7 @@ pub const WORK: u64 = 1 << (percpu::DEFER_FIRST_FREE + 1);
 /// Runs guests on this CPU until the machine is switched off.
 pub fn cpu_main<B: Backend>(hv: &Hypervisor<B>, mut hw: B::Cpu) -> ! {
     let cpu = percpu::current().cpu;
+    timers::watch(hv, time::now());
     loop {
         let asked = window();
         let now = time::now();

@@ -172,6 +172,8 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
         drive::record(Told::Vm { vm: vm.id, name: vm.name.clone(), what: VmEvent::Started });
     }
     drive::start_sampling(hv);
+    let released = mm::release_boot_memory();
+    log::info!("{} MiB that held the loader, modules and ACPI tables are free", released >> 20);
 }
 
 fn tell(sched: &mut Scheduler, event: Event) {

@@ -4,11 +4,13 @@
 //! never taken back: one that has become pointless (the virtual CPU woke by other means, the board
 //! was polled early) is looked at, found idle, and dropped.
 
+use crate::arch::percpu::Activity;
 use crate::arch;
 use crate::virt::Backend;
 use crate::vm::{self, Hypervisor};
 use alloc::collections::BinaryHeap;
 use core::cmp::Reverse;
+use telemetry::Event;
 use units::{Nanos, VcpuId, VmId};
 
 /// What to do.
@@ -22,6 +24,8 @@ pub enum Timer {
     Pages,
     /// Time to look at footprints.
     Sample,
+    /// Time to look whether the neighbour is alive.
+    Watchdog,
 }
 
 /// One CPU's queue.
@@ -74,8 +78,24 @@ pub fn run_due<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
             }
             Some(Timer::Pages) => crate::drive::work(hv),
             Some(Timer::Sample) => crate::drive::sample(hv, now),
+            Some(Timer::Watchdog) => watch(hv, now),
         }
     }
+}
+
+/// How often a CPU looks after its neighbour.
+const WATCH_PERIOD: Nanos = Nanos::from_secs(1);
+
+/// Looks whether the neighbour is alive; the first call starts it.
+pub fn watch<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
+    arm(hv, now + WATCH_PERIOD, Timer::Watchdog);
+    arch::watchdog::check(now, |stuck| {
+        let running = match stuck.cpu.activity() {
+            Activity::Guest(vcpu) => Some(vcpu),
+            _ => None,
+        };
+        crate::drive::record(Event::Watchdog { cpu: stuck.cpu.cpu, running, silent_for: stuck.silent });
+    });
 }
 
 /// Wakes a virtual CPU whose APIC timer has run out; one that still waits is looked at again later.

@@ -295,12 +295,11 @@ impl Scheduler {
             t.move_far
         };
         let loss = self.loss(vcpu, v.cpu, to);
-        // An idle CPU was kicked for it and is about to come.
-        let base = if src.current.is_none() {
-            base.max(t.min_run)
-        } else {
-            base
-        };
+        // An idle CPU was kicked for it and is about to come: whoever takes it away meanwhile gains
+        // nothing, and far away loses. Only a CPU that does not come is not waited for.
+        if src.current.is_none() {
+            return if base == Nanos::ZERO { t.min_run } else { t.kick_grace };
+        }
         (base + Nanos(loss.of(t.pull_limit.0))).min(t.pull_limit)
     }
 

@@ -24,6 +24,10 @@ pub struct Tunables {
     pub floor_per_mille: u16,
     /// No CPU stays idle longer than this while a vCPU that it may run waits.
     pub pull_limit: Nanos,
+    /// How long a CPU of another node leaves a vCPU to the idle CPU that was kicked for it. The
+    /// kicked one comes in microseconds; where CPUs are virtual themselves it may take milliseconds,
+    /// and a machine that is pulled away each time never stays near its memory.
+    pub kick_grace: Nanos,
     /// Cost of a move inside a last-level cache.
     pub move_near: Nanos,
     /// Cost of a move across last-level caches.
@@ -51,6 +55,7 @@ impl Default for Tunables {
             min_run: Nanos::from_millis(1),
             floor_per_mille: 50,
             pull_limit: Nanos::from_millis(5),
+            kick_grace: Nanos::from_millis(50),
             move_near: Nanos::from_micros(50),
             move_far: Nanos::from_micros(500),
             balance_period: Nanos::from_millis(50),
