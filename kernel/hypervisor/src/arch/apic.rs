@@ -78,11 +78,15 @@ pub fn init() -> Result<(), ApicError> {
         }
         base & BASE_ADDRESS
     };
-    let page = paging::map_device(Hpa(base), PAGE_BYTES).map_err(ApicError::Mapping)? as u64;
+    // In x2APIC mode registers are MSRs and the page does not exist.
+    let page = match has_x2apic() {
+        true => X2APIC,
+        false => paging::map_device(Hpa(base), PAGE_BYTES).map_err(ApicError::Mapping)? as u64,
+    };
     let mut lapic = build(page).map_err(ApicError::Build)?;
     // SAFETY: the registers of this CPU, which nothing else drives; interrupts are off.
     unsafe { lapic.enable() };
-    MODE.store(if has_x2apic() { X2APIC } else { page }, Ordering::Release);
+    MODE.store(page, Ordering::Release);
     mask_8259();
     // The crate leaves both pins unmasked with vector 0.
     write(LVT_LINT0, LVT_MASKED);
@@ -106,7 +110,9 @@ fn build(page: u64) -> Result<LocalApic, &'static str> {
 }
 
 fn has_x2apic() -> bool {
-    raw_cpuid::CpuId::new().get_feature_info().is_some_and(|f| f.has_x2apic())
+    raw_cpuid::CpuId::new()
+        .get_feature_info()
+        .is_some_and(|f| f.has_x2apic())
 }
 
 /// Masks every line of the two 8259s (Intel 8259A, OCW1).
@@ -152,7 +158,11 @@ pub(super) fn write(register: u32, value: u32) {
 /// This CPU's APIC identifier as its APIC says it.
 pub fn id() -> ApicId {
     let id = read(ID);
-    ApicId(if MODE.load(Ordering::Relaxed) == X2APIC { id } else { id >> 24 })
+    ApicId(if MODE.load(Ordering::Relaxed) == X2APIC {
+        id
+    } else {
+        id >> 24
+    })
 }
 
 /// Ends the interrupt in service.
@@ -215,13 +225,19 @@ pub(super) fn send_nmi(to: ApicId) {
 /// Sends INIT to one CPU.
 pub(super) fn send_init(to: ApicId) {
     // SAFETY: resets a CPU that does not run our code yet.
-    with_lapic(|lapic, destination| unsafe { lapic.send_init_ipi(destination) }, to);
+    with_lapic(
+        |lapic, destination| unsafe { lapic.send_init_ipi(destination) },
+        to,
+    );
 }
 
 /// Starts one CPU at the 4 KiB page `page` of the first MiB.
 pub(super) fn send_startup(to: ApicId, page: u8) {
     // SAFETY: the page holds the trampoline (`smp`).
-    with_lapic(|lapic, destination| unsafe { lapic.send_sipi(page, destination) }, to);
+    with_lapic(
+        |lapic, destination| unsafe { lapic.send_sipi(page, destination) },
+        to,
+    );
 }
 
 /// Runs `send` with the crate's view and the destination as the crate wants it: it writes it to

@@ -24,7 +24,11 @@ pub struct Calls {
 
 /// The calls that lead to instruction `rip` running with frame pointer `rbp`.
 pub fn calls(rip: u64, rbp: u64) -> Calls {
-    Calls { next_ip: Some(rip), frame: rbp, left: DEPTH }
+    Calls {
+        next_ip: Some(rip),
+        frame: rbp,
+        left: DEPTH,
+    }
 }
 
 /// The calls that lead here.
@@ -33,7 +37,11 @@ pub fn calls_here() -> Calls {
     let rbp: u64;
     // SAFETY: copies a register.
     unsafe { asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
-    let mut calls = Calls { next_ip: None, frame: rbp, left: DEPTH };
+    let mut calls = Calls {
+        next_ip: None,
+        frame: rbp,
+        left: DEPTH,
+    };
     calls.next_ip = calls.step();
     calls
 }
@@ -69,8 +77,7 @@ fn is_stack(address: u64) -> bool {
     if entry::is_boot_stack(address) {
         return true;
     }
-    stack::describe(address)
-        .is_some_and(|place| !place.in_guard && percpu::of(place.cpu).is_some())
+    stack::describe(address).is_some_and(|place| !place.in_guard && percpu::of(place.cpu).is_some())
 }
 
 /// What an NMI found its CPU doing, for whoever sent it. Written by that CPU, read by others.
@@ -139,6 +146,9 @@ impl Snapshot {
 
     /// The calls at the last snapshot, innermost first.
     pub fn calls(&self) -> impl Iterator<Item = u64> {
-        self.calls.iter().map(|c| c.load(Ordering::Relaxed)).take_while(|ip| *ip != 0)
+        self.calls
+            .iter()
+            .map(|c| c.load(Ordering::Relaxed))
+            .take_while(|ip| *ip != 0)
     }
 }

@@ -27,9 +27,15 @@ pub unsafe fn enable_features() {
             cr4 |= flag;
         }
     };
-    set(Cr4Flags::MACHINE_CHECK_EXCEPTION, leaf1.as_ref().is_some_and(|f| f.has_mce()));
+    set(
+        Cr4Flags::MACHINE_CHECK_EXCEPTION,
+        leaf1.as_ref().is_some_and(|f| f.has_mce()),
+    );
     set(Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE, true);
-    set(Cr4Flags::OSXSAVE, leaf1.as_ref().is_some_and(|f| f.has_xsave()));
+    set(
+        Cr4Flags::OSXSAVE,
+        leaf1.as_ref().is_some_and(|f| f.has_xsave()),
+    );
     set(
         Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION,
         leaf7.as_ref().is_some_and(|f| f.has_smep()),
@@ -42,9 +48,7 @@ pub unsafe fn enable_features() {
             | Cr0Flags::EMULATE_COPROCESSOR
             | Cr0Flags::CACHE_DISABLE
             | Cr0Flags::NOT_WRITE_THROUGH;
-        let on = Cr0Flags::WRITE_PROTECT
-            | Cr0Flags::MONITOR_COPROCESSOR
-            | Cr0Flags::NUMERIC_ERROR;
+        let on = Cr0Flags::WRITE_PROTECT | Cr0Flags::MONITOR_COPROCESSOR | Cr0Flags::NUMERIC_ERROR;
         Cr0::write(Cr0::read().difference(off) | on);
         Cr4::write(cr4);
         Efer::update(|e| e.insert(EferFlags::NO_EXECUTE_ENABLE));
@@ -59,7 +63,11 @@ pub fn initial_apic_id() -> u32 {
         .get_extended_topology_info()
         .and_then(|mut levels| levels.next())
         .map(|level| level.x2apic_id())
-        .or_else(|| cpuid.get_feature_info().map(|f| u32::from(f.initial_local_apic_id())))
+        .or_else(|| {
+            cpuid
+                .get_feature_info()
+                .map(|f| u32::from(f.initial_local_apic_id()))
+        })
         .unwrap_or(0)
 }
 
@@ -90,7 +98,12 @@ pub fn shape() -> CpuidShape {
         .flatten()
         .max_by_key(|cache| cache.level())
         .map_or(package_shift, |cache| bits_for(cache.max_cores_for_cache()));
-    CpuidShape { bsp_apic_id: ApicId(initial_apic_id()), smt_shift, llc_shift, package_shift }
+    CpuidShape {
+        bsp_apic_id: ApicId(initial_apic_id()),
+        smt_shift,
+        llc_shift,
+        package_shift,
+    }
 }
 
 /// Bits that number `count` things.
@@ -129,5 +142,6 @@ fn by_amd(cpuid: &CpuId<CpuIdReaderNative>) -> Option<(u8, u8)> {
 
 fn by_leaf_1(cpuid: &CpuId<CpuIdReaderNative>) -> Option<(u8, u8)> {
     let leaf = cpuid.get_feature_info()?;
-    leaf.has_htt().then(|| (0, bits_for(usize::from(leaf.max_logical_processor_ids()))))
+    leaf.has_htt()
+        .then(|| (0, bits_for(usize::from(leaf.max_logical_processor_ids()))))
 }

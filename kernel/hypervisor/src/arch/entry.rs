@@ -1,5 +1,8 @@
 //! The kernel's first instruction.
-#![expect(unsafe_code, reason = "the entry point has no stack of ours and no Rust caller")]
+#![expect(
+    unsafe_code,
+    reason = "the entry point has no stack of ours and no Rust caller"
+)]
 
 use core::arch::{asm, naked_asm};
 use core::cell::UnsafeCell;
@@ -25,8 +28,10 @@ struct BootStack {
 // SAFETY: Rust code never touches the contents; only the boot processor's stack pointer does.
 unsafe impl Sync for BootStack {}
 
-static BOOT_STACK: BootStack =
-    BootStack { guard: UnsafeCell::new([0; 4096]), stack: UnsafeCell::new([0; BOOT_STACK_BYTES]) };
+static BOOT_STACK: BootStack = BootStack {
+    guard: UnsafeCell::new([0; 4096]),
+    stack: UnsafeCell::new([0; BOOT_STACK_BYTES]),
+};
 
 /// Bytes of the stack for NMI, double fault, machine check and debug exceptions until the boot
 /// processor has one for each.
@@ -48,21 +53,26 @@ static BOOT_EXCEPTION_STACK: BootExceptionStack = BootExceptionStack {
 
 /// Virtual addresses of the guard pages below the two boot stacks.
 pub fn boot_stack_guards() -> [u64; 2] {
-    [BOOT_STACK.guard.get() as u64, BOOT_EXCEPTION_STACK.guard.get() as u64]
+    [
+        BOOT_STACK.guard.get() as u64,
+        BOOT_EXCEPTION_STACK.guard.get() as u64,
+    ]
 }
 
 /// Whether `address` lies in one of the two boot stacks (guards not included).
 pub fn is_boot_stack(address: u64) -> bool {
     let within = |base: u64, bytes: usize| address.wrapping_sub(base) < bytes as u64;
     within(BOOT_STACK.stack.get() as u64, BOOT_STACK_BYTES)
-        || within(BOOT_EXCEPTION_STACK.stack.get() as u64, BOOT_EXCEPTION_STACK_BYTES)
+        || within(
+            BOOT_EXCEPTION_STACK.stack.get() as u64,
+            BOOT_EXCEPTION_STACK_BYTES,
+        )
 }
 
 /// The stacks of the boot processor until per-CPU stacks exist. The four exceptions share one:
 /// a second of them on top of the first is past helping then.
 pub fn boot_stacks() -> CpuStacks {
-    let exception =
-        BOOT_EXCEPTION_STACK.stack.get() as u64 + BOOT_EXCEPTION_STACK_BYTES as u64;
+    let exception = BOOT_EXCEPTION_STACK.stack.get() as u64 + BOOT_EXCEPTION_STACK_BYTES as u64;
     CpuStacks {
         run: BOOT_STACK.stack.get() as u64 + BOOT_STACK_BYTES as u64,
         nmi: exception,

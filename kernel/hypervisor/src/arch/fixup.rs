@@ -4,7 +4,10 @@
 //! (many model-specific registers have no CPUID bit), so the few places that probe register a pair
 //! (faulting instruction, continuation) in the section `.fixup`, and [`super::trap`] looks an
 //! exception's address up there before it calls the exception a bug.
-#![expect(unsafe_code, reason = "reads a table whose bounds only the linker knows")]
+#![expect(
+    unsafe_code,
+    reason = "reads a table whose bounds only the linker knows"
+)]
 
 /// One entry, as the probing assembly writes it: two distances from the field's own address, so
 /// that the table needs no relocation.
@@ -33,5 +36,8 @@ pub fn lookup(rip: u64) -> Option<u64> {
         let end = (&raw const __fixup_end).cast::<Entry>();
         core::slice::from_raw_parts(start, end.offset_from_unsigned(start))
     };
-    table.iter().find(|e| target(&e.faulting) == rip).map(|e| target(&e.resume))
+    table
+        .iter()
+        .find(|e| target(&e.faulting) == rip)
+        .map(|e| target(&e.resume))
 }

@@ -5,7 +5,10 @@
 //! the descriptors, outside the GDT's limit, stands the address of the CPU's own [`PerCpu`]: GDTR
 //! is the one register that no guest and no world switch leaves wrong, so an NMI that arrives while
 //! GS is still a guest's finds its CPU there ([`owner`]).
-#![expect(unsafe_code, reason = "LGDT, LTR and segment loads change how code runs")]
+#![expect(
+    unsafe_code,
+    reason = "LGDT, LTR and segment loads change how code runs"
+)]
 
 use core::cell::UnsafeCell;
 

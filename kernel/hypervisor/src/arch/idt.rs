@@ -25,7 +25,6 @@ pub const SPURIOUS: u8 = 0xff;
 /// Registers of what was interrupted, as [`common`] pushes them.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
-#[expect(missing_docs, reason = "the registers' own names")]
 pub struct TrapFrame {
     pub r15: u64,
     pub r14: u64,

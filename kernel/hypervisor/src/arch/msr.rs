@@ -2,7 +2,10 @@
 //!
 //! [`read`] and [`write`] are for registers whose presence CPUID (or the architecture) promises:
 //! a fault there is a bug and ends in a report. [`read_checked`] and [`write_checked`] are for probing.
-#![expect(unsafe_code, reason = "RDMSR, WRMSR and XSETBV exist only as instructions")]
+#![expect(
+    unsafe_code,
+    reason = "RDMSR, WRMSR and XSETBV exist only as instructions"
+)]
 
 use core::arch::asm;
 
@@ -18,8 +21,6 @@ pub const MCG_STATUS: u32 = 0x17a;
 pub const MC0_CTL: u32 = 0x400;
 /// IA32_PAT (SDM 3A 12.12).
 pub const PAT: u32 = 0x277;
-/// IA32_EFER (SDM 3A 2.2.1).
-pub const EFER: u32 = 0xc000_0080;
 /// IA32_GS_BASE (SDM 3A 3.4.4).
 pub const GS_BASE: u32 = 0xc000_0101;
 

@@ -12,7 +12,10 @@
 //! so a stray pointer there is a page fault with a report.
 //!
 //! Lock order: [`TABLE`] before the frame allocator's.
-#![expect(unsafe_code, reason = "page tables decide what every other access means")]
+#![expect(
+    unsafe_code,
+    reason = "page tables decide what every other access means"
+)]
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -57,7 +60,10 @@ impl fmt::Display for PagingError {
             Self::OutOfFrames(e) => write!(f, "{e}"),
             Self::Table(e) => write!(f, "{e}"),
             Self::Conflict(at) => {
-                write!(f, "{at} is mapped already with another memory type; nothing was changed")
+                write!(
+                    f,
+                    "{at} is mapped already with another memory type; nothing was changed"
+                )
             }
             Self::NotReady => f.write_str("the kernel's page tables do not exist yet"),
             Self::WindowFull => f.write_str("the stack window has no room for this CPU"),
@@ -213,7 +219,11 @@ pub fn root() -> Option<Hpa> {
 }
 
 fn largest() -> PageSize {
-    if LARGEST.load(Ordering::Relaxed) == 1 { PageSize::Size1G } else { PageSize::Size2M }
+    if LARGEST.load(Ordering::Relaxed) == 1 {
+        PageSize::Size1G
+    } else {
+        PageSize::Size2M
+    }
 }
 
 /// Maps the image's three segments, without the guard pages of the boot stacks.
@@ -256,9 +266,13 @@ fn map_ram(
     regions: &[MemoryRegion],
 ) -> Result<(), PagingError> {
     let mut run: Option<(u64, u64, Attributes)> = None;
-    let shown = regions
-        .iter()
-        .filter_map(|r| Some((r.base, r.bytes, direct_rights(MemoryKind::from_number(r.kind))?)));
+    let shown = regions.iter().filter_map(|r| {
+        Some((
+            r.base,
+            r.bytes,
+            direct_rights(MemoryKind::from_number(r.kind))?,
+        ))
+    });
     for (base, bytes, attributes) in shown {
         match &mut run {
             Some((start, length, same)) if *start + *length == base && *same == attributes => {
@@ -284,8 +298,13 @@ fn map_direct(
     attributes: Attributes,
 ) -> Result<(), PagingError> {
     let at = Va(direct(Hpa(base)) as u64);
-    let _none_cached_yet =
-        table.map_range(at, Hpa(base).page(), bytes / PAGE_BYTES, attributes, largest())?;
+    let _none_cached_yet = table.map_range(
+        at,
+        Hpa(base).page(),
+        bytes / PAGE_BYTES,
+        attributes,
+        largest(),
+    )?;
     Ok(())
 }
 
@@ -316,7 +335,12 @@ fn map_missing(
         match (mapped, missing_from) {
             (false, None) => missing_from = Some(page),
             (true, Some(from)) => {
-                map_direct(table, Frame(from).address().0, (page - from) * PAGE_BYTES, attributes)?;
+                map_direct(
+                    table,
+                    Frame(from).address().0,
+                    (page - from) * PAGE_BYTES,
+                    attributes,
+                )?;
                 missing_from = None;
             }
             _ => {}

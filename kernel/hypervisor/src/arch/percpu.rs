@@ -3,7 +3,10 @@
 //! Other CPUs reach it too ([`all`], [`of`]): every field that changes is an atomic. The deferred-work
 //! word is the one door through which interrupts and other CPUs ask for something: they set a bit,
 //! and the run loop takes all bits before it enters a guest.
-#![expect(unsafe_code, reason = "GS-relative loads, and memory that is given to one CPU for ever")]
+#![expect(
+    unsafe_code,
+    reason = "GS-relative loads, and memory that is given to one CPU for ever"
+)]
 
 use core::any::Any;
 use core::arch::asm;
@@ -54,7 +57,10 @@ impl Activity {
             1 => Self::Booting,
             2 => Self::Idle,
             3 => Self::Hypervisor,
-            4 => Self::Guest(VcpuId { vm: VmId((word >> 16) as u16), index: (word >> 32) as u16 }),
+            4 => Self::Guest(VcpuId {
+                vm: VmId((word >> 16) as u16),
+                index: (word >> 32) as u16,
+            }),
             _ => Self::Offline,
         }
     }
@@ -211,7 +217,8 @@ pub unsafe fn init_boot() -> &'static PerCpu {
 /// # Safety
 /// `cpu` stands for the calling processor.
 pub unsafe fn install(cpu: &'static PerCpu) {
-    cpu.this.store(core::ptr::from_ref(cpu).cast_mut(), Ordering::Relaxed);
+    cpu.this
+        .store(core::ptr::from_ref(cpu).cast_mut(), Ordering::Relaxed);
     // SAFETY: GS base exists in long mode; only `current` uses GS, and the pointer lives for ever.
     unsafe { msr::write(msr::GS_BASE, core::ptr::from_ref(cpu) as u64) };
 }

@@ -49,7 +49,11 @@ fn end(cause: &dyn fmt::Display, frame: Option<&TrapFrame>, calls: Calls) -> ! {
             stop::stop_here();
         }
         Claim::Again => {
-            let _ = writeln!(Emergency, "\n{} failed again while it reported: {cause}", me.cpu);
+            let _ = writeln!(
+                Emergency,
+                "\n{} failed again while it reported: {cause}",
+                me.cpu
+            );
             platform::power_off();
         }
     }
@@ -90,10 +94,26 @@ fn write_report(
 }
 
 fn write_registers(out: &mut impl Write, f: &TrapFrame) -> fmt::Result {
-    writeln!(out, "  rip {:016x}  rsp {:016x}  rflags {:016x}", f.rip, f.rsp, f.rflags)?;
-    writeln!(out, "  rax {:016x}  rbx {:016x}  rcx {:016x}  rdx {:016x}", f.rax, f.rbx, f.rcx, f.rdx)?;
-    writeln!(out, "  rsi {:016x}  rdi {:016x}  rbp {:016x}  r8  {:016x}", f.rsi, f.rdi, f.rbp, f.r8)?;
-    writeln!(out, "  r9  {:016x}  r10 {:016x}  r11 {:016x}  r12 {:016x}", f.r9, f.r10, f.r11, f.r12)?;
+    writeln!(
+        out,
+        "  rip {:016x}  rsp {:016x}  rflags {:016x}",
+        f.rip, f.rsp, f.rflags
+    )?;
+    writeln!(
+        out,
+        "  rax {:016x}  rbx {:016x}  rcx {:016x}  rdx {:016x}",
+        f.rax, f.rbx, f.rcx, f.rdx
+    )?;
+    writeln!(
+        out,
+        "  rsi {:016x}  rdi {:016x}  rbp {:016x}  r8  {:016x}",
+        f.rsi, f.rdi, f.rbp, f.r8
+    )?;
+    writeln!(
+        out,
+        "  r9  {:016x}  r10 {:016x}  r11 {:016x}  r12 {:016x}",
+        f.r9, f.r10, f.r11, f.r12
+    )?;
     writeln!(
         out,
         "  r13 {:016x}  r14 {:016x}  r15 {:016x}  cs {:x} ss {:x} error {:x}",
@@ -107,7 +127,13 @@ fn write_others(out: &mut impl Write, me: CpuId, stopped: u32, others: u32) -> f
     }
     for cpu in percpu::online().filter(|c| c.cpu != me) {
         let rip = cpu.snapshot.calls().next().unwrap_or(0);
-        writeln!(out, "  {} ran {}, at {}", cpu.cpu, cpu.activity(), Symbolised(rip))?;
+        writeln!(
+            out,
+            "  {} ran {}, at {}",
+            cpu.cpu,
+            cpu.activity(),
+            Symbolised(rip)
+        )?;
     }
     writeln!(out, "==== end of report ====")
 }
@@ -131,7 +157,12 @@ fn write_record(out: &mut impl Write, cpu: CpuId, cause: &dyn fmt::Display) -> f
         }
     }
     let at = time::now().0;
-    write!(out, "\n{{\"at_ns\":{at},\"seq\":{},\"event\":{{\"kind\":\"panic\",\"cpu\":{},", u64::MAX, cpu.0)?;
+    write!(
+        out,
+        "\n{{\"at_ns\":{at},\"seq\":{},\"event\":{{\"kind\":\"panic\",\"cpu\":{},",
+        u64::MAX,
+        cpu.0
+    )?;
     out.write_str("\"message\":\"")?;
     write!(Escaped(out), "{cause}")?;
     out.write_str("\"}}\n")

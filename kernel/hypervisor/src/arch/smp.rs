@@ -136,7 +136,9 @@ impl Trampoline {
                 paging::direct(page).write_bytes(0, PAGE_BYTES as usize);
             }
             let start = (&raw const ap_trampoline).cast::<u8>();
-            let bytes = (&raw const ap_trampoline_end).cast::<u8>().offset_from_unsigned(start);
+            let bytes = (&raw const ap_trampoline_end)
+                .cast::<u8>()
+                .offset_from_unsigned(start);
             if bytes > PAGE_BYTES as usize {
                 return None;
             }
@@ -180,7 +182,8 @@ impl Trampoline {
     fn offer(&self, cpu: &'static PerCpu, stacks: &CpuStacks) {
         // SAFETY: `install` wrote a `Data` there; both fields are atomics.
         let data = unsafe { &*self.data() };
-        data.argument.store(core::ptr::from_ref(cpu) as u64, Ordering::Relaxed);
+        data.argument
+            .store(core::ptr::from_ref(cpu) as u64, Ordering::Relaxed);
         data.stack.store(stacks.run, Ordering::Release);
     }
 
@@ -235,8 +238,13 @@ impl fmt::Display for Outcome {
                 "is up; its TSC is {:+} (+-{}) ticks from the boot processor's, went back by {}",
                 tsc.offset, tsc.uncertainty, tsc.warp
             ),
-            Self::Silent => write!(f, "did not answer its start-up IPI within {ANSWER_TIME}; the machine goes on without it"),
-            Self::Stuck => f.write_str("woke, but stopped during its start-up; the machine goes on without it"),
+            Self::Silent => write!(
+                f,
+                "did not answer its start-up IPI within {ANSWER_TIME}; the machine goes on without it"
+            ),
+            Self::Stuck => {
+                f.write_str("woke, but stopped during its start-up; the machine goes on without it")
+            }
             Self::NoMemory(e) => write!(f, "gets no stack: {e}; the machine goes on without it"),
         }
     }
@@ -246,10 +254,16 @@ impl fmt::Display for Outcome {
 /// below 1 MiB; `None` leaves the machine with one CPU. Calls `each` with every outcome.
 pub fn start_all(low_pages: Option<[Hpa; LOW_PAGES]>, mut each: impl FnMut(&PerCpu, &Outcome)) {
     let me = percpu::current();
-    let others: Vec<_> = percpu::all().iter().copied().filter(|c| c.cpu != me.cpu).collect();
+    let others: Vec<_> = percpu::all()
+        .iter()
+        .copied()
+        .filter(|c| c.cpu != me.cpu)
+        .collect();
     let Some(trampoline) = low_pages.and_then(Trampoline::install) else {
         if !others.is_empty() {
-            log::error!("no memory below 1 MiB to start other CPUs from; the machine goes on with one");
+            log::error!(
+                "no memory below 1 MiB to start other CPUs from; the machine goes on with one"
+            );
         }
         return;
     };

@@ -33,8 +33,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 5] =
-        [Self::Run, Self::Nmi, Self::DoubleFault, Self::MachineCheck, Self::Debug];
+    const ALL: [Self; 5] = [
+        Self::Run,
+        Self::Nmi,
+        Self::DoubleFault,
+        Self::MachineCheck,
+        Self::Debug,
+    ];
 
     /// Mapped bytes; exception stacks hold one report.
     const fn bytes(self) -> u64 {
@@ -122,5 +127,9 @@ pub fn describe(address: u64) -> Option<Place> {
     }
     let kind = *Kind::ALL.get(usize::try_from(slot % SLOTS_PER_CPU).ok()?)?;
     let cpu = CpuId(u32::try_from(cpu).ok()?);
-    Some(Place { cpu, kind, in_guard: address < top(cpu, kind) - kind.bytes() })
+    Some(Place {
+        cpu,
+        kind,
+        in_guard: address < top(cpu, kind) - kind.bytes(),
+    })
 }

@@ -51,8 +51,7 @@ pub fn stop_others() -> (u32, u32) {
         }
         let start = tsc::read();
         let patience = tsc::hz().max(1_000_000_000);
-        while STOPPED.load(Ordering::Acquire) < others
-            && tsc::read().wrapping_sub(start) < patience
+        while STOPPED.load(Ordering::Acquire) < others && tsc::read().wrapping_sub(start) < patience
         {
             core::hint::spin_loop();
         }

@@ -42,7 +42,8 @@ pub fn at(ticks: u64) -> Nanos {
     if since.cast_signed() < 0 {
         return Nanos::ZERO;
     }
-    Nanos((u128::from(since) * u128::from(SCALE.load(Ordering::Acquire)) >> 32) as u64)
+    let scaled = u128::from(since) * u128::from(SCALE.load(Ordering::Acquire));
+    Nanos((scaled >> 32) as u64)
 }
 
 /// This CPU's counter at time `when`, for TSC-deadline timers.

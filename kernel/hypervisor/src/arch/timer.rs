@@ -19,8 +19,9 @@ static HZ: AtomicU64 = AtomicU64::new(0);
 
 /// Calibrates on the boot processor; the clock must run.
 pub fn calibrate() {
-    let deadline =
-        raw_cpuid::CpuId::new().get_feature_info().is_some_and(|f| f.has_tsc_deadline());
+    let deadline = raw_cpuid::CpuId::new()
+        .get_feature_info()
+        .is_some_and(|f| f.has_tsc_deadline());
     TSC_DEADLINE.store(deadline, Ordering::Relaxed);
     if !deadline {
         // Masked by `apic::init`: it counts, and does not interrupt.
@@ -31,7 +32,10 @@ pub fn calibrate() {
         let took = time::now().since(start).0.max(1);
         apic::write(apic::TIMER_INITIAL, 0);
         let counted = u64::from(u32::MAX - left);
-        HZ.store((counted.saturating_mul(1_000_000_000) / took).max(1), Ordering::Relaxed);
+        HZ.store(
+            (counted.saturating_mul(1_000_000_000) / took).max(1),
+            Ordering::Relaxed,
+        );
     }
 }
 
@@ -44,7 +48,12 @@ pub fn describe() -> impl core::fmt::Display {
                 true => f.write_str("TSC-deadline timer"),
                 false => {
                     let hz = HZ.load(Ordering::Relaxed);
-                    write!(f, "one-shot timer at {}.{:03} MHz", hz / 1_000_000, hz / 1000 % 1000)
+                    write!(
+                        f,
+                        "one-shot timer at {}.{:03} MHz",
+                        hz / 1_000_000,
+                        hz / 1000 % 1000
+                    )
                 }
             }
         }
@@ -80,7 +89,10 @@ pub fn arm(deadline: Nanos) {
     }
     let left = deadline.since(time::now());
     let ticks = u128::from(left.0) * u128::from(HZ.load(Ordering::Relaxed)) / 1_000_000_000;
-    apic::write(apic::TIMER_INITIAL, u32::try_from(ticks).unwrap_or(u32::MAX).max(1));
+    apic::write(
+        apic::TIMER_INITIAL,
+        u32::try_from(ticks).unwrap_or(u32::MAX).max(1),
+    );
 }
 
 /// Stops the calling CPU's timer.

@@ -7,7 +7,10 @@
 //!
 //! NMI, double fault and machine check may arrive while GS base is a guest's (around a world
 //! switch), so their CPU is found through GDTR.
-#![expect(unsafe_code, reason = "restores GS base, and reads CR2 and machine-check banks")]
+#![expect(
+    unsafe_code,
+    reason = "restores GS base, and reads CR2 and machine-check banks"
+)]
 
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -39,12 +42,16 @@ pub(super) extern "C" fn dispatch(frame: &mut TrapFrame) {
         }
         idt::APIC_ERROR => {
             let errors = apic::take_errors();
-            percpu::current().apic_errors.fetch_or(errors, Ordering::Relaxed);
+            percpu::current()
+                .apic_errors
+                .fetch_or(errors, Ordering::Relaxed);
             apic::end_of_interrupt();
         }
         // A spurious interrupt is not in service: no EOI (SDM 3A 11.9).
         idt::SPURIOUS => {}
-        DEBUG | NMI | DOUBLE_FAULT | MACHINE_CHECK => with_own_gs(|cpu| any_time(cpu, vector, frame)),
+        DEBUG | NMI | DOUBLE_FAULT | MACHINE_CHECK => {
+            with_own_gs(|cpu| any_time(cpu, vector, frame))
+        }
         _ => {
             if let (0..32, Some(resume)) = (vector, fixup::lookup(frame.rip)) {
                 frame.rip = resume;
@@ -206,10 +213,18 @@ fn machine_check(f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str(" context corrupt")?;
         }
         if status & 1 << 58 != 0 {
-            write!(f, " address {:#x}", msr::read_checked(control + 2).unwrap_or(0))?;
+            write!(
+                f,
+                " address {:#x}",
+                msr::read_checked(control + 2).unwrap_or(0)
+            )?;
         }
         if status & 1 << 59 != 0 {
-            write!(f, " misc {:#x}", msr::read_checked(control + 3).unwrap_or(0))?;
+            write!(
+                f,
+                " misc {:#x}",
+                msr::read_checked(control + 3).unwrap_or(0)
+            )?;
         }
     }
     Ok(())

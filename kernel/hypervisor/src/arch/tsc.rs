@@ -72,7 +72,11 @@ impl fmt::Display for Source {
 /// Finds out how fast the counter runs.
 pub fn calibrate(pm_timer: Option<PmTimer>) -> (u64, Source) {
     let (hz, source) = by_cpuid()
-        .or_else(|| pm_timer.and_then(by_pm_timer).map(|hz| (hz, Source::PmTimer)))
+        .or_else(|| {
+            pm_timer
+                .and_then(by_pm_timer)
+                .map(|hz| (hz, Source::PmTimer))
+        })
         .or_else(|| by_pit().map(|hz| (hz, Source::Pit)))
         .unwrap_or((1_000_000_000, Source::Assumed));
     HZ.store(hz, Ordering::Relaxed);
@@ -84,12 +88,17 @@ const PLAUSIBLE_HZ: core::ops::RangeInclusive<u64> = 1_000_000..=100_000_000_000
 
 fn by_cpuid() -> Option<(u64, Source)> {
     let cpuid = CpuId::new();
-    let nominal = cpuid.get_tsc_info().and_then(|t| t.tsc_frequency()).map(|hz| (hz, Source::Cpuid));
+    let nominal = cpuid
+        .get_tsc_info()
+        .and_then(|t| t.tsc_frequency())
+        .map(|hz| (hz, Source::Cpuid));
     let told = || {
         let khz = cpuid.get_hypervisor_info()?.tsc_frequency()?;
         Some((u64::from(khz) * 1000, Source::Hypervisor))
     };
-    nominal.or_else(told).filter(|(hz, _)| PLAUSIBLE_HZ.contains(hz))
+    nominal
+        .or_else(told)
+        .filter(|(hz, _)| PLAUSIBLE_HZ.contains(hz))
 }
 
 /// A reference reading between two readings of the counter.
@@ -101,14 +110,22 @@ struct Reading {
 
 /// The reading with the least time between its two counter values, out of a few.
 fn best_reading(mut reference: impl FnMut() -> u64) -> Reading {
-    let mut best = Reading { tsc: 0, uncertainty: u64::MAX, reference: 0 };
+    let mut best = Reading {
+        tsc: 0,
+        uncertainty: u64::MAX,
+        reference: 0,
+    };
     for _ in 0..8 {
         let before = read();
         let value = reference();
         let after = read();
         let uncertainty = after.wrapping_sub(before);
         if uncertainty < best.uncertainty {
-            best = Reading { tsc: before + uncertainty / 2, uncertainty, reference: value };
+            best = Reading {
+                tsc: before + uncertainty / 2,
+                uncertainty,
+                reference: value,
+            };
         }
     }
     best
@@ -151,8 +168,11 @@ fn by_pit() -> Option<u64> {
     const HZ: u64 = 1_193_182;
     const SPAN: u64 = HZ / 50;
     const GIVE_UP: u32 = 2_000_000;
-    let (mut gate, mut command, mut data) =
-        (Port::<u8>::new(0x61), Port::<u8>::new(0x43), Port::<u8>::new(0x42));
+    let (mut gate, mut command, mut data) = (
+        Port::<u8>::new(0x61),
+        Port::<u8>::new(0x43),
+        Port::<u8>::new(0x42),
+    );
     let mut count = move || {
         // SAFETY: latches and reads channel 2, which nothing else in the kernel uses.
         unsafe {
@@ -180,7 +200,12 @@ fn by_pit() -> Option<u64> {
         spin_loop();
     }
     let end = best_reading(&mut count);
-    rate(&start, &end, start.reference.wrapping_sub(end.reference) & 0xffff, HZ)
+    rate(
+        &start,
+        &end,
+        start.reference.wrapping_sub(end.reference) & 0xffff,
+        HZ,
+    )
 }
 
 /// What comparing a CPU's counter with the boot processor's gave.
@@ -255,7 +280,9 @@ fn lead(give_up: impl Fn() -> bool) -> Option<Comparison> {
         let took = after.wrapping_sub(before);
         if took < round_trip {
             round_trip = took;
-            offset = there.wrapping_sub(before.wrapping_add(took / 2)).cast_signed();
+            offset = there
+                .wrapping_sub(before.wrapping_add(took / 2))
+                .cast_signed();
         }
     }
     PING.store(u32::MAX, Ordering::Release);
@@ -266,7 +293,11 @@ fn lead(give_up: impl Fn() -> bool) -> Option<Comparison> {
         }
         spin_loop();
     }
-    Some(Comparison { offset, uncertainty: round_trip / 2, warp: WARP_TURN.lock().warp })
+    Some(Comparison {
+        offset,
+        uncertainty: round_trip / 2,
+        warp: WARP_TURN.lock().warp,
+    })
 }
 
 /// The other CPU's side of [`compare`]. If the boot processor has given up on this CPU, it must not

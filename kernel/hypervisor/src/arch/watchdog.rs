@@ -1,9 +1,9 @@
 //! The watchdog: CPUs look after each other.
 //!
-//! Every run loop calls [`crate::arch::percpu::PerCpu::beat`] in each round and [`check`] about once
-//! a second. A check looks at the next CPU in a ring, and goes on to the one after while it
-//! finds CPUs that are stuck, so that neighbours that hang together are both found and no CPU has
-//! to look at all the others. A CPU that waits for an interrupt is silent by right. A stuck CPU is named with what it ran; an NMI fetches where it is.
+//! Every run loop says in each round that it is alive ([`super::percpu::PerCpu::beat`]) and calls
+//! [`check`], which once a second, on whichever CPU comes first, looks at all of them. So the
+//! watchdog works as long as one CPU does. A stuck CPU is named with what it runs; an NMI fetches
+//! where it is. A CPU that waits for an interrupt is silent by right.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,6 +19,8 @@ pub const DEFAULT_LIMIT: Nanos = Nanos::from_secs(10);
 const ANSWER_TIME: Nanos = Nanos::from_millis(200);
 
 static LIMIT_NS: AtomicU64 = AtomicU64::new(DEFAULT_LIMIT.0);
+/// When the next look is due.
+static NEXT_NS: AtomicU64 = AtomicU64::new(0);
 
 /// Changes how long a CPU may be silent; zero switches the watchdog off.
 pub fn set_limit(limit: Nanos) {
@@ -34,22 +36,25 @@ pub struct Stuck {
     pub silent: Nanos,
 }
 
-/// Looks at the calling CPU's neighbour in the ring; logs each CPU that is newly found stuck and
-/// gives it to `found` (for telemetry).
+/// Once a second, on the CPU that comes first: looks at all CPUs, logs each that is newly found
+/// stuck, and gives it to `found` (for telemetry).
 pub fn check(now: Nanos, mut found: impl FnMut(Stuck)) {
     let limit = Nanos(LIMIT_NS.load(Ordering::Relaxed));
-    if limit == Nanos::ZERO {
+    let due = NEXT_NS.load(Ordering::Relaxed);
+    let next = now + Nanos::from_secs(1);
+    if now.0 < due || limit == Nanos::ZERO {
         return;
     }
-    let me = percpu::current();
-    let all = percpu::all();
-    let ring = all.iter().cycle().skip(me.cpu.index() + 1).take(all.len().saturating_sub(1));
-    for cpu in ring.copied().filter(|c| c.is_online()) {
+    if NEXT_NS
+        .compare_exchange(due, next.0, Ordering::Relaxed, Ordering::Relaxed)
+        .is_err()
+    {
+        return;
+    }
+    for cpu in percpu::online() {
         let silent = now.since(cpu.last_beat());
-        if silent <= limit || cpu.activity() == Activity::Idle {
-            return;
-        }
-        if !cpu.reported.swap(true, Ordering::AcqRel) {
+        let waits = matches!(cpu.activity(), Activity::Idle | Activity::Booting);
+        if silent > limit && !waits && !cpu.reported.swap(true, Ordering::AcqRel) {
             report(Stuck { cpu, silent });
             found(Stuck { cpu, silent });
         }

@@ -41,7 +41,11 @@ pub(super) fn init(tables: &Tables) {
         log::warn!("the DSDT has no \\_S5 package: power-off tries the ports of emulators");
     }
     let controls = [fadt.pm1a_control, fadt.pm1b_control, fadt.sleep_control];
-    for register in controls.into_iter().flatten().filter(|r| r.space == AddressSpace::Memory) {
+    for register in controls
+        .into_iter()
+        .flatten()
+        .filter(|r| r.space == AddressSpace::Memory)
+    {
         if let Err(e) = paging::map_device(Hpa(register.address), 4) {
             log::warn!("the power-off register cannot be mapped: {e}");
             return;
@@ -75,7 +79,10 @@ pub fn pm_timer() -> Option<PmTimer> {
     let timer = POWER.get()?.fadt.pm_timer?;
     let port = u16::try_from(timer.register.address).ok()?;
     let is_port = timer.register.space == AddressSpace::Io;
-    is_port.then_some(PmTimer { port, wide: timer.bits == 32 })
+    is_port.then_some(PmTimer {
+        port,
+        wide: timer.bits == 32,
+    })
 }
 
 /// PM1 control: SCI_EN, SLP_TYP and SLP_EN (ACPI 6.5, 4.8.3.2.1).
@@ -113,7 +120,11 @@ fn memory(register: GenericAddress) -> *mut u16 {
 /// sentence. Takes no lock: the end of a report calls this.
 pub fn power_off() -> ! {
     x86_64::instructions::interrupts::disable();
-    if let Some(Power { fadt, s5: Some((a, b)) }) = POWER.get() {
+    if let Some(Power {
+        fadt,
+        s5: Some((a, b)),
+    }) = POWER.get()
+    {
         sleep_s5(fadt, *a, *b);
         time::spin(Nanos::from_millis(500));
     }
@@ -139,7 +150,9 @@ fn sleep_s5(fadt: &Fadt, type_a: u8, type_b: u8) {
         write_control(control, u16::from(type_a) << 2 | 1 << 5);
         return;
     }
-    let Some(pm1a) = fadt.pm1a_control else { return };
+    let Some(pm1a) = fadt.pm1a_control else {
+        return;
+    };
     enable_acpi(fadt, pm1a);
     for (register, kind) in [(fadt.pm1b_control, type_b), (Some(pm1a), type_a)] {
         if let Some(register) = register {

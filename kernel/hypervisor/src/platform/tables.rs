@@ -2,7 +2,10 @@
 //!
 //! Crate `acpi` finds them (RSDP, then XSDT or RSDT) and checks header and sum. Override tables of the
 //! boot medium replace what has the same signature, and are added where nothing has it.
-#![expect(unsafe_code, reason = "reads firmware's tables where firmware left them")]
+#![expect(
+    unsafe_code,
+    reason = "reads firmware's tables where firmware left them"
+)]
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -30,7 +33,10 @@ struct Table {
 impl Tables {
     /// The bytes of the table with this signature.
     pub fn get(&self, signature: &[u8; 4]) -> Option<&[u8]> {
-        self.0.iter().map(|t| t.bytes.as_slice()).find(|b| b.starts_with(signature))
+        self.0
+            .iter()
+            .map(|t| t.bytes.as_slice())
+            .find(|b| b.starts_with(signature))
     }
 
     /// Finds and copies firmware's tables, then applies the overrides among `modules`.
@@ -41,7 +47,10 @@ impl Tables {
         } else {
             tables.copy_from_firmware(rsdp);
         }
-        for module in modules.iter().filter(|m| m.kind() == Some(ModuleKind::AcpiOverride)) {
+        for module in modules
+            .iter()
+            .filter(|m| m.kind() == Some(ModuleKind::AcpiOverride))
+        {
             tables.override_with(module);
         }
         tables
@@ -88,7 +97,9 @@ impl Tables {
 
     fn override_with(&mut self, module: &Module) {
         let bytes = module_bytes(module);
-        let Some(signature) = bytes.get(..4).filter(|_| bytes.len() >= size_of::<SdtHeader>())
+        let Some(signature) = bytes
+            .get(..4)
+            .filter(|_| bytes.len() >= size_of::<SdtHeader>())
         else {
             log::error!(
                 "{}: {} bytes are too few for an ACPI table; it is ignored",
@@ -115,7 +126,12 @@ impl Tables {
                 for table in self.0 {
                     let signature = table.bytes.get(..4).unwrap_or(b"????");
                     let mark = if table.overridden { " (override)" } else { "" };
-                    write!(f, " {} {}{mark}", signature.escape_ascii(), table.bytes.len())?;
+                    write!(
+                        f,
+                        " {} {}{mark}",
+                        signature.escape_ascii(),
+                        table.bytes.len()
+                    )?;
                 }
                 Ok(())
             }
@@ -165,7 +181,10 @@ impl AcpiHandler for DirectMap {
 fn bytes_of<T: AcpiTable>(mapping: &PhysicalMapping<DirectMap, T>) -> &[u8] {
     // SAFETY: `find_table` mapped the whole table (`region_length` bytes) and checked its sum.
     unsafe {
-        core::slice::from_raw_parts(mapping.virtual_start().as_ptr().cast(), mapping.region_length())
+        core::slice::from_raw_parts(
+            mapping.virtual_start().as_ptr().cast(),
+            mapping.region_length(),
+        )
     }
 }
 
@@ -206,4 +225,3 @@ pub(super) fn firmware_dsdt(at: Hpa) -> Option<&'static [u8]> {
     // SAFETY: mapped for ever; this is read before ACPI memory is given to anyone.
     Some(unsafe { core::slice::from_raw_parts(place, length as usize) })
 }
-
