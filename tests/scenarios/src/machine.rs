@@ -190,6 +190,21 @@ impl Machine {
         Ok(())
     }
 
+    /// What the observer plugin must know of this machine: the node of each CPU, the MiB of each node.
+    pub fn plugin_args(&self) -> String {
+        let cpus = self
+            .nodes
+            .iter()
+            .enumerate()
+            .flat_map(|(id, node)| (0..node.cpus).map(move |_| id.to_string()));
+        let memory = self.nodes.iter().map(|node| node.memory_mib.to_string());
+        format!(
+            "cpus={},nodes={}",
+            cpus.collect::<Vec<_>>().join(":"),
+            memory.collect::<Vec<_>>().join(":")
+        )
+    }
+
     /// The QEMU options for CPUs, memory, SLIT and HMAT (everything but firmware and devices).
     pub fn qemu_args(&self) -> Vec<String> {
         let mut args = Vec::new();
@@ -313,6 +328,7 @@ mod tests {
         assert!(args.contains("-numa cpu,node-id=2,socket-id=2"));
         assert!(!args.contains("hmat-lb,initiator=1"));
         assert_eq!(machine.check(), Ok(()));
+        assert_eq!(machine.plugin_args(), "cpus=0:0:2,nodes=512:256:0");
     }
 
     #[test]

@@ -62,7 +62,7 @@ pub struct Scenario {
     pub overrides: Vec<Override>,
     /// What happens to it from outside, in this order.
     pub steps: Vec<Step>,
-    /// Arguments of the observer plugin; `None` runs without it.
+    /// Arguments of the observer plugin besides the machine's shape and its output file; `None` runs without it.
     pub plugin: Option<String>,
     /// The run is ended after this long, with an outcome of its own.
     pub timeout: Duration,
@@ -160,7 +160,7 @@ impl Scenario {
         self
     }
 
-    /// Observed from outside by the QEMU plugin with these arguments.
+    /// Observed from outside by the QEMU plugin, with these arguments besides the machine's shape.
     pub fn observed(mut self, arguments: &str) -> Self {
         self.plugin = Some(arguments.into());
         self

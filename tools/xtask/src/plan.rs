@@ -103,14 +103,18 @@ pub fn default_vms(machine: &Machine) -> Vec<Vm> {
         .iter()
         .rposition(|n| n.memory_mib > 0)
         .unwrap_or(0);
-    let beta = Vm::linux("beta");
+    // Each touches a third of its memory for a while, under a tag of its own for an observer outside.
+    let beta = Vm::linux("beta").workload("--mib 64 --seconds 15 --tag 2");
     let beta = if last > 0 {
         beta.set("memory_nodes", &format!("[{last}]"))
             .set("start_node", "0")
     } else {
         beta
     };
-    vec![Vm::linux("alpha"), beta]
+    vec![
+        Vm::linux("alpha").workload("--mib 64 --seconds 10 --tag 1"),
+        beta,
+    ]
 }
 
 /// The nearest of `known` to what was typed, as the end of a sentence.

@@ -57,7 +57,7 @@ fn one_vm_is_changed_and_the_other_is_not() {
     assert_eq!(beta.mode.map(|m| m.to_string()).as_deref(), Some("off"));
     assert!(beta.append.ends_with(" -- --mib 32"), "{}", beta.append);
     assert_eq!((alpha.memory_bytes, alpha.cpus), (192 << 20, 2));
-    assert!(!alpha.append.contains("--"));
+    assert!(alpha.append.contains(" -- --mib 64 "));
 }
 
 #[test]

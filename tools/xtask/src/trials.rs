@@ -247,7 +247,11 @@ impl Bench {
                 .plugin
                 .as_ref()
                 .context("the observer plugin is not built")?;
-            let arguments = format!("out={},{arguments}", counted.display());
+            let arguments = format!(
+                "out={},{},{arguments}",
+                counted.display(),
+                scenario.machine.plugin_args()
+            );
             invocation = invocation.with_plugin(library, arguments.trim_end_matches(','));
         }
         let control = scratch.path().join("control");
