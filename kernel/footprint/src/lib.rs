@@ -49,12 +49,14 @@ extern crate alloc;
 
 pub mod evidence;
 pub mod latency;
+pub mod matrix;
 pub mod sample;
 pub mod tracker;
 pub mod tunables;
 
 pub use evidence::wilson_lower;
 pub use latency::{Latencies, LatencyError, proximity};
+pub use matrix::Matrix;
 pub use sample::{Attribution, Coverage, LeafSample, Window};
-pub use tracker::{Footprint, HotPage, Matrix, PassSummary, TOUCH};
+pub use tracker::{Footprint, HotPage, PassSummary, TOUCH};
 pub use tunables::Tunables;

@@ -6,92 +6,12 @@ use units::{Gpa, Nanos, NodeId, PageSize, PerMille, Score};
 
 use crate::evidence::wilson_lower;
 use crate::latency::{Latencies, proximity};
+use crate::matrix::Matrix;
 use crate::sample::{Attribution, Coverage, LeafSample, Window};
 use crate::tunables::Tunables;
 
 /// Weight of one touch of one region in one window. Shares of a touch are rounded to this.
 pub const TOUCH: u64 = 1024;
-
-/// How often each node touched memory of each node; decayed, in units of [`TOUCH`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Matrix {
-    nodes: usize,
-    cells: Vec<u64>,
-}
-
-impl Matrix {
-    fn new(nodes: usize) -> Self {
-        Self {
-            nodes,
-            cells: vec![0; nodes.saturating_mul(nodes)],
-        }
-    }
-
-    /// Touches by `accessor` of memory on `memory`; 0 for nodes that do not exist.
-    pub fn get(&self, accessor: NodeId, memory: NodeId) -> u64 {
-        let (k, n) = (accessor.index(), memory.index());
-        if k >= self.nodes || n >= self.nodes {
-            return 0;
-        }
-        self.cells.get(k * self.nodes + n).copied().unwrap_or(0)
-    }
-
-    /// Number of nodes.
-    pub const fn nodes(&self) -> usize {
-        self.nodes
-    }
-
-    /// One row per accessing node.
-    pub fn rows(&self) -> Vec<Vec<u64>> {
-        self.cells
-            .chunks(self.nodes.max(1))
-            .map(<[u64]>::to_vec)
-            .collect()
-    }
-
-    /// Touches of each node's memory by anybody.
-    pub fn by_memory(&self) -> Vec<u64> {
-        let mut sums = vec![0u64; self.nodes];
-        for row in self.cells.chunks(self.nodes.max(1)) {
-            for (sum, cell) in sums.iter_mut().zip(row) {
-                *sum = sum.saturating_add(*cell);
-            }
-        }
-        sums
-    }
-
-    fn add(&mut self, accessor: usize, memory: usize, weight: u64) {
-        if accessor < self.nodes
-            && memory < self.nodes
-            && let Some(cell) = self.cells.get_mut(accessor * self.nodes + memory)
-        {
-            *cell = cell.saturating_add(weight);
-        }
-    }
-
-    fn halve(&mut self) {
-        for cell in &mut self.cells {
-            *cell /= 2;
-        }
-    }
-
-    /// Moves `weight` of `of` from one memory node to another, in each row alike.
-    fn relocate(&mut self, from: usize, to: usize, weight: u64, of: u64) {
-        if from >= self.nodes || to >= self.nodes {
-            return;
-        }
-        let part = Score::ratio(weight.into(), of.into());
-        for row in self.cells.chunks_mut(self.nodes.max(1)) {
-            let moved = row.get(from).map_or(0, |cell| part.of(*cell));
-            if let Some(cell) = row.get_mut(from) {
-                *cell -= moved;
-            }
-            if let Some(cell) = row.get_mut(to) {
-                *cell = cell.saturating_add(moved);
-            }
-        }
-    }
-}
 
 /// A page that was touched lately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,7 +96,7 @@ impl Footprint {
         self.passes = self.passes.saturating_add(1);
         self.note_run(window);
         self.note_resident(window, &samples);
-        let known = |s: &&LeafSample| s.node.index() < self.matrix.nodes;
+        let known = |s: &&LeafSample| s.node.index() < self.matrix.nodes();
         let mut summary = PassSummary {
             leaves: samples.len() as u64,
             touched: samples.iter().filter(|s| s.accessed != 0).count() as u64,
@@ -251,7 +171,7 @@ impl Footprint {
         let Some(page) = self.pages.get_mut(i) else {
             return;
         };
-        if page.node == to || to.index() >= self.matrix.nodes {
+        if page.node == to || to.index() >= self.matrix.nodes() {
             return;
         }
         let (from, heat) = (page.node.index(), page.heat);
@@ -281,7 +201,7 @@ impl Footprint {
 
     /// Adds the touches of a busy window to matrix, evidence and pages.
     fn add_touches(&mut self, window: &Window<'_>, samples: &[LeafSample]) {
-        let mut touches = vec![0u64; self.matrix.nodes];
+        let mut touches = vec![0u64; self.matrix.nodes()];
         let region = |s: &LeafSample| (s.size, s.gpa.align_down(PageSize::Size2M));
         let mut weights = Vec::with_capacity(samples.len());
         for leaves in samples.chunk_by(|a, b| region(a) == region(b)) {
@@ -434,15 +354,7 @@ impl Footprint {
 
     /// Share of touches made from the node that holds the memory; None before the first touch.
     pub fn locality(&self) -> Option<Score> {
-        let total: u128 = self.matrix.cells.iter().map(|c| u128::from(*c)).sum();
-        let local: u128 = self
-            .matrix
-            .cells
-            .chunks(self.matrix.nodes.max(1))
-            .enumerate()
-            .filter_map(|(k, row)| row.get(k))
-            .map(|c| u128::from(*c))
-            .sum();
+        let (local, total) = self.matrix.local_and_total();
         (total > 0).then(|| Score::ratio(local, total))
     }
 
@@ -463,7 +375,7 @@ impl Footprint {
 
     /// Bytes of touched pages on each node.
     pub fn touched(&self) -> Vec<u64> {
-        let mut bytes = vec![0u64; self.matrix.nodes];
+        let mut bytes = vec![0u64; self.matrix.nodes()];
         for p in &self.pages {
             if let Some(sum) = bytes.get_mut(p.node.index()) {
                 *sum = sum.saturating_add(p.size.bytes());

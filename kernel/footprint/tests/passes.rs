@@ -52,7 +52,10 @@ fn most_pages_on_one_node_but_most_accesses_on_another_gives_the_other() {
     let nodes: Vec<u16> = (0..128).map(|i| if i < 96 { 3 } else { 1 }).collect();
     for _ in 0..3 {
         // 2 of 96 pages on node 3 are touched, 30 of 32 on node 1.
-        f.record(&window(&busy_on(0)), leaves(&nodes, |i| !(2..98).contains(&i)));
+        f.record(
+            &window(&busy_on(0)),
+            leaves(&nodes, |i| !(2..98).contains(&i)),
+        );
     }
     assert_eq!(f.home(), Some(NodeId(1)));
     assert!(f.resident()[3] > f.resident()[1]);

@@ -50,11 +50,13 @@ pub mod event;
 pub mod pick;
 pub mod place;
 pub mod queue;
+pub mod report;
 pub mod scheduler;
 pub mod tunables;
 pub mod vcpu;
 
 pub use event::{Affinity, Command, Commands, CpuPlace, Event, Next, Refusal, VcpuSpec};
-pub use scheduler::{CpuReport, Explanation, Scheduler, VcpuReport};
+pub use report::{CpuReport, Explanation, State, VcpuReport};
+pub use scheduler::Scheduler;
 pub use telemetry::Class;
 pub use tunables::{DEFAULT_WEIGHT, MAX_WEIGHT, Tunables};

@@ -298,7 +298,11 @@ impl Scheduler {
         // An idle CPU was kicked for it and is about to come: whoever takes it away meanwhile gains
         // nothing, and far away loses. Only a CPU that does not come is not waited for.
         if src.current.is_none() {
-            return if base == Nanos::ZERO { t.min_run } else { t.kick_grace };
+            return if base == Nanos::ZERO {
+                t.min_run
+            } else {
+                t.kick_grace
+            };
         }
         (base + Nanos(loss.of(t.pull_limit.0))).min(t.pull_limit)
     }

@@ -1,10 +1,9 @@
-//! The scheduler's state, its events, and what it says about itself.
+//! The scheduler's state and its events.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use core::fmt;
-use telemetry::{MoveReason, Pick, Terms};
-use units::{CpuId, Credits, Nanos, NodeId, Score, VcpuId, VmId};
+use telemetry::{MoveReason, Terms};
+use units::{CpuId, Nanos, NodeId, Score, VcpuId, VmId};
 
 use crate::event::{Command, Commands, Event, Refusal, VcpuSpec};
 use crate::queue::{Cpu, Vcpus, bonus_and_penalty, join_bound, move_cost, terms};
@@ -30,108 +29,6 @@ pub struct Scheduler {
     pub(crate) vcpus: Vcpus,
     pub(crate) vms: BTreeMap<VmId, Vm>,
     pub(crate) balanced_at: Nanos,
-}
-
-/// A CPU as the scheduler sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CpuReport {
-    /// Which.
-    pub cpu: CpuId,
-    /// Its node.
-    pub node: NodeId,
-    /// Whom it runs.
-    pub running: Option<VcpuId>,
-    /// vCPUs in its queue that do not run.
-    pub waiting: u16,
-    /// CPU time that its vCPUs ask for: 65536 = one CPU; more is overcommitment.
-    pub demand: u64,
-}
-
-/// A vCPU as the scheduler sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VcpuReport {
-    /// Which.
-    pub vcpu: VcpuId,
-    /// Its CPU.
-    pub cpu: CpuId,
-    /// Its CPU's node.
-    pub node: NodeId,
-    /// Whether it is running.
-    pub running: bool,
-    /// Whether it wants to run.
-    pub runnable: bool,
-    /// Credit in its queue (its lag).
-    pub credit: Credits,
-    /// Entitled minus received over the whole machine: the operator's credits.
-    pub account: Credits,
-    /// Part of time in which it wants to run.
-    pub demand: Score,
-    /// Run time since it was added.
-    pub ran: Nanos,
-}
-
-/// Why a vCPU runs or does not run: the sum's terms and its rival's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Explanation {
-    /// The vCPU.
-    pub report: VcpuReport,
-    /// Its sum on its CPU.
-    pub terms: Terms,
-    /// What it is doing.
-    pub state: State,
-    /// Whom its CPU runs, if it is another.
-    pub rival: Option<(VcpuId, Terms)>,
-    /// The node that the planner named.
-    pub preferred: Option<NodeId>,
-}
-
-/// What a vCPU is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// It runs.
-    Running,
-    /// It waits for its CPU.
-    Waiting {
-        /// For this long.
-        for_: Nanos,
-    },
-    /// It halted.
-    Halted,
-    /// It used up its cap.
-    Capped,
-    /// Its machine is paused.
-    Paused,
-}
-
-impl fmt::Display for Explanation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let r = &self.report;
-        match self.state {
-            State::Running => write!(f, "{} runs on {} ({})", r.vcpu, r.cpu, r.node)?,
-            State::Waiting { for_ } => {
-                write!(f, "{} has waited {for_} for {} ({})", r.vcpu, r.cpu, r.node)?;
-            }
-            State::Halted => write!(f, "{} is halted; it last ran on {}", r.vcpu, r.cpu)?,
-            State::Capped => write!(f, "{} has used up its cap on {}", r.vcpu, r.cpu)?,
-            State::Paused => write!(f, "{} is paused on {}", r.vcpu, r.cpu)?,
-        }
-        write!(f, ": {}", self.terms)?;
-        if let Some((rival, terms)) = &self.rival {
-            write!(f, "; {rival} runs there: {terms}")?;
-        }
-        if r.credit.0 < 0 {
-            f.write_str("; not eligible until its credit is paid back")?;
-        }
-        write!(
-            f,
-            "; machine-wide it is owed {}, wants {} of a CPU",
-            r.account, r.demand
-        )?;
-        if let Some(node) = self.preferred {
-            write!(f, ", and its machine's preferred node is {node}")?;
-        }
-        Ok(())
-    }
 }
 
 impl Scheduler {
@@ -416,74 +313,5 @@ impl Scheduler {
             .filter(|v| v.cpu == cpu)
             .map(|v| u64::from(v.demand.0))
             .sum()
-    }
-
-    /// Every CPU, by number.
-    pub fn cpus(&self) -> impl Iterator<Item = CpuReport> + '_ {
-        self.cpus.iter().map(|(&cpu, c)| CpuReport {
-            cpu,
-            node: c.place.node,
-            running: c.current,
-            waiting: c.members().filter(|v| Some(*v) != c.current).count() as u16,
-            demand: self.demand_on(cpu),
-        })
-    }
-
-    /// Every vCPU, by number.
-    pub fn vcpus(&self) -> impl Iterator<Item = VcpuReport> + '_ {
-        self.vcpus.keys().filter_map(|id| self.vcpu(*id))
-    }
-
-    /// One vCPU.
-    pub fn vcpu(&self, vcpu: VcpuId) -> Option<VcpuReport> {
-        let v = self.vcpus.get(&vcpu)?;
-        Some(VcpuReport {
-            vcpu,
-            cpu: v.cpu,
-            node: self.cpus.get(&v.cpu)?.place.node,
-            running: v.on_cpu.is_some(),
-            runnable: v.runnable(),
-            credit: Credits(v.credit),
-            account: Credits(v.account),
-            demand: v.demand,
-            ran: v.ran,
-        })
-    }
-
-    /// Why a vCPU runs or waits, with the terms of the sum; None if it does not exist.
-    pub fn why(&self, now: Nanos, vcpu: VcpuId) -> Option<Explanation> {
-        let v = self.vcpus.get(&vcpu)?;
-        let state = if v.on_cpu.is_some() {
-            State::Running
-        } else if v.paused {
-            State::Paused
-        } else if v.throttled {
-            State::Capped
-        } else if v.queued {
-            State::Waiting {
-                for_: now.since(v.waiting_since),
-            }
-        } else {
-            State::Halted
-        };
-        let current = self
-            .cpus
-            .get(&v.cpu)
-            .and_then(|c| c.current)
-            .filter(|c| *c != vcpu);
-        Some(Explanation {
-            report: self.vcpu(vcpu)?,
-            terms: self.terms_on(vcpu, v.cpu)?,
-            state,
-            rival: current.and_then(|c| Some((c, self.terms_on(c, v.cpu)?))),
-            preferred: self.vms.get(&vcpu.vm).and_then(|vm| vm.preferred),
-        })
-    }
-
-    /// The decision that `cpu` would explain now, without changing anything.
-    pub fn running(&self, cpu: CpuId) -> Option<Pick> {
-        let c = self.cpus.get(&cpu)?;
-        let vcpu = c.current?;
-        self.explain_pick(cpu, vcpu, self.vcpus.get(&vcpu)?.remaining)
     }
 }

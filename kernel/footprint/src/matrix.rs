@@ -1,0 +1,99 @@
+//! The access matrix `F[k][n]`.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use units::{NodeId, Score};
+
+/// How often each node touched memory of each node; decayed, in units of [`TOUCH`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Matrix {
+    nodes: usize,
+    cells: Vec<u64>,
+}
+
+impl Matrix {
+    pub(crate) fn new(nodes: usize) -> Self {
+        Self {
+            nodes,
+            cells: vec![0; nodes.saturating_mul(nodes)],
+        }
+    }
+
+    /// Touches by `accessor` of memory on `memory`; 0 for nodes that do not exist.
+    pub fn get(&self, accessor: NodeId, memory: NodeId) -> u64 {
+        let (k, n) = (accessor.index(), memory.index());
+        if k >= self.nodes || n >= self.nodes {
+            return 0;
+        }
+        self.cells.get(k * self.nodes + n).copied().unwrap_or(0)
+    }
+
+    /// Number of nodes.
+    pub const fn nodes(&self) -> usize {
+        self.nodes
+    }
+
+    /// One row per accessing node.
+    pub fn rows(&self) -> Vec<Vec<u64>> {
+        self.cells
+            .chunks(self.nodes.max(1))
+            .map(<[u64]>::to_vec)
+            .collect()
+    }
+
+    /// Touches of each node's memory by anybody.
+    pub fn by_memory(&self) -> Vec<u64> {
+        let mut sums = vec![0u64; self.nodes];
+        for row in self.cells.chunks(self.nodes.max(1)) {
+            for (sum, cell) in sums.iter_mut().zip(row) {
+                *sum = sum.saturating_add(*cell);
+            }
+        }
+        sums
+    }
+
+    pub(crate) fn add(&mut self, accessor: usize, memory: usize, weight: u64) {
+        if accessor < self.nodes
+            && memory < self.nodes
+            && let Some(cell) = self.cells.get_mut(accessor * self.nodes + memory)
+        {
+            *cell = cell.saturating_add(weight);
+        }
+    }
+
+    pub(crate) fn halve(&mut self) {
+        for cell in &mut self.cells {
+            *cell /= 2;
+        }
+    }
+
+    /// Moves `weight` of `of` from one memory node to another, in each row alike.
+    pub(crate) fn relocate(&mut self, from: usize, to: usize, weight: u64, of: u64) {
+        if from >= self.nodes || to >= self.nodes {
+            return;
+        }
+        let part = Score::ratio(weight.into(), of.into());
+        for row in self.cells.chunks_mut(self.nodes.max(1)) {
+            let moved = row.get(from).map_or(0, |cell| part.of(*cell));
+            if let Some(cell) = row.get_mut(from) {
+                *cell -= moved;
+            }
+            if let Some(cell) = row.get_mut(to) {
+                *cell = cell.saturating_add(moved);
+            }
+        }
+    }
+
+    /// Touches made from the node that holds the memory, and all touches.
+    pub(crate) fn local_and_total(&self) -> (u128, u128) {
+        let total = self.cells.iter().map(|c| u128::from(*c)).sum();
+        let local = self
+            .cells
+            .chunks(self.nodes.max(1))
+            .enumerate()
+            .filter_map(|(k, row)| row.get(k))
+            .map(|c| u128::from(*c))
+            .sum();
+        (local, total)
+    }
+}
