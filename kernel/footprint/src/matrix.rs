@@ -4,7 +4,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use units::{NodeId, Score};
 
-/// How often each node touched memory of each node; decayed, in units of [`TOUCH`].
+/// How often each node touched memory of each node; decayed, in units of [`TOUCH`](crate::TOUCH).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Matrix {
     nodes: usize,

@@ -10,7 +10,7 @@
 //!
 //! Who joins brings its credit along, and the others give or get what that leaves uncovered in
 //! proportion to weight: the shift of the virtual clock in EEVDF, limited so that nobody's lag is
-//! pushed beyond [`join_bound`]. Who leaves gives up its claim: what it was owed is forgiven to those
+//! pushed beyond `join_bound`. Who leaves gives up its claim: what it was owed is forgiven to those
 //! in debt, who had it; what it owed is taken from those who are owed. That never pushes a lag outwards.
 
 use alloc::collections::BTreeMap;

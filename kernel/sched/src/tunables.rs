@@ -20,7 +20,7 @@ pub struct Tunables {
     pub bonus_divisor: u32,
     /// A vCPU that was just given a CPU keeps it this long against others of its class.
     pub min_run: Nanos,
-    /// Share of a CPU, in thousandths, that the lower classes together keep.
+    /// Share of a CPU, in thousandths, that each lower class keeps while it has work.
     pub floor_per_mille: u16,
     /// No CPU stays idle longer than this while a vCPU that it may run waits.
     pub pull_limit: Nanos,
