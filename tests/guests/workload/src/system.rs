@@ -3,9 +3,15 @@
 
 use std::io::Error;
 
-/// Anonymous memory, unmapped when dropped.
+/// Bytes of a huge page of the guest's.
+const HUGE: usize = 2 << 20;
+
+/// Anonymous memory, unmapped when dropped. It begins with a huge page, so that no huge page of the
+/// guest's can lie across the memory of two threads and take one's node for both.
 #[derive(Debug)]
 pub struct Mapping {
+    whole: *mut u8,
+    whole_bytes: usize,
     address: *mut u8,
     bytes: usize,
 }
@@ -20,25 +26,22 @@ impl Mapping {
     /// A sentence with the system's reason.
     pub fn new(bytes: usize) -> Result<Self, String> {
         let rights = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let whole_bytes = bytes + HUGE;
         // SAFETY: a new mapping where the system likes; nothing existing is replaced.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                rights,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if address == libc::MAP_FAILED {
+        let whole = unsafe { libc::mmap(std::ptr::null_mut(), whole_bytes, rights, flags, -1, 0) };
+        if whole == libc::MAP_FAILED {
             return Err(format!(
-                "cannot map {bytes} bytes: {}",
+                "cannot map {whole_bytes} bytes: {}",
                 Error::last_os_error()
             ));
         }
+        let whole = whole.cast::<u8>();
+        let address = whole.map_addr(|address| address.next_multiple_of(HUGE));
         Ok(Self {
-            address: address.cast(),
+            whole,
+            whole_bytes,
+            address,
             bytes,
         })
     }
@@ -52,7 +55,7 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: this is what `new` mapped, and nobody refers to it any more. A failure leaves it mapped.
-        unsafe { libc::munmap(self.address.cast(), self.bytes) };
+        unsafe { libc::munmap(self.whole.cast(), self.whole_bytes) };
     }
 }
 
