@@ -52,6 +52,7 @@ mod memory_map;
 mod pptt;
 pub mod quirk;
 pub mod s5;
+mod sentence;
 mod slit;
 pub mod spcr;
 mod srat;
