@@ -56,6 +56,23 @@ pub unsafe fn enable_features() {
     }
 }
 
+/// Lets every machine-check bank of the calling CPU report everything it can detect (SDM 3B 16.8). The
+/// CPU's exception handlers must be in place.
+pub fn enable_machine_checks() {
+    /// IA32_MCG_CAP: the banks' number, and whether IA32_MCG_CTL exists (SDM 3B 16.3.1.1).
+    const COUNT: u64 = 0xff;
+    const HAS_CONTROL: u64 = 1 << 8;
+    let Some(capabilities) = msr::read_checked(msr::MCG_CAP) else {
+        return;
+    };
+    let banks = (capabilities & COUNT) as u32;
+    let global = (capabilities & HAS_CONTROL != 0).then_some(msr::MCG_CTL);
+    for register in (0..banks).map(|bank| msr::MC0_CTL + 4 * bank).chain(global) {
+        // SAFETY: decides only what is reported; a bank that refuses stays as firmware left it.
+        let _refused_is_fine = unsafe { msr::write_checked(register, u64::MAX) };
+    }
+}
+
 /// The APIC identifier that CPUID gives the calling CPU: 32 bits where leaf 0xB exists.
 pub fn initial_apic_id() -> u32 {
     let cpuid = CpuId::new();

@@ -119,6 +119,7 @@ unsafe extern "C" fn enter(info: u64) -> ! {
         &*((DIRECT_MAP_BASE + info) as *const BootInfo)
     };
     idt::load();
+    cpu::enable_machine_checks();
     crate::kernel_main(info)
 }
 

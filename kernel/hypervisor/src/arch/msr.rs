@@ -1,11 +1,8 @@
-//! Model-specific registers, and control registers that may refuse a value.
+//! Model-specific registers.
 //!
 //! [`read`] and [`write`] are for registers whose presence CPUID (or the architecture) promises:
 //! a fault there is a bug and ends in a report. [`read_checked`] and [`write_checked`] are for probing.
-#![expect(
-    unsafe_code,
-    reason = "RDMSR, WRMSR and XSETBV exist only as instructions"
-)]
+#![expect(unsafe_code, reason = "RDMSR and WRMSR exist only as instructions")]
 
 use core::arch::asm;
 
@@ -17,6 +14,8 @@ pub const TSC_DEADLINE: u32 = 0x6e0;
 pub const MCG_CAP: u32 = 0x179;
 /// IA32_MCG_STATUS (SDM 3B 16.3.1.2).
 pub const MCG_STATUS: u32 = 0x17a;
+/// IA32_MCG_CTL (SDM 3B 16.3.1.3).
+pub const MCG_CTL: u32 = 0x17b;
 /// IA32_MC0_CTL; STATUS, ADDR and MISC follow, then the next bank (SDM 3B 16.3.2).
 pub const MC0_CTL: u32 = 0x400;
 /// IA32_PAT (SDM 3A 12.12).
@@ -99,36 +98,6 @@ pub unsafe fn write_checked(register: u32, value: u64) -> bool {
             ".popsection",
             ok = out(reg) ok,
             in("ecx") register,
-            in("eax") value as u32,
-            in("edx") (value >> 32) as u32,
-            options(nostack),
-        );
-    }
-    ok == 1
-}
-
-/// Writes extended control register 0; `false` where XSETBV faults (a reserved bit, or a
-/// combination that the processor forbids, SDM 1 13.3).
-///
-/// # Safety
-/// `CR4.OSXSAVE` is set, and nobody expects state components that `value` switches off.
-#[must_use]
-pub unsafe fn set_xcr0_checked(value: u64) -> bool {
-    let ok: u32;
-    // SAFETY: the caller answers for the effect; a fault continues at `3:` with `ok` still 0.
-    unsafe {
-        asm!(
-            "xor {ok:e}, {ok:e}",
-            "2: xsetbv",
-            "mov {ok:e}, 1",
-            "3:",
-            ".pushsection .fixup, \"a\"",
-            ".balign 8",
-            ".long 2b - .",
-            ".long 3b - .",
-            ".popsection",
-            ok = out(reg) ok,
-            in("ecx") 0_u32,
             in("eax") value as u32,
             in("edx") (value >> 32) as u32,
             options(nostack),

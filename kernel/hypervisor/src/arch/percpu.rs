@@ -8,7 +8,6 @@
     reason = "GS-relative loads, and memory that is given to one CPU for ever"
 )]
 
-use core::any::Any;
 use core::arch::asm;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -106,7 +105,6 @@ pub struct PerCpu {
     pub(super) snapshot: Snapshot,
     /// GDT and TSS.
     pub(super) descriptors: Descriptors,
-    run_state: Once<&'static (dyn Any + Send + Sync)>,
 }
 
 /// The boot processor before it has its place on its own node.
@@ -132,7 +130,6 @@ impl PerCpu {
             apic_errors: AtomicU32::new(0),
             snapshot: Snapshot::new(),
             descriptors: Descriptors::new(),
-            run_state: Once::new(),
         }
     }
 
@@ -188,16 +185,6 @@ impl PerCpu {
     /// The CPU has come up.
     pub(super) fn set_online(&self) {
         self.online.store(true, Ordering::Release);
-    }
-
-    /// Gives the CPU its run-loop state, once.
-    pub fn set_run_state(&self, state: &'static (dyn Any + Send + Sync)) {
-        self.run_state.call_once(|| state);
-    }
-
-    /// The state given to [`Self::set_run_state`], if it is a `T`.
-    pub fn run_state<T: Any + Send + Sync>(&self) -> Option<&'static T> {
-        self.run_state.get().and_then(|s| s.downcast_ref())
     }
 }
 

@@ -335,6 +335,7 @@ extern "C" fn ap_entry(me: &'static PerCpu) -> ! {
         percpu::install(me);
     }
     idt::load();
+    cpu::enable_machine_checks();
     if cpu::initial_apic_id() != me.apic.0 {
         // Another processor than the one that was called took the offer: it must not pose as it.
         cpu::halt_forever();

@@ -14,18 +14,12 @@ use super::symbols::Symbolised;
 use super::{apic, time};
 
 /// How long a CPU may be silent; emulators are slow, hence generous.
-pub const DEFAULT_LIMIT: Nanos = Nanos::from_secs(10);
+const LIMIT: Nanos = Nanos::from_secs(10);
 /// How long a CPU may take to answer the NMI.
 const ANSWER_TIME: Nanos = Nanos::from_millis(200);
 
-static LIMIT_NS: AtomicU64 = AtomicU64::new(DEFAULT_LIMIT.0);
 /// When the next look is due.
 static NEXT_NS: AtomicU64 = AtomicU64::new(0);
-
-/// Changes how long a CPU may be silent; zero switches the watchdog off.
-pub fn set_limit(limit: Nanos) {
-    LIMIT_NS.store(limit.0, Ordering::Relaxed);
-}
 
 /// A CPU that does not answer, as [`check`] found it.
 #[derive(Clone, Copy, Debug)]
@@ -39,10 +33,9 @@ pub struct Stuck {
 /// Once a second, on the CPU that comes first: looks at all CPUs, logs each that is newly found
 /// stuck, and gives it to `found` (for telemetry).
 pub fn check(now: Nanos, mut found: impl FnMut(Stuck)) {
-    let limit = Nanos(LIMIT_NS.load(Ordering::Relaxed));
     let due = NEXT_NS.load(Ordering::Relaxed);
     let next = now + Nanos::from_secs(1);
-    if now.0 < due || limit == Nanos::ZERO {
+    if now.0 < due {
         return;
     }
     if NEXT_NS
@@ -54,7 +47,7 @@ pub fn check(now: Nanos, mut found: impl FnMut(Stuck)) {
     for cpu in percpu::online() {
         let silent = now.since(cpu.last_beat());
         let waits = matches!(cpu.activity(), Activity::Idle | Activity::Booting);
-        if silent > limit && !waits && !cpu.reported.swap(true, Ordering::AcqRel) {
+        if silent > LIMIT && !waits && !cpu.reported.swap(true, Ordering::AcqRel) {
             report(Stuck { cpu, silent });
             found(Stuck { cpu, silent });
         }

@@ -137,6 +137,7 @@ pub fn power_off() -> ! {
         Port::<u16>::new(0x604).write(SLEEP_ENABLE);
         Port::<u16>::new(0xb004).write(SLEEP_ENABLE);
     }
+    time::spin(Nanos::from_millis(500));
     let _ = core::fmt::Write::write_str(
         &mut Emergency,
         "\nThis machine does not switch itself off. All processors have stopped: it is safe to cut the power.\n",
