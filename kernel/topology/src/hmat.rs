@@ -282,7 +282,7 @@ fn matrix(entry: &Entry<'_>, revision: u8) -> Result<Matrix, &'static str> {
 }
 
 /// A figure in ns or MB/s. Since revision 2 the base unit of a latency is picoseconds and that
-/// of a bandwidth MB/s; in revision 1 both counted in tenths (ACPI 6.2, 5.2.27.4).
+/// of a bandwidth MB/s; in revision 1 both count in tenths (as Linux reads them, drivers/acpi/numa/hmat.c).
 fn scaled(figure: u16, unit: u64, data: DataType, revision: u8) -> Option<u32> {
     if figure == 0 || figure == UNREACHABLE {
         return None;
