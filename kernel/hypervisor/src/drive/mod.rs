@@ -20,8 +20,10 @@ use crate::arch::time;
 use crate::virt::Backend;
 use crate::vm::{Hypervisor, Vcpu, Vm, VmState, NOWHERE};
 use core::sync::atomic::Ordering::SeqCst;
-use sched::{Command, Commands, Event, Next};
+use sched::{Command, Commands, Event, Next, Refusal};
 use telemetry::{Event as Told, VmEvent};
+use alloc::vec::Vec;
+use spin::Mutex;
 use units::{CpuId, Nanos, VcpuId, VmId};
 
 /// Tells the scheduler, then does what it asks for.
@@ -35,8 +37,11 @@ fn tell_all<B: Backend>(hv: &Hypervisor<B>, events: impl IntoIterator<Item = Eve
     {
         let mut sched = hv.sched.lock();
         for event in events {
-            if let Err(refusal) = sched.handle(now, event, &mut commands) {
-                log::warn!("{refusal}");
+            match sched.handle(now, event, &mut commands) {
+                Ok(()) => {}
+                // A slice that ends after its VM has ended reports about a vCPU that is gone.
+                Err(refusal @ Refusal::UnknownVcpu(_)) => log::debug!("{refusal}"),
+                Err(refusal) => log::warn!("{refusal}"),
             }
         }
     }
@@ -56,16 +61,20 @@ fn execute<B: Backend>(hv: &Hypervisor<B>, mut commands: Commands) {
         match command {
             Command::Kick { cpu } => reschedule(cpu),
             Command::Migrate { vcpu, from, to, reason } => {
-                if let Some((_, v)) = hv.vcpu(vcpu) {
-                    let at = v.running_on.load(SeqCst);
-                    if at != NOWHERE && at != percpu::current().cpu.0 {
-                        log::error!("the scheduler moved {vcpu} from {from} to {to} while it runs on cpu{at}; it will be refused there");
-                    }
-                }
+                verify_left(hv, vcpu, from, to);
                 let node = |cpu: CpuId| hv.machine.cpus.get(cpu.index()).map(|c| c.node).unwrap_or_default();
                 record(Told::VcpuMoved { vcpu, from, from_node: node(from), to, to_node: node(to), reason });
             }
         }
+    }
+}
+
+/// A moved vCPU must be in no guest on the CPU that it left. That it is entered on one CPU only is
+/// enforced where it is entered, by its lock; this only says early whose mistake it was.
+fn verify_left<B: Backend>(hv: &Hypervisor<B>, vcpu: VcpuId, from: CpuId, to: CpuId) {
+    let runs_on = hv.vcpu(vcpu).map_or(NOWHERE, |(_, v)| v.running_on.load(SeqCst));
+    if runs_on == from.0 && from != percpu::current().cpu {
+        log::error!("the scheduler moved {vcpu} from {from} to {to} while {from} still runs it; {to} will refuse it");
     }
 }
 
@@ -115,20 +124,27 @@ pub fn paused<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, paused: bool) {
 /// A VM is off: its virtual CPUs leave the run queues.
 pub fn vm_ended<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) {
     tell_all(hv, vm.vcpus.iter().map(|v| Event::VcpuRemoved { vcpu: v.id }));
+    ENDED.lock().push(vm.id);
+}
+
+/// VMs whose end the planner has not heard of: an end may come while the planner's lock is held.
+static ENDED: Mutex<Vec<VmId>> = Mutex::new(Vec::new());
+
+/// Takes them.
+fn take_ended() -> Vec<VmId> {
+    core::mem::take(&mut *ENDED.lock())
 }
 
 /// Gives back what ended VMs held, and ends the run when all are off. Called from the sampling timer: no
 /// virtual CPU is being run by the caller.
 pub fn tidy<B: Backend>(hv: &Hypervisor<B>) {
-    let mut running = false;
-    for vm in &hv.vms {
-        match vm.state() {
-            VmState::Off(_) => vm.release(),
-            VmState::Running | VmState::Paused => running = true,
-        }
-    }
-    if !running && hv.config.host.poweroff {
+    let off = |vm: &Vm<B>| matches!(vm.state(), VmState::Off(_));
+    if hv.config.host.poweroff && hv.vms.iter().all(off) {
         crate::start::shutdown(hv);
+    }
+    // One VM at a time: scrubbing takes a while.
+    if let Some(vm) = hv.vms.iter().find(|vm| off(vm) && !vm.ram.is_empty()) {
+        vm.release();
     }
 }
 

@@ -19,7 +19,7 @@ use config::{Affinity, HostConfig};
 use core::sync::atomic::Ordering::Relaxed;
 use footprint::{Attribution, Coverage, Footprint, Latencies, LeafSample, Window};
 use memory::harvest::{Cursor, Options};
-use migrate::{Action, Decision, HostView, MoveResult, NodeView, PageOrder, Planner, VcpuView, VmView};
+use migrate::{Action, Decision, HostView, MoveOutcome, MoveResult, NodeView, PageOrder, Planner, VcpuView, VmView};
 use telemetry::Event;
 use topology::Machine;
 use units::{Nanos, NodeId, Score, VmId};
@@ -89,11 +89,17 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
     tidy(hv);
     let mut tracking = hv.tracking.lock();
     let tracking = &mut *tracking;
+    for vm in super::take_ended() {
+        tracking.planner.handle(now, migrate::Event::VmGone(vm));
+    }
     for track in &mut tracking.vms {
         if let Some(vm) = hv.vm(track.vm).filter(|vm| vm.state() == VmState::Running) {
             pass(vm, track, now);
-            let scores = track.footprint.proximity(&tracking.latencies);
-            tell(hv, sched::Event::ProximityUpdated { vm: vm.id, scores });
+            // Scores steer the scheduler's own choices, which is for modes that may move vCPUs.
+            if vm.config.mode_on(&hv.config.host).moves_vcpus() {
+                let scores = track.footprint.proximity(&tracking.latencies);
+                tell(hv, sched::Event::ProximityUpdated { vm: vm.id, scores });
+            }
         }
     }
     if now >= tracking.next_plan {
@@ -165,8 +171,12 @@ fn plan<B: Backend>(hv: &Hypervisor<B>, tracking: &mut Tracking, now: Nanos) {
 
 fn act<B: Backend>(hv: &Hypervisor<B>, decision: Decision) {
     let reason = decision.event.to_string();
+    if decision.acts() {
+        // With page orders too: a wish that found no room is withdrawn by them.
+        tell(hv, sched::Event::PreferredNode { vm: decision.vm, node: decision.preferred });
+    }
     match decision.action {
-        Action::PreferNode(node) => tell(hv, sched::Event::PreferredNode { vm: decision.vm, node: Some(node) }),
+        Action::PreferNode(_) => {}
         Action::MovePages(orders) => order_pages(hv, decision.vm, orders, &reason),
         Action::Stay(_) => {}
     }
@@ -203,6 +213,11 @@ pub fn migrate_all<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, to: NodeId) -> us
 pub fn moved<B: Backend>(hv: &Hypervisor<B>, result: MoveResult) {
     let now = time::now();
     let mut tracking = hv.tracking.lock();
+    if result.outcome == MoveOutcome::Moved {
+        if let Some(track) = tracking.vms.iter_mut().find(|t| t.vm == result.vm) {
+            track.footprint.relocated(result.order.gpa, result.order.to);
+        }
+    }
     tracking.planner.handle(now, migrate::Event::Moved(result));
 }
 

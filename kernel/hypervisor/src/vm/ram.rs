@@ -125,6 +125,11 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
         }
     }
 
+    /// Whether all frames have been given back.
+    pub fn is_empty(&self) -> bool {
+        self.table.read().all_leaves().next().is_none()
+    }
+
     /// Takes all leaves out of the table, for the frames to be freed. The VM is off and runs nowhere.
     pub fn take_leaves(&self) -> Vec<(Frame, PageSize)> {
         self.change_table(|table, shootdown| {
