@@ -15,6 +15,7 @@ use crate::layout::{
     PM1A_EVT, PORT_A, PORT_B, POST, RESET_PORT, RTC, RTC_IRQ, SCI_IRQ, isa_pin,
 };
 use crate::message::InterruptMessage;
+use crate::pci::Pci;
 use crate::pic::{Pic, Which};
 use crate::pit::Pit;
 use crate::rtc::Rtc;
@@ -49,6 +50,7 @@ const PULSE_RESET: u8 = 0xFE;
 const PM1A_CNT_LAST: u16 = PM1A_CNT + PM1A_CNT_BYTES as u16 - 1;
 const PM_TMR_LAST: u16 = PM_TMR + PM_TMR_BYTES as u16 - 1;
 const COM1_LAST: u16 = COM1 + 7;
+const PCI_DATA_LAST: u16 = PCI_DATA + 3;
 /// The other port that kernels write to wait a microsecond.
 const DELAY: u16 = 0xED;
 
@@ -61,6 +63,7 @@ pub struct Board {
     rtc: Rtc,
     pm: AcpiPm,
     uart: Uart,
+    pci: Pci,
     port_a: u8,
     reset_control: u8,
     post_code: u8,
@@ -80,6 +83,7 @@ impl Board {
             rtc: Rtc::new(config.unix_seconds),
             pm: AcpiPm::new(),
             uart: Uart::new(),
+            pci: Pci::default(),
             port_a: A20,
             reset_control: 0,
             post_code: 0,
@@ -97,7 +101,8 @@ impl Board {
             PM1A_EVT..PM1A_CNT => self.pm.event_block() >> lane(port, PM1A_EVT),
             PM1A_CNT..=PM1A_CNT_LAST => u32::from(self.pm.control()) >> lane(port, PM1A_CNT),
             PM_TMR..=PM_TMR_LAST => AcpiPm::timer(self.now) >> lane(port, PM_TMR),
-            PCI_ADDRESS if size > AccessSize::Byte => u32::MAX,
+            PCI_ADDRESS if size > AccessSize::Word => self.pci.address(),
+            PCI_DATA..=PCI_DATA_LAST => self.pci.read(port - PCI_DATA, size),
             _ => self.read_bytes(port, size),
         };
         self.drive_lines();
@@ -124,7 +129,11 @@ impl Board {
                 }
             }
             PM_TMR..=PM_TMR_LAST => {}
-            PCI_ADDRESS if size > AccessSize::Byte => {}
+            PCI_ADDRESS if size > AccessSize::Word => self.pci.set_address(value),
+            // No function has a register that can be changed.
+            PCI_DATA..=PCI_DATA_LAST => {}
+            // Not the address register, and not the reset control register behind it.
+            PCI_ADDRESS if size == AccessSize::Word => {}
             _ => self.write_bytes(port, size, value),
         }
         self.drive_lines();
@@ -295,8 +304,8 @@ impl Board {
             DELAY => 0xFF,
             PORT_A => self.port_a,
             RESET_PORT => self.reset_control,
-            // No PCI: neither mechanism answers.
-            PCI_ADDRESS..=0xCFF => 0xFF,
+            // Bytes reach the PCI address register as little as they do on a PC.
+            PCI_ADDRESS..PCI_DATA => 0xFF,
             COM1..=COM1_LAST => self.uart.read(port - COM1),
             _ => return None,
         })
@@ -329,7 +338,7 @@ impl Board {
                 }
                 self.reset_control = value & 0x0E;
             }
-            PCI_ADDRESS..PCI_DATA | PCI_DATA..=0xCFF => {}
+            PCI_ADDRESS..PCI_DATA => {}
             COM1..=COM1_LAST => {
                 let offset = port - COM1;
                 if self.uart.is_transmit(offset) {

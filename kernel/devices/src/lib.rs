@@ -27,8 +27,8 @@
 //! * No input panics. What no device claims reads all ones, is counted, and its first
 //!   occurrences are reported.
 //!
-//! There is no HPET, no keyboard controller and no PCI; reads there give the values that end a
-//! kernel's probing at once. Read on in [`apic`] for priorities and modes, in [`board`] for the
+//! There is no HPET and no keyboard controller, and PCI is a host bridge with nothing behind it; reads
+//! there give the values that end a kernel's probing at once. Read on in [`apic`] for priorities and modes, in [`board`] for the
 //! port map, then in any device: each file names its data sheet.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -42,6 +42,7 @@ pub mod board;
 mod ioapic;
 pub mod layout;
 mod message;
+mod pci;
 mod pic;
 mod pit;
 mod rtc;

@@ -181,6 +181,26 @@ fn serial_port_interrupts_and_carries_bytes_both_ways() {
 }
 
 #[test]
+fn pci_is_asked_by_type_1_and_shows_a_host_bridge() {
+    let mut b = board();
+    // As Linux probes: a byte beside the address register, then the register itself.
+    out(&mut b, 0xCFB, 1);
+    b.port_write(0xCF8, AccessSize::Dword, 0x8000_0000, T0);
+    assert_eq!(b.port_read(0xCF8, AccessSize::Dword, T0), 0x8000_0000);
+    b.port_write(0xCF8, AccessSize::Dword, 0x8000_0008, T0);
+    assert_eq!(b.port_read(0xCFE, AccessSize::Word, T0), 0x0600);
+    b.port_write(0xCFC, AccessSize::Dword, 0xFFFF_FFFF, T0);
+    assert_eq!(b.port_read(0xCFC, AccessSize::Dword, T0), 0x0600_0000);
+    b.port_write(RESET_PORT, AccessSize::Byte, 0, T0);
+    assert_eq!(
+        b.port_read(0xCF8, AccessSize::Dword, T0),
+        0x8000_0008,
+        "the reset register lies inside the address register and is another one"
+    );
+    assert_eq!(b.take_unclaimed(), None);
+}
+
+#[test]
 fn absent_devices_read_all_ones_and_are_reported_once() {
     let mut b = board();
     assert_eq!(
@@ -188,13 +208,12 @@ fn absent_devices_read_all_ones_and_are_reported_once() {
         0xFF,
         "no keyboard controller"
     );
-    b.port_write(0xCF8, AccessSize::Dword, 0x8000_0000, T0);
+    b.port_write(0xCF8, AccessSize::Dword, 0x8000_0800, T0);
     assert_eq!(
-        b.port_read(0xCF8, AccessSize::Dword, T0),
-        u32::MAX,
-        "no PCI"
+        b.port_read(0xCFC, AccessSize::Word, T0),
+        0xFFFF,
+        "no second PCI function"
     );
-    assert_eq!(b.port_read(0xCFC, AccessSize::Word, T0), 0xFFFF);
     assert_eq!(b.take_unclaimed(), None);
     for _ in 0..3 {
         assert_eq!(b.port_read(0x2F8, AccessSize::Word, T0), 0xFFFF);
