@@ -92,8 +92,10 @@ pub fn slice_ended<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId, vcpu: &Vcpu<B>, e
     let charge = Event::Charge { cpu, vcpu: vcpu.id, ran };
     match end {
         End::Waits => {
-            vcpu.blocked.store(true, SeqCst);
             tell_all(hv, [charge, Event::Block { vcpu: vcpu.id }]);
+            // Only now may others wake it: a wake-up that reached the scheduler before the block would do
+            // nothing there and be spent. What came before is seen by the caller's last look.
+            vcpu.blocked.store(true, SeqCst);
         }
         End::Yields => tell_all(hv, [charge, Event::Yield { vcpu: vcpu.id }]),
         End::Preempted | End::Gone | End::Fault(_) => tell_all(hv, [charge]),
