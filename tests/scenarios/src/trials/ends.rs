@@ -21,7 +21,7 @@ pub fn scenarios() -> Vec<Scenario> {
         .vm(Vm::linux("alpha").append("console=ttyS0 quiet perigee.stay"))
         .within(Duration::from_secs(60)),
         Scenario::quick("exit-status-panic", "an NMI from a diagnostic button stops the hypervisor with a report", |e| {
-            ended(e, |outcome| matches!(outcome, Outcome::HypervisorPanic(why) if why.contains("NMI")))
+            ended(e, |outcome| matches!(outcome, Outcome::HypervisorPanic(why) if why.contains("non-maskable interrupt")))
         })
         .on(Machine::row(2, 1, 512))
         .vm(Vm::linux("alpha"))

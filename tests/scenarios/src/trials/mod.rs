@@ -2,12 +2,20 @@
 
 pub mod boot;
 pub mod ends;
+pub mod locality;
+mod random;
+pub mod topology;
 
 use crate::Scenario;
 
 /// Every trial, in the order in which they run.
-pub(crate) fn all(_seed: u64) -> Vec<Scenario> {
-    [boot::scenarios(), ends::scenarios()]
+pub(crate) fn all(seed: u64) -> Vec<Scenario> {
+    [
+        boot::scenarios(),
+        ends::scenarios(),
+        locality::scenarios(),
+        topology::scenarios(seed),
+    ]
         .into_iter()
         .flatten()
         .collect()
