@@ -12,7 +12,7 @@ mod sample;
 
 pub use moves::work;
 pub use record::record;
-pub use sample::{cpu_scores, migrate_all, sample, start as start_sampling, Tracking};
+pub use sample::{cpu_scores, migrate_all, sample, set_mode, start as start_sampling, Tracking};
 
 use crate::arch::{self, percpu};
 use crate::run::{End, RESCHEDULE};

@@ -96,7 +96,7 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
         if let Some(vm) = hv.vm(track.vm).filter(|vm| vm.state() == VmState::Running) {
             pass(vm, track, now);
             // Scores steer the scheduler's own choices, which is for modes that may move vCPUs.
-            if vm.config.mode_on(&hv.config.host).moves_vcpus() {
+            if vm.mode_on(&hv.config.host).moves_vcpus() {
                 let scores = track.footprint.proximity(&tracking.latencies);
                 tell(hv, sched::Event::ProximityUpdated { vm: vm.id, scores });
             }
@@ -209,6 +209,16 @@ pub fn migrate_all<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, to: NodeId) -> us
     count
 }
 
+/// The operator says what the planner may move of a VM from now on. Where it may no longer move vCPUs, the
+/// scheduler forgets what it was told for that.
+pub fn set_mode<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, mode: config::Mode) {
+    *vm.mode.lock() = Some(mode);
+    if !mode.moves_vcpus() {
+        tell(hv, sched::Event::PreferredNode { vm: vm.id, node: None });
+        tell(hv, sched::Event::ProximityUpdated { vm: vm.id, scores: Vec::new() });
+    }
+}
+
 /// What became of a page.
 pub fn moved<B: Backend>(hv: &Hypervisor<B>, result: MoveResult) {
     let now = time::now();
@@ -251,7 +261,7 @@ impl Input {
                 Some(nodes)
             }
         };
-        let mode = match vm.config.mode_on(&hv.config.host) {
+        let mode = match vm.mode_on(&hv.config.host) {
             config::Mode::Auto => migrate::Mode::Auto,
             config::Mode::DryRun => migrate::Mode::DryRun,
             config::Mode::VcpuOnly => migrate::Mode::VcpuOnly,

@@ -82,6 +82,7 @@ pub fn build<B: Backend>(
         id,
         name: config.name.clone(),
         config: config.clone(),
+        mode: Mutex::new(config.mode),
         shape,
         home,
         ram,

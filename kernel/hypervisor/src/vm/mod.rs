@@ -80,6 +80,8 @@ pub struct Vm<B: Backend> {
     pub name: String,
     /// Its configuration.
     pub config: config::Vm,
+    /// What the planner may move, as configured or as the operator said last; `None` is the host's.
+    pub mode: Mutex<Option<config::Mode>>,
     /// vCPUs, memory layout and virtual nodes as the guest sees them.
     pub shape: VmShape,
     /// Node where it was placed at the start.
@@ -111,6 +113,10 @@ pub struct Vm<B: Backend> {
 }
 
 impl<B: Backend> Vm<B> {
+    /// What the planner may move on a host configured like this.
+    pub fn mode_on(&self, host: &config::Host) -> config::Mode {
+        self.mode.lock().unwrap_or(host.mode)
+    }
     /// Guest time at host time `now`.
     pub fn guest_time(&self, now: Nanos) -> Nanos {
         now.since(self.started)
