@@ -5,7 +5,10 @@
 //! When all processors are up they run guests until the machine is switched off ([`run`]).
 #![no_std]
 #![no_main]
-#![expect(unsafe_code, reason = "memory is taken over from the loader once, here")]
+#![expect(
+    unsafe_code,
+    reason = "memory is taken over from the loader once, here"
+)]
 
 extern crate alloc;
 
@@ -32,13 +35,18 @@ fn kernel_main(info: &BootInfo) -> ! {
     log::info!("Perigee {}", env!("CARGO_PKG_VERSION"));
     // SAFETY: once, before anything wants memory, with what the loader passed, on its tables.
     unsafe { mm::init_early(info) }.unwrap_or_else(|e| panic!("{e}"));
-    if let Some(elf) = mm::modules().iter().find(|m| m.kind() == Some(ModuleKind::KernelElf)) {
+    if let Some(elf) = mm::modules()
+        .iter()
+        .find(|m| m.kind() == Some(ModuleKind::KernelElf))
+    {
         symbols::set_file(platform::module_bytes(elf));
     }
     paging::init(info, mm::memory_map()).unwrap_or_else(|e| panic!("no page tables: {e}"));
 
     let tables = platform::read_tables();
-    let spcr = tables.get(b"SPCR").and_then(|bytes| topology::spcr::parse(bytes).ok());
+    let spcr = tables
+        .get(b"SPCR")
+        .and_then(|bytes| topology::spcr::parse(bytes).ok());
     console::init(spcr.as_ref(), &info.framebuffer);
     let machine = &platform::discover(&tables).machine;
     start_clock();
@@ -52,22 +60,44 @@ fn kernel_main(info: &BootInfo) -> ! {
 fn start_clock() {
     let (hz, source) = tsc::calibrate(platform::pm_timer());
     time::start(hz);
-    log::info!("TSC runs at {}.{:03} MHz by {source}", hz / 1_000_000, hz / 1000 % 1000);
+    log::info!(
+        "TSC runs at {}.{:03} MHz by {source}",
+        hz / 1_000_000,
+        hz / 1000 % 1000
+    );
     apic::init().unwrap_or_else(|e| panic!("{e}"));
     timer::calibrate();
-    log::info!("{} is {} in {} mode, {}", percpu::current().cpu, apic::id(), apic::mode_name(), timer::describe());
+    log::info!(
+        "{} is {} in {} mode, {}",
+        percpu::current().cpu,
+        apic::id(),
+        apic::mode_name(),
+        timer::describe()
+    );
 }
 
 /// On the boot processor, which is now like every other: its own stack, its own node.
 fn start_others() -> ! {
-    let low: Option<arrayvec::ArrayVec<_, { smp::LOW_PAGES }>> =
-        (0..smp::LOW_PAGES).map(|_| Some(mm::low_frame()?.address())).collect();
-    smp::start_all(low.and_then(|pages| pages.into_inner().ok()), |cpu, outcome| match outcome {
-        smp::Outcome::Up(_) => log::info!("{} ({}, {}) {outcome}", cpu.cpu, cpu.apic, cpu.node),
-        _ => log::error!("{} ({}, {}) {outcome}", cpu.cpu, cpu.apic, cpu.node),
-    });
-    let agree = if tsc::synchronised() { "agree" } else { "disagree: time is corrected per CPU" };
-    log::info!("{} of {} CPUs are up; their TSCs {agree}", percpu::online().count(), percpu::all().len());
+    let low: Option<arrayvec::ArrayVec<_, { smp::LOW_PAGES }>> = (0..smp::LOW_PAGES)
+        .map(|_| Some(mm::low_frame()?.address()))
+        .collect();
+    smp::start_all(
+        low.and_then(|pages| pages.into_inner().ok()),
+        |cpu, outcome| match outcome {
+            smp::Outcome::Up(_) => log::info!("{} ({}, {}) {outcome}", cpu.cpu, cpu.apic, cpu.node),
+            _ => log::error!("{} ({}, {}) {outcome}", cpu.cpu, cpu.apic, cpu.node),
+        },
+    );
+    let agree = if tsc::synchronised() {
+        "agree"
+    } else {
+        "disagree: time is corrected per CPU"
+    };
+    log::info!(
+        "{} of {} CPUs are up; their TSCs {agree}",
+        percpu::online().count(),
+        percpu::all().len()
+    );
     if let Some(discovery) = platform::discovery() {
         start::prepare(discovery);
     }

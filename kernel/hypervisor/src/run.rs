@@ -8,14 +8,14 @@
 //! Who may run whom is the scheduler's decision ([`sched`], policy); this file carries it out and
 //! verifies it: a virtual CPU that is already running elsewhere is refused, loudly.
 
-use crate::arch::percpu::{self, Activity};
 use crate::arch;
+use crate::arch::percpu::{self, Activity};
+use crate::arch::time;
 use crate::exits::{self, After, Context};
 use crate::shootdown;
-use crate::arch::time;
 use crate::timers::{self, Timer};
 use crate::virt::{Backend, Event, Exit, TlbState, VcpuState};
-use crate::vm::{self, clock, Hypervisor, Vcpu, VcpuCore, Vm, VmState, NOWHERE};
+use crate::vm::{self, Hypervisor, NOWHERE, Vcpu, VcpuCore, Vm, VmState, clock};
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use sched::Next;
 use units::{CpuId, Nanos};
@@ -43,7 +43,9 @@ pub fn cpu_main<B: Backend>(hv: &Hypervisor<B>, mut hw: B::Cpu) -> ! {
         match next {
             Next::Run { vcpu, slice, .. } => match hv.vcpu(vcpu) {
                 Some((vm, vcpu)) => run_slice(hv, &mut hw, cpu, vm, vcpu, time::now() + slice),
-                None => log::error!("the scheduler chose {vcpu} for {cpu}, which does not exist; it was refused"),
+                None => log::error!(
+                    "the scheduler chose {vcpu} for {cpu}, which does not exist; it was refused"
+                ),
             },
             Next::Idle { until } => idle(hv, cpu, until),
         }
@@ -58,7 +60,10 @@ fn window() -> u64 {
 
 /// Nothing to run: waits for an interrupt.
 fn idle<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId, until: Option<Nanos>) {
-    let queued = hv.timers.get(cpu.index()).and_then(|queue| queue.lock().next());
+    let queued = hv
+        .timers
+        .get(cpu.index())
+        .and_then(|queue| queue.lock().next());
     let console = crate::monitor::next_poll(cpu);
     let wake_at = [until, queued, console].into_iter().flatten().min();
     match wake_at {
@@ -78,7 +83,10 @@ fn run_slice<B: Backend>(
     slice_end: Nanos,
 ) {
     let Some(mut core) = vcpu.core.try_lock() else {
-        log::error!("the scheduler chose {} for {cpu} while it runs elsewhere; it was refused", vcpu.id);
+        log::error!(
+            "the scheduler chose {} for {cpu} while it runs elsewhere; it was refused",
+            vcpu.id
+        );
         return crate::drive::refused(hv, cpu, vcpu.id);
     };
     vcpu.running_on.store(cpu.0, SeqCst);
@@ -160,10 +168,19 @@ fn slice<B: Backend>(
             Prepared::Waits => return End::Waits,
         }
         arm_timer(hv, cpu, vm, vcpu, slice_end);
-        let Some(exit) = enter(hw, vm, vcpu, core) else { continue };
+        let Some(exit) = enter(hw, vm, vcpu, core) else {
+            continue;
+        };
         vcpu.exits.fetch_add(1, Relaxed);
         let _ = vcpu.apic.lock().set_cr8(u64::from(core.hw.cr8()));
-        let mut ctx = Context { hv, vm, vcpu, core, cpu, interrupted: None };
+        let mut ctx = Context {
+            hv,
+            vm,
+            vcpu,
+            core,
+            cpu,
+            interrupted: None,
+        };
         match exits::handle(&mut ctx, exit) {
             After::Resume => {}
             After::Yield => return End::Yields,
@@ -243,17 +260,21 @@ fn prepare<B: Backend>(
     }
     let from_pic = vm.pic_line.load(SeqCst) && apic.extint_enabled();
     if !core.hw.interruptible() {
-        core.hw.want_interrupt_window(from_pic || apic.pending().is_some());
+        core.hw
+            .want_interrupt_window(from_pic || apic.pending().is_some());
         return Prepared::Enter;
     }
     if let Some(vector) = apic.accept() {
         core.hw.inject(Event::interrupt(vector));
-        core.hw.want_interrupt_window(from_pic || apic.pending().is_some());
+        core.hw
+            .want_interrupt_window(from_pic || apic.pending().is_some());
         return Prepared::Enter;
     }
     drop(apic);
     if from_pic {
-        let vector = vm::with_board(hv, vm, |board, _| board.pic_pending().then(|| board.pic_vector()));
+        let vector = vm::with_board(hv, vm, |board, _| {
+            board.pic_pending().then(|| board.pic_vector())
+        });
         if let Some(vector) = vector {
             core.hw.inject(Event::interrupt(vector));
         }
@@ -263,22 +284,45 @@ fn prepare<B: Backend>(
 }
 
 /// Arms the hardware timer for whatever comes first.
-fn arm_timer<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId, vm: &Vm<B>, vcpu: &Vcpu<B>, slice_end: Nanos) {
+fn arm_timer<B: Backend>(
+    hv: &Hypervisor<B>,
+    cpu: CpuId,
+    vm: &Vm<B>,
+    vcpu: &Vcpu<B>,
+    slice_end: Nanos,
+) {
     let own = vcpu.apic.lock().next_deadline().map(|at| vm.host_time(at));
-    let queued = hv.timers.get(cpu.index()).and_then(|queue| queue.lock().next());
+    let queued = hv
+        .timers
+        .get(cpu.index())
+        .and_then(|queue| queue.lock().next());
     let console = crate::monitor::next_poll(cpu);
-    let at = [own, queued, console].into_iter().flatten().min().unwrap_or(slice_end).min(slice_end);
+    let at = [own, queued, console]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(slice_end)
+        .min(slice_end);
     arch::timer::arm(at);
 }
 
 /// Enters the guest, unless something came up; keeps the promise of [`shootdown`].
-fn enter<B: Backend>(hw: &mut B::Cpu, vm: &Vm<B>, vcpu: &Vcpu<B>, core: &mut VcpuCore<B>) -> Option<Exit> {
+fn enter<B: Backend>(
+    hw: &mut B::Cpu,
+    vm: &Vm<B>,
+    vcpu: &Vcpu<B>,
+    core: &mut VcpuCore<B>,
+) -> Option<Exit> {
     let inside = shootdown::Inside::publish(vcpu.id.vm);
     if percpu::current().has_deferred() {
         return None;
     }
     let (map, sample) = vm.ram.generations();
-    let tlb = if core.seen_map == map && core.seen_sample == sample { TlbState::Current } else { TlbState::Stale };
+    let tlb = if core.seen_map == map && core.seen_sample == sample {
+        TlbState::Current
+    } else {
+        TlbState::Stale
+    };
     core.seen_map = map;
     core.seen_sample = sample;
     let exit = B::enter(hw, &mut core.hw, tlb);

@@ -12,7 +12,7 @@ use crate::arch::{self, percpu};
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering::SeqCst;
-use core::sync::atomic::{fence, AtomicU64};
+use core::sync::atomic::{AtomicU64, fence};
 use spin::Once;
 use units::{CpuId, VmId};
 
@@ -37,7 +37,10 @@ pub fn init(cpus: usize) {
 fn here() -> &'static AtomicU64 {
     static NOWHERE: AtomicU64 = AtomicU64::new(0);
     let cpu = percpu::current().cpu.index();
-    WHEREABOUTS.get().and_then(|all| all.get(cpu)).map_or(&NOWHERE, |w| &w.0)
+    WHEREABOUTS
+        .get()
+        .and_then(|all| all.get(cpu))
+        .map_or(&NOWHERE, |w| &w.0)
 }
 
 const VM_SHIFT: u32 = 48;
@@ -52,7 +55,10 @@ impl Inside {
     pub fn publish(vm: VmId) -> Self {
         let word = here();
         let count = word.load(SeqCst) & COUNT_MASK;
-        word.store((count + 1) & COUNT_MASK | u64::from(vm.0) << VM_SHIFT, SeqCst);
+        word.store(
+            (count + 1) & COUNT_MASK | u64::from(vm.0) << VM_SHIFT,
+            SeqCst,
+        );
         fence(SeqCst);
         Self(PhantomData)
     }
@@ -75,7 +81,9 @@ pub fn expel(vm: VmId) {
         if other.cpu == here {
             continue;
         }
-        let Some(whereabouts) = WHEREABOUTS.get().and_then(|all| all.get(other.cpu.index())) else { continue };
+        let Some(whereabouts) = WHEREABOUTS.get().and_then(|all| all.get(other.cpu.index())) else {
+            continue;
+        };
         let seen = whereabouts.0.load(SeqCst);
         if !inside(seen, vm) {
             continue;

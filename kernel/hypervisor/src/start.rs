@@ -6,16 +6,16 @@
 
 use crate::arch::{percpu, time, tsc};
 use crate::drive::{self, Tracking};
-use crate::{mm, platform};
-use crate::virt::svm::Svm;
 use crate::virt::Backend;
+use crate::virt::svm::Svm;
 use crate::vm::{self, Hypervisor, Images, Vm, World};
 use crate::{console, run, shootdown, timers};
+use crate::{mm, platform};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use config::{HostConfig, LogLevel};
-use handoff::ModuleKind;
 use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use handoff::ModuleKind;
 use sched::{CpuPlace, Event, Scheduler, Tunables, VcpuSpec};
 use spin::{Mutex, Once};
 use telemetry::{CpuReport, Event as Told, NodeReport, OffReason, Outcome, VmEvent};
@@ -55,7 +55,9 @@ pub fn prepare(discovery: &'static Discovery) {
         }
         Err(why) => {
             log::error!("no guests can be hosted: {why}");
-            finish(Outcome::GuestFailed { vms: config.vms.iter().map(|vm| vm.name.clone()).collect() })
+            finish(Outcome::GuestFailed {
+                vms: config.vms.iter().map(|vm| vm.name.clone()).collect(),
+            })
         }
     };
     CHOICE.call_once(|| choice);
@@ -68,9 +70,19 @@ fn tell_topology(discovery: &Discovery) {
     let cpus = percpu::online().filter_map(|c| machine.cpu(c.cpu));
     drive::record(Told::Topology(telemetry::Topology {
         nodes: nodes
-            .map(|n| NodeReport { node: n.id, pxm: n.domain, memory_bytes: n.memory_bytes() })
+            .map(|n| NodeReport {
+                node: n.id,
+                pxm: n.domain,
+                memory_bytes: n.memory_bytes(),
+            })
             .collect(),
-        cpus: cpus.map(|c| CpuReport { cpu: c.id, node: c.node, apic: c.apic }).collect(),
+        cpus: cpus
+            .map(|c| CpuReport {
+                cpu: c.id,
+                node: c.node,
+                apic: c.apic,
+            })
+            .collect(),
         distances: machine.distance_rows(),
         latency_ns: machine.latency_rows(),
         latency_source: machine.latency_source.to_string(),
@@ -109,7 +121,10 @@ const fn level(level: LogLevel) -> log::LevelFilter {
 
 /// The bytes of the first module that `wanted` accepts.
 fn module(wanted: impl Fn(&handoff::Module) -> bool) -> Option<&'static [u8]> {
-    mm::modules().iter().find(|m| wanted(m)).map(platform::module_bytes)
+    mm::modules()
+        .iter()
+        .find(|m| wanted(m))
+        .map(platform::module_bytes)
 }
 
 struct BootImages;
@@ -129,10 +144,19 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
         tsc_synchronised: tsc::synchronised(),
         unix_s: mm::boot_info().unix_time_s + time::now().0 / 1_000_000_000,
     };
-    let mut sched = Scheduler::new(Tunables { quantum: Nanos::from_millis(config.host.quantum_ms.into()), ..Tunables::default() });
+    let mut sched = Scheduler::new(Tunables {
+        quantum: Nanos::from_millis(config.host.quantum_ms.into()),
+        ..Tunables::default()
+    });
     for cpu in percpu::online() {
         let place = place(machine, cpu.cpu.index());
-        tell(&mut sched, Event::CpuOnline { cpu: cpu.cpu, place });
+        tell(
+            &mut sched,
+            Event::CpuOnline {
+                cpu: cpu.cpu,
+                place,
+            },
+        );
     }
     let mut vms = Vec::new();
     for (number, entry) in (0_u16..).zip(&config.vms) {
@@ -147,7 +171,13 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
     for vm in &vms {
         announce(machine, vm);
         for vcpu in &vm.vcpus {
-            tell(&mut sched, Event::VcpuAdded { vcpu: vcpu.id, spec: spec(vm) });
+            tell(
+                &mut sched,
+                Event::VcpuAdded {
+                    vcpu: vcpu.id,
+                    spec: spec(vm),
+                },
+            );
         }
     }
     let tracking = Mutex::new(Tracking::new(machine, &config, vms.iter().map(|vm| vm.id)));
@@ -156,7 +186,9 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
         machine,
         tracking,
         sched: Mutex::new(sched),
-        timers: (0..cpus).map(|_| Mutex::new(timers::TimerQueue::default())).collect(),
+        timers: (0..cpus)
+            .map(|_| Mutex::new(timers::TimerQueue::default()))
+            .collect(),
         tsc_hz: world.tsc_hz,
         tsc_synchronised: world.tsc_synchronised,
         unix_at_start_s: mm::boot_info().unix_time_s,
@@ -169,11 +201,18 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
         if let Some(first) = vm.vcpus.first() {
             run::wake(hv, first);
         }
-        drive::record(Told::Vm { vm: vm.id, name: vm.name.clone(), what: VmEvent::Started });
+        drive::record(Told::Vm {
+            vm: vm.id,
+            name: vm.name.clone(),
+            what: VmEvent::Started,
+        });
     }
     drive::start_sampling(hv);
     let released = mm::release_boot_memory();
-    log::info!("{} MiB that held the loader, modules and ACPI tables are free", released >> 20);
+    log::info!(
+        "{} MiB that held the loader, modules and ACPI tables are free",
+        released >> 20
+    );
 }
 
 fn tell(sched: &mut Scheduler, event: Event) {
@@ -185,18 +224,32 @@ fn tell(sched: &mut Scheduler, event: Event) {
 }
 
 fn place(machine: &Machine, cpu: usize) -> CpuPlace {
-    machine.cpus.get(cpu).map_or(CpuPlace { node: units::NodeId(0), llc: 0, core: 0 }, |c| CpuPlace {
-        node: c.node,
-        llc: c.llc,
-        core: c.core,
-    })
+    machine.cpus.get(cpu).map_or(
+        CpuPlace {
+            node: units::NodeId(0),
+            llc: 0,
+            core: 0,
+        },
+        |c| CpuPlace {
+            node: c.node,
+            llc: c.llc,
+            core: c.core,
+        },
+    )
 }
 
 /// What a VM's configuration means to the scheduler.
 fn spec<B: Backend>(vm: &Vm<B>) -> VcpuSpec {
     VcpuSpec {
         weight: u32::from(vm.config.weight),
-        cap: (vm.config.cap_percent > 0).then(|| PerMille(vm.config.cap_percent.saturating_mul(10).min(u32::from(u16::MAX)) as u16)),
+        cap: (vm.config.cap_percent > 0).then(|| {
+            PerMille(
+                vm.config
+                    .cap_percent
+                    .saturating_mul(10)
+                    .min(u32::from(u16::MAX)) as u16,
+            )
+        }),
         class: match vm.config.priority {
             config::Priority::High => sched::Class::High,
             config::Priority::Normal => sched::Class::Normal,
@@ -226,7 +279,11 @@ fn announce<B: Backend>(machine: &Machine, vm: &Vm<B>) {
 
 fn refused(vm: VmId, name: &str, why: String) {
     let what = VmEvent::Off(OffReason::Fault { what: why });
-    drive::record(Told::Vm { vm, name: name.to_string(), what });
+    drive::record(Told::Vm {
+        vm,
+        name: name.to_string(),
+        what,
+    });
     FAILED.store(true, SeqCst);
 }
 
@@ -250,7 +307,12 @@ fn join<B: Backend>() -> ! {
 
 /// All VMs are off, or the operator wants it so: the machine is switched off.
 pub fn shutdown<B: Backend>(hv: &Hypervisor<B>) -> ! {
-    let vms: Vec<String> = hv.vms.iter().filter(|vm| vm.failed()).map(|vm| vm.name.clone()).collect();
+    let vms: Vec<String> = hv
+        .vms
+        .iter()
+        .filter(|vm| vm.failed())
+        .map(|vm| vm.name.clone())
+        .collect();
     if vms.is_empty() && !FAILED.load(SeqCst) {
         finish(Outcome::Clean)
     } else {

@@ -4,8 +4,8 @@
 //! never taken back: one that has become pointless (the virtual CPU woke by other means, the board
 //! was polled early) is looked at, found idle, and dropped.
 
-use crate::arch::percpu::Activity;
 use crate::arch;
+use crate::arch::percpu::Activity;
 use crate::virt::Backend;
 use crate::vm::{self, Hypervisor};
 use alloc::collections::BinaryHeap;
@@ -61,7 +61,9 @@ pub fn arm<B: Backend>(hv: &Hypervisor<B>, at: Nanos, what: Timer) {
 
 /// Does everything that is due on the calling CPU.
 pub fn run_due<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
-    let Some(queue) = hv.timers.get(arch::percpu::current().cpu.index()) else { return };
+    let Some(queue) = hv.timers.get(arch::percpu::current().cpu.index()) else {
+        return;
+    };
     loop {
         let due = queue.lock().pop_due(now);
         match due {
@@ -94,7 +96,11 @@ pub fn watch<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
             Activity::Guest(vcpu) => Some(vcpu),
             _ => None,
         };
-        crate::drive::record(Event::Watchdog { cpu: stuck.cpu.cpu, running, silent_for: stuck.silent });
+        crate::drive::record(Event::Watchdog {
+            cpu: stuck.cpu.cpu,
+            running,
+            silent_for: stuck.silent,
+        });
     });
 }
 

@@ -1,6 +1,6 @@
 //! Control registers and XCR0: checked against what the guest's CPUID offers.
 
-use super::{complete, decode, general_protection, After, Context};
+use super::{After, Context, complete, decode, general_protection};
 use crate::virt::{Backend, ControlRegister, CrSource, Direction, Gpr, VcpuState};
 use iced_x86::{Code, Instruction, Register};
 
@@ -58,7 +58,11 @@ pub fn register<B: Backend>(
             true
         }
     };
-    if accepted { complete(ctx, After::Resume) } else { general_protection(ctx) }
+    if accepted {
+        complete(ctx, After::Resume)
+    } else {
+        general_protection(ctx)
+    }
 }
 
 enum Operand {
@@ -85,17 +89,28 @@ fn operand<B: Backend>(ctx: &Context<'_, B>, instruction: &Instruction) -> Optio
 /// The number of a general-purpose register of 16, 32 or 64 bits.
 fn gpr(register: Register) -> Option<Gpr> {
     let number = register as u32;
-    [Register::AX as u32, Register::EAX as u32, Register::RAX as u32]
-        .into_iter()
-        .find_map(|first| number.checked_sub(first).filter(|n| *n < 16))
-        .map(|n| Gpr(n as u8))
+    [
+        Register::AX as u32,
+        Register::EAX as u32,
+        Register::RAX as u32,
+    ]
+    .into_iter()
+    .find_map(|first| number.checked_sub(first).filter(|n| *n < 16))
+    .map(|n| Gpr(n as u8))
 }
 
 /// MOV to CR0 (APM 2 3.1.1, 14.6): the faults hardware would raise, and long mode's activation.
 fn write_cr0<B: Backend>(ctx: &mut Context<'_, B>, value: u64) -> bool {
     let hw = &ctx.core.hw;
-    let (old, cr4, efer) = (hw.cr(ControlRegister::Cr0), hw.cr(ControlRegister::Cr4), hw.efer());
-    if value >> 32 != 0 || value & CR0_PG != 0 && value & CR0_PE == 0 || value & CR0_NW != 0 && value & CR0_CD == 0 {
+    let (old, cr4, efer) = (
+        hw.cr(ControlRegister::Cr0),
+        hw.cr(ControlRegister::Cr4),
+        hw.efer(),
+    );
+    if value >> 32 != 0
+        || value & CR0_PG != 0 && value & CR0_PE == 0
+        || value & CR0_NW != 0 && value & CR0_CD == 0
+    {
         return false;
     }
     let value = value & CR0_DEFINED | CR0_ET;
@@ -122,7 +137,11 @@ fn write_cr0<B: Backend>(ctx: &mut Context<'_, B>, value: u64) -> bool {
 /// MOV to CR4: bits that CPUID does not offer are reserved (APM 2 3.1.3).
 fn write_cr4<B: Backend>(ctx: &mut Context<'_, B>, value: u64) -> bool {
     let hw = &ctx.core.hw;
-    let (old, cr3, efer) = (hw.cr(ControlRegister::Cr4), hw.cr(ControlRegister::Cr3), hw.efer());
+    let (old, cr3, efer) = (
+        hw.cr(ControlRegister::Cr4),
+        hw.cr(ControlRegister::Cr3),
+        hw.efer(),
+    );
     if value & !ctx.vm.cpuid.allowed_cr4() != 0 {
         return false;
     }

@@ -1,6 +1,6 @@
 //! CPUID: the VM's policy answers.
 
-use super::{complete, After, Context};
+use super::{After, Context, complete};
 use crate::virt::{Backend, ControlRegister, Gpr, VcpuState};
 use guest::cpuid::VcpuDynamic;
 
@@ -13,7 +13,11 @@ pub fn handle<B: Backend>(ctx: &mut Context<'_, B>) -> After {
     let (leaf, subleaf) = (hw.regs().get32(Gpr::RAX), hw.regs().get32(Gpr::RCX));
     let apic_base = {
         let now = crate::vm::apic_now(ctx.vm, ctx.core.tsc_offset);
-        ctx.vcpu.apic.lock().msr_read(MSR_APIC_BASE, now).unwrap_or(0)
+        ctx.vcpu
+            .apic
+            .lock()
+            .msr_read(MSR_APIC_BASE, now)
+            .unwrap_or(0)
     };
     let dynamic = VcpuDynamic {
         apic_id: ctx.vm.shape.apic_id(ctx.vcpu.id.index),

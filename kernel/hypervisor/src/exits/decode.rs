@@ -34,7 +34,11 @@ pub fn paging<B: Backend>(ctx: &Context<'_, B>) -> PagingState {
 
 /// On whose behalf the guest acts.
 pub fn privilege<B: Backend>(ctx: &Context<'_, B>) -> Privilege {
-    if ctx.core.hw.cpl() == 3 { Privilege::User } else { Privilege::Supervisor }
+    if ctx.core.hw.cpl() == 3 {
+        Privilege::User
+    } else {
+        Privilege::Supervisor
+    }
 }
 
 /// How code is encoded now.
@@ -70,7 +74,10 @@ impl Code {
 pub fn fetch<B: Backend>(ctx: &mut Context<'_, B>) -> Result<Code, After> {
     let assisted = ctx.core.hw.instruction_bytes();
     if !assisted.is_empty() {
-        let mut code = Code { bytes: [0; 15], length: assisted.len().min(15) };
+        let mut code = Code {
+            bytes: [0; 15],
+            length: assisted.len().min(15),
+        };
         for (to, from) in code.bytes.iter_mut().zip(assisted) {
             *to = *from;
         }
@@ -78,13 +85,20 @@ pub fn fetch<B: Backend>(ctx: &mut Context<'_, B>) -> Result<Code, After> {
     }
     let linear = match code_size(ctx) {
         CodeSize::Bits64 => ctx.core.hw.rip(),
-        CodeSize::Bits32 | CodeSize::Bits16 => {
-            u64::from((ctx.core.hw.segment(SegmentName::Cs).base.wrapping_add(ctx.core.hw.rip())) as u32)
-        }
+        CodeSize::Bits32 | CodeSize::Bits16 => u64::from(
+            (ctx.core
+                .hw
+                .segment(SegmentName::Cs)
+                .base
+                .wrapping_add(ctx.core.hw.rip())) as u32,
+        ),
     };
     match walk::fetch(&ctx.vm.ram, &paging(ctx), linear, privilege(ctx)) {
         Ok(fetched) => {
-            let mut code = Code { bytes: [0; 15], length: fetched.bytes().len().min(15) };
+            let mut code = Code {
+                bytes: [0; 15],
+                length: fetched.bytes().len().min(15),
+            };
             for (to, from) in code.bytes.iter_mut().zip(fetched.bytes()) {
                 *to = *from;
             }
@@ -97,15 +111,18 @@ pub fn fetch<B: Backend>(ctx: &mut Context<'_, B>) -> Result<Code, After> {
 /// What the processor would do where the walk failed.
 pub fn walk_failed<B: Backend>(ctx: &mut Context<'_, B>, error: WalkError) -> After {
     match error {
-        WalkError::PageFault { address, error_code } => {
+        WalkError::PageFault {
+            address,
+            error_code,
+        } => {
             ctx.core.hw.set_cr(ControlRegister::Cr2, address);
             super::event::raise(ctx, super::PAGE_FAULT, Some(error_code))
         }
         WalkError::NonCanonical { .. } => super::general_protection(ctx),
         WalkError::Unstable { .. } => After::Resume, // the processor walks again when the guest runs again
-        WalkError::TableOutsideMemory { gpa } => {
-            After::Fault(format!("the guest's page tables lead to {gpa}, which is not its memory"))
-        }
+        WalkError::TableOutsideMemory { gpa } => After::Fault(format!(
+            "the guest's page tables lead to {gpa}, which is not its memory"
+        )),
     }
 }
 
@@ -117,7 +134,8 @@ pub fn instruction<B: Backend>(ctx: &mut Context<'_, B>) -> Result<Instruction, 
         CodeSize::Bits32 => 32,
         CodeSize::Bits16 => 16,
     };
-    let instruction = Decoder::with_ip(bits, code.bytes(), ctx.core.hw.rip(), DecoderOptions::NONE).decode();
+    let instruction =
+        Decoder::with_ip(bits, code.bytes(), ctx.core.hw.rip(), DecoderOptions::NONE).decode();
     if instruction.is_invalid() {
         // The processor executed something that is not there any more: another CPU rewrote it. Its own rules
         // leave open which version it sees, so it is asked to look again.
@@ -139,7 +157,11 @@ pub fn advance<B: Backend>(ctx: &mut Context<'_, B>) -> Result<(), After> {
 /// Goes past an instruction of known length: RIP moves, its shadow and RF end.
 pub fn advance_by<B: Backend>(ctx: &mut Context<'_, B>, length: u8) {
     let next = ctx.core.hw.rip().wrapping_add(u64::from(length));
-    let next = if code_size(ctx) == CodeSize::Bits64 { next } else { next & u64::from(u32::MAX) };
+    let next = if code_size(ctx) == CodeSize::Bits64 {
+        next
+    } else {
+        next & u64::from(u32::MAX)
+    };
     let hw = &mut ctx.core.hw;
     hw.set_rip(next);
     hw.set_rflags(hw.rflags() & !RFLAGS_RF);

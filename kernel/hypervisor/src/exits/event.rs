@@ -8,7 +8,7 @@ use super::{After, Context};
 use crate::virt::{Backend, Event, EventKind, VcpuState};
 use alloc::format;
 use alloc::string::String;
-use guest::inject::{combine, Delivery, Exception, Interrupted};
+use guest::inject::{Delivery, Exception, Interrupted, combine};
 
 const VECTOR_DEBUG: u8 = 1;
 const VECTOR_ALIGNMENT: u8 = 17;
@@ -33,7 +33,9 @@ pub fn raise<B: Backend>(ctx: &mut Context<'_, B>, vector: u8, error: Option<u32
 
 /// The handler is done: an event that is still undelivered is given again.
 pub fn redeliver<B: Backend>(ctx: &mut Context<'_, B>) {
-    let Some(event) = ctx.interrupted.take() else { return };
+    let Some(event) = ctx.interrupted.take() else {
+        return;
+    };
     // A software interrupt's instruction has not completed: executing it again delivers it again.
     if event.kind != EventKind::SoftwareInterrupt {
         ctx.core.hw.inject(event);
@@ -46,13 +48,22 @@ pub fn intercepted<B: Backend>(ctx: &mut Context<'_, B>, vector: u8, error: u32)
         VECTOR_DEBUG => raise(ctx, VECTOR_DEBUG, None),
         VECTOR_ALIGNMENT => raise(ctx, VECTOR_ALIGNMENT, Some(error)),
         // The host's handler reports the banks; the state of the guest that ran cannot be trusted.
-        VECTOR_MACHINE_CHECK => After::Fault(format!("a machine check struck while it ran on {}", ctx.cpu)),
-        other => After::Fault(format!("an exception with vector {other} was intercepted without being asked for")),
+        VECTOR_MACHINE_CHECK => After::Fault(format!(
+            "a machine check struck while it ran on {}",
+            ctx.cpu
+        )),
+        other => After::Fault(format!(
+            "an exception with vector {other} was intercepted without being asked for"
+        )),
     }
 }
 
 fn exception(e: Exception) -> Event {
-    Event { kind: EventKind::Exception, vector: e.vector, error: e.error_code }
+    Event {
+        kind: EventKind::Exception,
+        vector: e.vector,
+        error: e.error_code,
+    }
 }
 
 fn interrupted(event: Event) -> Option<Interrupted> {

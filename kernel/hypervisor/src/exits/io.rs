@@ -1,12 +1,12 @@
 //! Ports: the board's devices, by IN, OUT, INS and OUTS.
 
-use super::{complete, decode, After, Context};
+use super::{After, Context, complete, decode};
 use crate::virt::{Backend, Direction, Gpr, IoAccess, SegmentName, VcpuState};
 use crate::vm;
 use devices::AccessSize;
+use guest::GuestMemory;
 use guest::mmio::CodeSize;
 use guest::walk::{self, Access, AccessKind};
-use guest::GuestMemory;
 use iced_x86::{Instruction, OpKind, Register};
 
 /// Elements of a REP INS or OUTS that one exit completes; the instruction continues by another exit.
@@ -15,13 +15,17 @@ const RFLAGS_DF: u64 = 1 << 10;
 
 /// A port was accessed.
 pub fn handle<B: Backend>(ctx: &mut Context<'_, B>, access: IoAccess) -> After {
-    let Some(size) = AccessSize::from_bytes(u64::from(access.size)) else { return complete(ctx, After::Resume) };
+    let Some(size) = AccessSize::from_bytes(u64::from(access.size)) else {
+        return complete(ctx, After::Resume);
+    };
     if access.string {
         return string(ctx, access, size);
     }
     match access.direction {
         Direction::Read => {
-            let value = vm::with_board(ctx.hv, ctx.vm, |board, now| board.port_read(access.port, size, now));
+            let value = vm::with_board(ctx.hv, ctx.vm, |board, now| {
+                board.port_read(access.port, size, now)
+            });
             let old = ctx.core.hw.regs().get(Gpr::RAX);
             let new = match size {
                 AccessSize::Byte => old & !0xff | u64::from(value & 0xff),
@@ -32,7 +36,9 @@ pub fn handle<B: Backend>(ctx: &mut Context<'_, B>, access: IoAccess) -> After {
         }
         Direction::Write => {
             let value = ctx.core.hw.regs().get32(Gpr::RAX);
-            vm::with_board(ctx.hv, ctx.vm, |board, now| board.port_write(access.port, size, value, now));
+            vm::with_board(ctx.hv, ctx.vm, |board, now| {
+                board.port_write(access.port, size, value, now)
+            });
         }
     }
     complete(ctx, After::Resume)
@@ -48,7 +54,11 @@ fn string<B: Backend>(ctx: &mut Context<'_, B>, access: IoAccess, size: AccessSi
     let address_bytes = address_bytes(&instruction);
     let mask = u64::MAX >> (64 - 8 * address_bytes);
     let step = u64::from(access.size);
-    let step = if ctx.core.hw.rflags() & RFLAGS_DF != 0 { step.wrapping_neg() } else { step };
+    let step = if ctx.core.hw.rflags() & RFLAGS_DF != 0 {
+        step.wrapping_neg()
+    } else {
+        step
+    };
     let (pointer, segment) = match access.direction {
         Direction::Read => (Gpr::RDI, SegmentName::Es),
         Direction::Write => (Gpr::RSI, segment(instruction.memory_segment())),
@@ -80,14 +90,21 @@ fn element<B: Backend>(
     offset: u64,
 ) -> Result<(), After> {
     let linear = linear(ctx, segment, offset);
-    let kind = if access.direction == Direction::Read { AccessKind::Write } else { AccessKind::Read };
+    let kind = if access.direction == Direction::Read {
+        AccessKind::Write
+    } else {
+        AccessKind::Read
+    };
     let mut bytes = [0_u8; 4];
     let length = usize::from(access.size).min(4);
     // Translated byte for byte first: an element may straddle a page end, and nothing may be done by halves.
     let mut gpas = [units::Gpa(0); 4];
     for (i, gpa) in gpas.iter_mut().enumerate().take(length) {
         let at = linear.wrapping_add(i as u64);
-        let request = Access { kind, privilege: decode::privilege(ctx) };
+        let request = Access {
+            kind,
+            privilege: decode::privilege(ctx),
+        };
         match walk::translate(&ctx.vm.ram, &decode::paging(ctx), at, request) {
             Ok(translation) => *gpa = translation.gpa,
             Err(error) => return Err(decode::walk_failed(ctx, error)),
@@ -95,7 +112,9 @@ fn element<B: Backend>(
     }
     match access.direction {
         Direction::Read => {
-            let value = vm::with_board(ctx.hv, ctx.vm, |board, now| board.port_read(access.port, size, now));
+            let value = vm::with_board(ctx.hv, ctx.vm, |board, now| {
+                board.port_read(access.port, size, now)
+            });
             bytes = value.to_le_bytes();
             for (gpa, byte) in gpas.iter().zip(bytes).take(length) {
                 // A store to where no memory is goes nowhere, as on a bus.
@@ -109,7 +128,9 @@ fn element<B: Backend>(
                 *byte = one[0];
             }
             let value = u32::from_le_bytes(bytes);
-            vm::with_board(ctx.hv, ctx.vm, |board, now| board.port_write(access.port, size, value, now));
+            vm::with_board(ctx.hv, ctx.vm, |board, now| {
+                board.port_write(access.port, size, value, now)
+            });
         }
     }
     Ok(())
@@ -118,24 +139,42 @@ fn element<B: Backend>(
 fn linear<B: Backend>(ctx: &Context<'_, B>, segment: SegmentName, offset: u64) -> u64 {
     let long = decode::code_size(ctx) == CodeSize::Bits64;
     let flat = long && !matches!(segment, SegmentName::Fs | SegmentName::Gs);
-    let base = if flat { 0 } else { ctx.core.hw.segment(segment).base };
+    let base = if flat {
+        0
+    } else {
+        ctx.core.hw.segment(segment).base
+    };
     let linear = base.wrapping_add(offset);
-    if long { linear } else { linear & u64::from(u32::MAX) }
+    if long {
+        linear
+    } else {
+        linear & u64::from(u32::MAX)
+    }
 }
 
 /// Writes a pointer or count back in the width of the address size.
 fn store<B: Backend>(ctx: &mut Context<'_, B>, register: Gpr, value: u64, mask: u64) {
     let regs = ctx.core.hw.regs_mut();
-    let kept = if mask == u64::from(u32::MAX) { 0 } else { regs.get(register) & !mask };
+    let kept = if mask == u64::from(u32::MAX) {
+        0
+    } else {
+        regs.get(register) & !mask
+    };
     regs.set(register, kept | value & mask);
 }
 
 /// Width of the address in SI or DI.
 fn address_bytes(instruction: &Instruction) -> u32 {
     let kinds = [instruction.op0_kind(), instruction.op1_kind()];
-    if kinds.iter().any(|k| matches!(k, OpKind::MemorySegRSI | OpKind::MemoryESRDI)) {
+    if kinds
+        .iter()
+        .any(|k| matches!(k, OpKind::MemorySegRSI | OpKind::MemoryESRDI))
+    {
         8
-    } else if kinds.iter().any(|k| matches!(k, OpKind::MemorySegESI | OpKind::MemoryESEDI)) {
+    } else if kinds
+        .iter()
+        .any(|k| matches!(k, OpKind::MemorySegESI | OpKind::MemoryESEDI))
+    {
         4
     } else {
         2

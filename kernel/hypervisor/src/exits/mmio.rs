@@ -1,13 +1,13 @@
 //! Nested faults: device registers in memory, pages on the move, and addresses where nothing is.
 
-use super::{decode, After, Context};
+use super::{After, Context, decode};
 use crate::virt::{Backend, Gpr, NestedFault, SegmentName, VcpuState};
 use crate::vm::{self, apic_now};
 use alloc::format;
 use devices::AccessSize;
+use guest::GuestMemory;
 use guest::mmio::{self, Completion, CpuState, MmioBus, SegmentRegister};
 use guest::walk::{self, Access, AccessKind, WalkError};
-use guest::GuestMemory;
 use units::{Gpa, PAGE_BYTES};
 
 /// A guest access was stopped by the nested table.
@@ -16,14 +16,23 @@ pub fn handle<B: Backend>(ctx: &mut Context<'_, B>, fault: NestedFault) -> After
         // RAM is mapped from the start, so the page is on the move: wait until it has arrived.
         return match ctx.vm.ram.wait_until_mapped(fault.gpa) {
             Ok(()) => After::Resume,
-            Err(why) => After::Fault(format!("its memory at {} cannot be reached: {why}", fault.gpa)),
+            Err(why) => After::Fault(format!(
+                "its memory at {} cannot be reached: {why}",
+                fault.gpa
+            )),
         };
     }
     if fault.fetch {
-        return After::Fault(format!("the guest executes at {}, which is not its memory", fault.gpa));
+        return After::Fault(format!(
+            "the guest executes at {}, which is not its memory",
+            fault.gpa
+        ));
     }
     if fault.walk {
-        return After::Fault(format!("the guest's page tables lie at {}, which is not its memory", fault.gpa));
+        return After::Fault(format!(
+            "the guest's page tables lie at {}, which is not its memory",
+            fault.gpa
+        ));
     }
     emulate(ctx, fault)
 }
@@ -36,10 +45,18 @@ fn emulate<B: Backend>(ctx: &mut Context<'_, B>, fault: NestedFault) -> After {
     };
     let instruction = match mmio::decode(code.bytes(), decode::code_size(ctx)) {
         Ok(instruction) => instruction,
-        Err(error) => return After::Fault(format!("it accessed {} by an instruction that is not emulated: {error}", fault.gpa)),
+        Err(error) => {
+            return After::Fault(format!(
+                "it accessed {} by an instruction that is not emulated: {error}",
+                fault.gpa
+            ));
+        }
     };
     let mut registers = Registers::of(ctx);
-    let mut bus = Bus { ctx, gpa: fault.gpa };
+    let mut bus = Bus {
+        ctx,
+        gpa: fault.gpa,
+    };
     let completion = mmio::execute(&instruction, &mut registers, &mut bus);
     match completion {
         Ok(done) => {
@@ -63,9 +80,19 @@ struct Registers {
 impl Registers {
     fn of<B: Backend>(ctx: &Context<'_, B>) -> Self {
         let hw = &ctx.core.hw;
-        let names =
-            [SegmentName::Es, SegmentName::Cs, SegmentName::Ss, SegmentName::Ds, SegmentName::Fs, SegmentName::Gs];
-        Self { gpr: hw.regs().0, rflags: hw.rflags(), bases: names.map(|name| hw.segment(name).base) }
+        let names = [
+            SegmentName::Es,
+            SegmentName::Cs,
+            SegmentName::Ss,
+            SegmentName::Ds,
+            SegmentName::Fs,
+            SegmentName::Gs,
+        ];
+        Self {
+            gpr: hw.regs().0,
+            rflags: hw.rflags(),
+            bases: names.map(|name| hw.segment(name).base),
+        }
     }
     fn put_back<B: Backend>(&self, ctx: &mut Context<'_, B>) {
         ctx.core.hw.regs_mut().0 = self.gpr;
@@ -114,9 +141,15 @@ impl<B: Backend> Bus<'_, '_, B> {
             let word = self.ctx.vcpu.apic.lock().mmio_read(offset & !3, now);
             return (u64::from(word) >> (8 * u32::from(offset & 3))) & ones;
         }
-        let Some(size) = AccessSize::from_bytes(u64::from(size)) else { return ones };
+        let Some(size) = AccessSize::from_bytes(u64::from(size)) else {
+            return ones;
+        };
         vm::with_board(self.ctx.hv, self.ctx.vm, |board, now| {
-            if board.mmio_claims(gpa) { board.mmio_read(gpa, size, now) } else { size.ones() }
+            if board.mmio_claims(gpa) {
+                board.mmio_read(gpa, size, now)
+            } else {
+                size.ones()
+            }
         })
     }
 
@@ -126,11 +159,18 @@ impl<B: Backend> Bus<'_, '_, B> {
                 return; // undefined by the manual (SDM 3A 11.4.1); ignored
             }
             let now = apic_now(self.ctx.vm, self.ctx.core.tsc_offset);
-            let effect = self.ctx.vcpu.apic.lock().mmio_write(offset, value as u32, now);
+            let effect = self
+                .ctx
+                .vcpu
+                .apic
+                .lock()
+                .mmio_write(offset, value as u32, now);
             super::msr::apic_effect(self.ctx, effect);
             return;
         }
-        let Some(size) = AccessSize::from_bytes(u64::from(size)) else { return };
+        let Some(size) = AccessSize::from_bytes(u64::from(size)) else {
+            return;
+        };
         vm::with_board(self.ctx.hv, self.ctx.vm, |board, now| {
             if board.mmio_claims(gpa) {
                 board.mmio_write(gpa, size, value, now);
@@ -145,7 +185,10 @@ impl<B: Backend> Bus<'_, '_, B> {
     }
 
     fn translate(&mut self, address: u64, kind: AccessKind) -> Result<Gpa, WalkError> {
-        let access = Access { kind, privilege: decode::privilege(self.ctx) };
+        let access = Access {
+            kind,
+            privilege: decode::privilege(self.ctx),
+        };
         walk::translate(&self.ctx.vm.ram, &decode::paging(self.ctx), address, access).map(|t| t.gpa)
     }
 }
@@ -163,7 +206,9 @@ impl<B: Backend> MmioBus for Bus<'_, '_, B> {
     fn read_linear(&mut self, address: u64, size: u8) -> Result<u64, WalkError> {
         let gpa = self.translate(address, AccessKind::Read)?;
         let mut bytes = [0_u8; 8];
-        let Some(buffer) = bytes.get_mut(..usize::from(size)) else { return Ok(0) };
+        let Some(buffer) = bytes.get_mut(..usize::from(size)) else {
+            return Ok(0);
+        };
         if self.ctx.vm.ram.read(gpa, buffer).is_err() {
             return Ok(self.device_read(gpa, size));
         }

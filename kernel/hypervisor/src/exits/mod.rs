@@ -66,34 +66,55 @@ fn dispatch<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit) -> After {
         Exit::Halt => complete(ctx, After::Halt),
         Exit::Pause => complete(ctx, After::Yield),
         Exit::NestedFault(fault) => mmio::handle(ctx, fault),
-        Exit::Cr { register, direction, source } => control::register(ctx, register, direction, source),
+        Exit::Cr {
+            register,
+            direction,
+            source,
+        } => control::register(ctx, register, direction, source),
         Exit::Xsetbv => control::xsetbv(ctx),
         Exit::CacheFlush => complete(ctx, After::Resume),
         Exit::Hypercall => {
             // No hypercall is offered; the public ABI's answer to an unknown one is -KVM_ENOSYS.
             const ENOSYS: i64 = -1000;
-            ctx.core.hw.regs_mut().set(crate::virt::Gpr::RAX, ENOSYS as u64);
+            ctx.core
+                .hw
+                .regs_mut()
+                .set(crate::virt::Gpr::RAX, ENOSYS as u64);
             complete(ctx, After::Resume)
         }
         Exit::Exception { vector, error, .. } => event::intercepted(ctx, vector, error),
         Exit::NotOffered(what) => {
-            log::debug!("{}: {what} is not offered to guests; the guest gets #UD", ctx.vcpu.id);
+            log::debug!(
+                "{}: {what} is not offered to guests; the guest gets #UD",
+                ctx.vcpu.id
+            );
             event::raise(ctx, UNDEFINED_OPCODE, None)
         }
         Exit::NotAllowed(what) => {
-            log::debug!("{}: {what} is not allowed to guests; the guest gets #GP", ctx.vcpu.id);
+            log::debug!(
+                "{}: {what} is not allowed to guests; the guest gets #GP",
+                ctx.vcpu.id
+            );
             general_protection(ctx)
         }
-        Exit::TaskSwitch => After::Fault(String::from("the guest switched tasks by hardware, which Perigee does not do yet")),
+        Exit::TaskSwitch => After::Fault(String::from(
+            "the guest switched tasks by hardware, which Perigee does not do yet",
+        )),
         Exit::Shutdown => After::Fault(String::from("the guest triple-faulted")),
         Exit::PlatformEvent(what) => {
-            log::warn!("{} arrived for the host while {} ran; it was left to the platform", what, ctx.vcpu.id);
+            log::warn!(
+                "{} arrived for the host while {} ran; it was left to the platform",
+                what,
+                ctx.vcpu.id
+            );
             After::Resume
         }
-        Exit::InvalidState { detail } => After::Fault(format!("the processor rejected the guest's state (code {detail:#x})")),
-        Exit::Unexpected { code, info1, info2 } => {
-            After::Fault(format!("an exit that nobody asked for: code {code:#x}, information {info1:#x} and {info2:#x}"))
-        }
+        Exit::InvalidState { detail } => After::Fault(format!(
+            "the processor rejected the guest's state (code {detail:#x})"
+        )),
+        Exit::Unexpected { code, info1, info2 } => After::Fault(format!(
+            "an exit that nobody asked for: code {code:#x}, information {info1:#x} and {info2:#x}"
+        )),
     }
 }
 

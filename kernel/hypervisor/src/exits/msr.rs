@@ -1,6 +1,6 @@
 //! RDMSR and WRMSR: the VM's policy says which registers exist; here they act.
 
-use super::{complete, general_protection, After, Context};
+use super::{After, Context, complete, general_protection};
 use crate::arch;
 use crate::virt::{Backend, ControlRegister, Direction, Gpr, VcpuState};
 use crate::vm::{self, clock};
@@ -34,12 +34,19 @@ pub fn handle<B: Backend>(ctx: &mut Context<'_, B>, direction: Direction) -> Aft
 fn read<B: Backend>(ctx: &mut Context<'_, B>, number: u32) -> Result<u64, Refused> {
     if LocalApic::claims_msr(number) {
         let now = vm::apic_now(ctx.vm, ctx.core.tsc_offset);
-        return ctx.vcpu.apic.lock().msr_read(number, now).map_err(|_| Refused);
+        return ctx
+            .vcpu
+            .apic
+            .lock()
+            .msr_read(number, now)
+            .map_err(|_| Refused);
     }
     let emulated = match ctx.vm.msr_policy.classify(number, msr::Direction::Read) {
         MsrAction::ReadConst(value) => return Ok(value),
         MsrAction::Emulate(emulated) => emulated,
-        MsrAction::IgnoreWrite | MsrAction::Passthrough | MsrAction::Deny => return Err(unknown(ctx, number, msr::Direction::Read)),
+        MsrAction::IgnoreWrite | MsrAction::Passthrough | MsrAction::Deny => {
+            return Err(unknown(ctx, number, msr::Direction::Read));
+        }
     };
     let guest_tsc = arch::tsc::read().wrapping_add(ctx.core.tsc_offset);
     Ok(match emulated {
@@ -53,21 +60,30 @@ fn read<B: Backend>(ctx: &mut Context<'_, B>, number: u32) -> Result<u64, Refuse
         EmulatedMsr::KvmSystemTime => ctx.core.clock.map_or(0, |page| page.gpa.0 | 1),
         EmulatedMsr::KvmStealTime => ctx.core.steal.map_or(0, |page| page.gpa.0 | 1),
         EmulatedMsr::KvmWallClock | EmulatedMsr::SpecCtrl | EmulatedMsr::PredCmd => 0,
-        EmulatedMsr::ApicBase | EmulatedMsr::X2Apic(_) | EmulatedMsr::TscDeadline => return Err(Refused), // claimed above
+        EmulatedMsr::ApicBase | EmulatedMsr::X2Apic(_) | EmulatedMsr::TscDeadline => {
+            return Err(Refused);
+        } // claimed above
     })
 }
 
 fn write<B: Backend>(ctx: &mut Context<'_, B>, number: u32, value: u64) -> Result<(), Refused> {
     if LocalApic::claims_msr(number) {
         let now = vm::apic_now(ctx.vm, ctx.core.tsc_offset);
-        let effect = ctx.vcpu.apic.lock().msr_write(number, value, now).map_err(|_| Refused)?;
+        let effect = ctx
+            .vcpu
+            .apic
+            .lock()
+            .msr_write(number, value, now)
+            .map_err(|_| Refused)?;
         apic_effect(ctx, effect);
         return Ok(());
     }
     let emulated = match ctx.vm.msr_policy.classify(number, msr::Direction::Write) {
         MsrAction::IgnoreWrite => return Ok(()),
         MsrAction::Emulate(emulated) => emulated,
-        MsrAction::ReadConst(_) | MsrAction::Passthrough | MsrAction::Deny => return Err(unknown(ctx, number, msr::Direction::Write)),
+        MsrAction::ReadConst(_) | MsrAction::Passthrough | MsrAction::Deny => {
+            return Err(unknown(ctx, number, msr::Direction::Write));
+        }
     };
     match emulated {
         EmulatedMsr::Tsc => {
@@ -77,7 +93,10 @@ fn write<B: Backend>(ctx: &mut Context<'_, B>, number: u32, value: u64) -> Resul
         EmulatedMsr::TscAdjust => adjust_tsc(ctx, value.wrapping_sub(ctx.core.tsc_adjust)),
         EmulatedMsr::Efer => return write_efer(ctx, value),
         EmulatedMsr::Pat => {
-            ctx.core.msrs.write(StoredMsr::Pat, value).map_err(|_| Refused)?;
+            ctx.core
+                .msrs
+                .write(StoredMsr::Pat, value)
+                .map_err(|_| Refused)?;
             ctx.core.hw.set_pat(value);
         }
         EmulatedMsr::Xss => {
@@ -91,11 +110,15 @@ fn write<B: Backend>(ctx: &mut Context<'_, B>, number: u32, value: u64) -> Resul
         EmulatedMsr::KvmSystemTime => {
             clock::set_clock_page(ctx.hv, ctx.vm, ctx.core, value).map_err(|_| Refused)?;
         }
-        EmulatedMsr::KvmStealTime => clock::set_steal_page(ctx.vm, ctx.core, value).map_err(|_| Refused)?,
+        EmulatedMsr::KvmStealTime => {
+            clock::set_steal_page(ctx.vm, ctx.core, value).map_err(|_| Refused)?
+        }
         EmulatedMsr::KvmWallClock => clock::write_wall_clock(ctx.hv, ctx.vm, Gpa(value)),
         // Offered only together with the host's own: nothing to do while they are not offered.
         EmulatedMsr::SpecCtrl | EmulatedMsr::PredCmd => return Err(Refused),
-        EmulatedMsr::ApicBase | EmulatedMsr::X2Apic(_) | EmulatedMsr::TscDeadline => return Err(Refused), // claimed above
+        EmulatedMsr::ApicBase | EmulatedMsr::X2Apic(_) | EmulatedMsr::TscDeadline => {
+            return Err(Refused);
+        } // claimed above
     }
     Ok(())
 }
@@ -104,7 +127,9 @@ fn write<B: Backend>(ctx: &mut Context<'_, B>, number: u32, value: u64) -> Resul
 pub fn apic_effect<B: Backend>(ctx: &Context<'_, B>, effect: Option<Effect>) {
     match effect {
         Some(Effect::Ipi(message)) => vm::deliver(ctx.hv, ctx.vm, &message),
-        Some(Effect::EoiBroadcast(vector)) => vm::with_board(ctx.hv, ctx.vm, |board, _| board.eoi(vector)),
+        Some(Effect::EoiBroadcast(vector)) => {
+            vm::with_board(ctx.hv, ctx.vm, |board, _| board.eoi(vector))
+        }
         None => {}
     }
 }
@@ -132,7 +157,10 @@ fn write_efer<B: Backend>(ctx: &mut Context<'_, B>, value: u64) -> Result<(), Re
 /// A register that this VM does not have; the first of each is worth a line.
 fn unknown<B: Backend>(ctx: &Context<'_, B>, number: u32, direction: msr::Direction) -> Refused {
     if ctx.vm.first_seen.lock().insert(number, direction) {
-        log::info!("{}: MSR {number:#x} ({direction:?}) is not offered; the guest gets #GP", ctx.vm.name);
+        log::info!(
+            "{}: MSR {number:#x} ({direction:?}) is not offered; the guest gets #GP",
+            ctx.vm.name
+        );
     }
     Refused
 }

@@ -1,4 +1,7 @@
-#![expect(unsafe_code, reason = "moves FPU, SSE and AVX state between memory and the processor")]
+#![expect(
+    unsafe_code,
+    reason = "moves FPU, SSE and AVX state between memory and the processor"
+)]
 //! The guest's x87, SSE and AVX state.
 //!
 //! The kernel is compiled without floating point and never touches these registers, so a guest's
@@ -40,13 +43,21 @@ pub struct Xfeatures {
 impl Xfeatures {
     /// Asks the processor.
     pub fn read() -> Self {
-        let has_xsave = CpuId::new().get_feature_info().is_some_and(|f| f.has_xsave());
+        let has_xsave = CpuId::new()
+            .get_feature_info()
+            .is_some_and(|f| f.has_xsave());
         if !has_xsave {
-            return Self { host_xcr0: 0, bytes: LEGACY_BYTES };
+            return Self {
+                host_xcr0: 0,
+                bytes: LEGACY_BYTES,
+            };
         }
         let leaf = __cpuid_count(0xd, 0);
         let host_xcr0 = u64::from(leaf.edx) << 32 | u64::from(leaf.eax);
-        Self { host_xcr0, bytes: (leaf.ecx as usize).max(LEGACY_BYTES + HEADER_BYTES) }
+        Self {
+            host_xcr0,
+            bytes: (leaf.ecx as usize).max(LEGACY_BYTES + HEADER_BYTES),
+        }
     }
 
     /// Makes the processor accept SSE and XSAVE instructions, on the calling CPU.
@@ -82,7 +93,12 @@ impl FpuState {
             first.0[0..2].copy_from_slice(&0x37f_u16.to_le_bytes());
             first.0[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
         }
-        Self { features, area, xcr0: XCR0_X87, loaded: false }
+        Self {
+            features,
+            area,
+            xcr0: XCR0_X87,
+            loaded: false,
+        }
     }
 
     /// Back to the state after reset, in the processor too if it is there.
@@ -112,7 +128,9 @@ impl FpuState {
         // SAFETY: the area is as long as CPUID says XSAVE needs for all features and 64-byte aligned; its
         // header's reserved bytes are zero and XSTATE_BV names only features of this processor, since only `new`
         // and XSAVE write it. XSAVE and XRSTOR are enabled (`Xfeatures::enable`).
-        unsafe { asm!("xrstor64 [{}]", in(reg) area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack, readonly)) };
+        unsafe {
+            asm!("xrstor64 [{}]", in(reg) area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack, readonly))
+        };
         self.set_processor_xcr0(self.xcr0);
     }
 
@@ -127,7 +145,9 @@ impl FpuState {
         }
         self.set_processor_xcr0(self.features.host_xcr0);
         // SAFETY: as in `load`; the area is exclusively borrowed.
-        unsafe { asm!("xsave64 [{}]", in(reg) area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack)) };
+        unsafe {
+            asm!("xsave64 [{}]", in(reg) area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack))
+        };
     }
 
     /// Sets the guest's XCR0. The caller has checked the value

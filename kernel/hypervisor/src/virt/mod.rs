@@ -20,8 +20,8 @@ pub use regs::{Event, EventKind, Gpr, Regs, SegmentName};
 
 use crate::vm::Hypervisor;
 use core::fmt;
-use guest::entry::Segment;
 use guest::EntryState;
+use guest::entry::Segment;
 use spin::Once;
 use units::{Frame, Gpa, NodeId};
 

@@ -98,8 +98,16 @@ pub struct Event {
 impl Event {
     /// An external interrupt.
     pub const fn interrupt(vector: u8) -> Self {
-        Self { kind: EventKind::Interrupt, vector, error: None }
+        Self {
+            kind: EventKind::Interrupt,
+            vector,
+            error: None,
+        }
     }
     /// An NMI.
-    pub const NMI: Self = Self { kind: EventKind::Nmi, vector: 2, error: None };
+    pub const NMI: Self = Self {
+        kind: EventKind::Nmi,
+        vector: 2,
+        error: None,
+    };
 }

@@ -1,12 +1,12 @@
 //! Interrupts between devices and local APICs, and the one door to a VM's board.
 
-use super::{Hypervisor, Vcpu, Vm, NOWHERE};
+use super::{Hypervisor, NOWHERE, Vcpu, Vm};
 use crate::arch;
 use crate::arch::time;
 use crate::timers::Timer;
 use crate::virt::Backend;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
-use devices::{lowest_priority, Board, DeliveryMode, InterruptMessage, Now};
+use devices::{Board, DeliveryMode, InterruptMessage, Now, lowest_priority};
 use units::{CpuId, Nanos};
 
 /// Works with the VM's devices, then carries out what they ask for: interrupts, output, timers, power.
@@ -27,11 +27,18 @@ pub fn with_board<B: Backend, R>(
     let mut output = [0_u8; 64];
     loop {
         let taken = board.serial_output(&mut output);
-        let Some(bytes) = output.get(..taken).filter(|b| !b.is_empty()) else { break };
+        let Some(bytes) = output.get(..taken).filter(|b| !b.is_empty()) else {
+            break;
+        };
         vm.console.lock().write(vm, bytes);
     }
     while let Some(unclaimed) = board.take_unclaimed() {
-        log::debug!("{}: port {:#x} ({:?}) belongs to no device; reads give all ones", vm.name, unclaimed.port, unclaimed.size);
+        log::debug!(
+            "{}: port {:#x} ({:?}) belongs to no device; reads give all ones",
+            vm.name,
+            unclaimed.port,
+            unclaimed.size
+        );
     }
     let power = board.power_event();
     arm_board(hv, vm, board.next_deadline());
@@ -107,5 +114,8 @@ pub fn notify<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, vcpu: &Vcpu<B>) {
 /// The present as this virtual CPU's local APIC sees it.
 pub fn apic_now<B: Backend>(vm: &Vm<B>, tsc_offset: u64) -> Now {
     let now = time::now();
-    Now { nanos: vm.guest_time(now), tsc: arch::tsc::read().wrapping_add(tsc_offset) }
+    Now {
+        nanos: vm.guest_time(now),
+        tsc: arch::tsc::read().wrapping_add(tsc_offset),
+    }
 }

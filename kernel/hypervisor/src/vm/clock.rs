@@ -9,8 +9,10 @@ use super::{GuestRam, Hypervisor, Vcpu, VcpuCore, Vm};
 use crate::arch;
 use crate::arch::time;
 use crate::virt::{Backend, VcpuState};
-use guest::pvclock::{ClockScale, Preempted, SharedPage, StealTime, TimeInfo, WallClock, FLAG_TSC_STABLE};
 use guest::GuestMemory;
+use guest::pvclock::{
+    ClockScale, FLAG_TSC_STABLE, Preempted, SharedPage, StealTime, TimeInfo, WallClock,
+};
 use units::{Gpa, Nanos};
 
 /// Where a virtual CPU's clock lies.
@@ -50,10 +52,18 @@ pub fn set_clock_page<B: Backend>(
 }
 
 /// The guest wrote MSR_KVM_STEAL_TIME.
-pub fn set_steal_page<B: Backend>(vm: &Vm<B>, core: &mut VcpuCore<B>, value: u64) -> Result<(), Malformed> {
+pub fn set_steal_page<B: Backend>(
+    vm: &Vm<B>,
+    core: &mut VcpuCore<B>,
+    value: u64,
+) -> Result<(), Malformed> {
     core.steal = match SharedPage::decode_steal_time(value).ok_or(Malformed)? {
         SharedPage::Disabled => None,
-        SharedPage::At(gpa) => Some(StealPage { gpa, version: 0, stolen: Nanos::ZERO }),
+        SharedPage::At(gpa) => Some(StealPage {
+            gpa,
+            version: 0,
+            stolen: Nanos::ZERO,
+        }),
     };
     publish_steal(vm, core, Preempted::No);
     Ok(())
@@ -83,21 +93,36 @@ pub fn arrive<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, vcpu: &Vcpu<B>, core: 
     if offset != core.tsc_offset {
         core.tsc_offset = offset;
         core.hw.set_tsc_offset(offset);
-        vcpu.apic.lock().tsc_changed(super::bus::apic_now(vm, offset));
+        vcpu.apic
+            .lock()
+            .tsc_changed(super::bus::apic_now(vm, offset));
     }
     update_clock(hv, vm, core);
 }
 
 /// Rewrites the clock page from the present.
 pub fn update_clock<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, core: &mut VcpuCore<B>) {
-    let (Some(page), Some(scale)) = (core.clock.as_mut(), ClockScale::from_tsc_hz(hv.tsc_hz)) else { return };
+    let (Some(page), Some(scale)) = (core.clock.as_mut(), ClockScale::from_tsc_hz(hv.tsc_hz))
+    else {
+        return;
+    };
     let info = if hv.tsc_synchronised {
         // One line through guest time zero for all virtual CPUs: two pages made at different moments
         // would differ by the rounding of `scale`, and time could go back between virtual CPUs.
-        TimeInfo { tsc_timestamp: core.tsc_adjust, system_time: Nanos::ZERO, scale, flags: FLAG_TSC_STABLE }
+        TimeInfo {
+            tsc_timestamp: core.tsc_adjust,
+            system_time: Nanos::ZERO,
+            scale,
+            flags: FLAG_TSC_STABLE,
+        }
     } else {
         let tsc_timestamp = arch::tsc::read().wrapping_add(core.tsc_offset);
-        TimeInfo { tsc_timestamp, system_time: vm.guest_time(time::now()), scale, flags: 0 }
+        TimeInfo {
+            tsc_timestamp,
+            system_time: vm.guest_time(time::now()),
+            scale,
+            flags: 0,
+        }
     };
     let (writes, version) = info.updates(page.version);
     page.version = version;
@@ -118,16 +143,28 @@ pub fn lose_processor<B: Backend>(vm: &Vm<B>, core: &mut VcpuCore<B>) {
 }
 
 fn publish_steal<B: Backend>(vm: &Vm<B>, core: &mut VcpuCore<B>, preempted: Preempted) {
-    let Some(page) = core.steal.as_mut() else { return };
-    let (writes, version) = StealTime { stolen: page.stolen, preempted }.updates(page.version);
+    let Some(page) = core.steal.as_mut() else {
+        return;
+    };
+    let (writes, version) = StealTime {
+        stolen: page.stolen,
+        preempted,
+    }
+    .updates(page.version);
     page.version = version;
     apply(&vm.ram, page.gpa, &writes);
 }
 
 /// Writes in order; a page outside of memory is the guest's own mistake and stays without a clock.
-fn apply<F: memory::table::TableFormat<Address = Gpa>>(ram: &GuestRam<F>, gpa: Gpa, writes: &[guest::pvclock::PageWrite]) {
+fn apply<F: memory::table::TableFormat<Address = Gpa>>(
+    ram: &GuestRam<F>,
+    gpa: Gpa,
+    writes: &[guest::pvclock::PageWrite],
+) {
     for write in writes {
-        let Some(at) = gpa.checked_add(write.offset) else { return };
+        let Some(at) = gpa.checked_add(write.offset) else {
+            return;
+        };
         if ram.write(at, write.data()).is_err() {
             return;
         }

@@ -1,4 +1,7 @@
-#![expect(unsafe_code, reason = "copies between the kernel and guest memory that running guests change at any moment")]
+#![expect(
+    unsafe_code,
+    reason = "copies between the kernel and guest memory that running guests change at any moment"
+)]
 //! A guest's memory: its nested table, and the hypervisor's own accesses to what it maps.
 //!
 //! Accesses by the hypervisor (instruction emulation, clocks, software walks) neither set A/D
@@ -12,10 +15,12 @@ use crate::mm;
 use crate::shootdown;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::SeqCst;
-use core::sync::atomic::{AtomicU64, AtomicU32};
+use core::sync::atomic::{AtomicU32, AtomicU64};
 use guest::memory::Width;
 use guest::{GuestMemory, OutOfRange};
-use memory::table::{Attributes, Flush, Lookup, RadixTable, Rights, Shootdown, TableError, TableFormat};
+use memory::table::{
+    Attributes, Flush, Lookup, RadixTable, Rights, Shootdown, TableError, TableFormat,
+};
 use spin::RwLock;
 use units::{Frame, Gpa, Hpa, NodeId, PageSize, VmId};
 
@@ -61,7 +66,10 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     /// Maps a frame, before the guest starts.
     pub fn map(&mut self, gpa: Gpa, frame: Frame, size: PageSize) -> Result<(), TableError> {
         let rights = Rights::READ | Rights::WRITE | Rights::EXECUTE;
-        let flush = self.table.get_mut().map(gpa, frame, size, Attributes::memory(rights))?;
+        let flush = self
+            .table
+            .get_mut()
+            .map(gpa, frame, size, Attributes::memory(rights))?;
         flush.carry_out(&memory::table::NoProcessor);
         self.bytes += size.bytes();
         Ok(())
@@ -75,7 +83,10 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     /// What an entry compares with what the virtual CPU's TLB has seen: the generation of the table's
     /// meaning and the one of its accessed bits.
     pub fn generations(&self) -> (u64, u64) {
-        (self.map_generation.load(SeqCst), self.sample_generation.load(SeqCst))
+        (
+            self.map_generation.load(SeqCst),
+            self.sample_generation.load(SeqCst),
+        )
     }
 
     /// Accessed bits were cleared: translations that still say "accessed" go at the next entries.
@@ -94,7 +105,13 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
         work: impl FnOnce(&mut RadixTable<F, DirectTables>, &VmShootdown<'_>) -> R,
     ) -> R {
         let mut table = self.table.write();
-        work(&mut table, &VmShootdown { vm: self.vm, generation: &self.map_generation })
+        work(
+            &mut table,
+            &VmShootdown {
+                vm: self.vm,
+                generation: &self.map_generation,
+            },
+        )
     }
 
     /// The node that holds an address.
@@ -109,7 +126,8 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     pub fn bytes_by_node(&self, nodes: usize) -> Vec<u64> {
         let mut bytes = alloc::vec![0; nodes];
         for leaf in self.table.read().all_leaves() {
-            if let Some(sum) = mm::node_of(leaf.frame).and_then(|node| bytes.get_mut(node.index())) {
+            if let Some(sum) = mm::node_of(leaf.frame).and_then(|node| bytes.get_mut(node.index()))
+            {
                 *sum += leaf.size.bytes();
             }
         }
@@ -147,12 +165,22 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
 
     /// Calls `work` with each contiguous piece of `gpa..gpa + bytes` in the direct map. The access lock is
     /// held throughout; nothing is called unless all of the range is memory.
-    fn pieces(&self, gpa: Gpa, bytes: usize, mut work: impl FnMut(*mut u8, core::ops::Range<usize>)) -> Result<(), OutOfRange> {
-        let fault = OutOfRange { gpa, bytes: bytes as u64 };
+    fn pieces(
+        &self,
+        gpa: Gpa,
+        bytes: usize,
+        mut work: impl FnMut(*mut u8, core::ops::Range<usize>),
+    ) -> Result<(), OutOfRange> {
+        let fault = OutOfRange {
+            gpa,
+            bytes: bytes as u64,
+        };
         let table = self.table.read();
         let locate = |offset: usize| -> Result<(Hpa, usize), OutOfRange> {
             let at = gpa.checked_add(offset as u64).ok_or(fault)?;
-            let Ok(Lookup::Mapped(leaf)) = table.translate(at) else { return Err(fault) };
+            let Ok(Lookup::Mapped(leaf)) = table.translate(at) else {
+                return Err(fault);
+            };
             let inside = at.0 - leaf.at.0;
             let left = (leaf.size.bytes() - inside).min((bytes - offset) as u64);
             Ok((Hpa(leaf.frame.address().0 + inside), left as usize))
@@ -191,13 +219,22 @@ impl<F: TableFormat<Address = Gpa>> GuestMemory for GuestRam<F> {
         })
     }
 
-    fn compare_exchange(&self, gpa: Gpa, width: Width, current: u64, new: u64) -> Result<u64, OutOfRange> {
+    fn compare_exchange(
+        &self,
+        gpa: Gpa,
+        width: Width,
+        current: u64,
+        new: u64,
+    ) -> Result<u64, OutOfRange> {
         let bytes = match width {
             Width::Bits32 => 4,
             Width::Bits64 => 8,
         };
         if gpa.0 % bytes as u64 != 0 {
-            return Err(OutOfRange { gpa, bytes: bytes as u64 });
+            return Err(OutOfRange {
+                gpa,
+                bytes: bytes as u64,
+            });
         }
         let mut held = 0;
         self.pieces(gpa, bytes, |at, _| {

@@ -1,11 +1,14 @@
-#![expect(unsafe_code, reason = "table entries are words in frames, reached through the direct map")]
+#![expect(
+    unsafe_code,
+    reason = "table entries are words in frames, reached through the direct map"
+)]
 //! Page-table frames in the direct map.
 
 use crate::mm;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use memory::buddy::OutOfFrames;
-use memory::table::{TableMemory, ENTRIES};
+use memory::table::{ENTRIES, TableMemory};
 use units::{Frame, NodeId, PageSize};
 
 /// Tables whose frames come from the node allocators.
@@ -13,7 +16,9 @@ use units::{Frame, NodeId, PageSize};
 pub struct DirectTables;
 
 fn entry(table: Frame, index: usize) -> &'static AtomicU64 {
-    let at = mm::direct(table.address()).cast::<u64>().wrapping_add(index % ENTRIES);
+    let at = mm::direct(table.address())
+        .cast::<u64>()
+        .wrapping_add(index % ENTRIES);
     // SAFETY: `table` is a frame that `allocate_table` gave (the trait's contract), so the direct map covers it and
     // nobody else uses it until `free_table`, which is called when no processor and no caller can reach it.
     // The word is aligned and only ever accessed atomically, here and by processors' walkers.
@@ -27,7 +32,13 @@ impl TableMemory for DirectTables {
     fn store(&self, table: Frame, index: usize, value: u64) {
         entry(table, index).store(value, Release);
     }
-    fn compare_exchange(&self, table: Frame, index: usize, current: u64, new: u64) -> Result<u64, u64> {
+    fn compare_exchange(
+        &self,
+        table: Frame,
+        index: usize,
+        current: u64,
+        new: u64,
+    ) -> Result<u64, u64> {
         entry(table, index).compare_exchange(current, new, AcqRel, Acquire)
     }
     fn swap(&self, table: Frame, index: usize, new: u64) -> u64 {

@@ -5,9 +5,16 @@
 
 /// MSRs that live in the VMCB's state-save area: SYSENTER, SYSCALL, FS, GS.
 const SWITCHED_MSRS: [u32; 10] = [
-    0x174, 0x175, 0x176, // SYSENTER_CS, ESP, EIP
-    0xc000_0081, 0xc000_0082, 0xc000_0083, 0xc000_0084, // STAR, LSTAR, CSTAR, SFMASK
-    0xc000_0100, 0xc000_0101, 0xc000_0102, // FS.base, GS.base, KernelGSbase
+    0x174,
+    0x175,
+    0x176, // SYSENTER_CS, ESP, EIP
+    0xc000_0081,
+    0xc000_0082,
+    0xc000_0083,
+    0xc000_0084, // STAR, LSTAR, CSTAR, SFMASK
+    0xc000_0100,
+    0xc000_0101,
+    0xc000_0102, // FS.base, GS.base, KernelGSbase
 ];
 
 const IOPM_BYTES: usize = 3 * 4096;

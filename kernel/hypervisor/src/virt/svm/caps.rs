@@ -33,8 +33,15 @@ impl Caps {
     /// Reads them on the calling CPU.
     pub fn read() -> Self {
         let cpuid = CpuId::new();
-        let svm = cpuid.get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_svm());
-        let Some(info) = cpuid.get_svm_info() else { return Self { svm, ..Self::default() } };
+        let svm = cpuid
+            .get_extended_processor_and_feature_identifiers()
+            .is_some_and(|f| f.has_svm());
+        let Some(info) = cpuid.get_svm_info() else {
+            return Self {
+                svm,
+                ..Self::default()
+            };
+        };
         Self {
             svm,
             nested_paging: info.has_nested_paging(),
@@ -51,16 +58,24 @@ impl Caps {
     /// Whether guests can be hosted, with a sentence for each reason why not.
     pub fn check(&self) -> Result<(), Unsupported> {
         if !self.svm {
-            return Err(Unsupported("the processor has no AMD-V (CPUID 8000_0001h ECX bit 2 is clear)"));
+            return Err(Unsupported(
+                "the processor has no AMD-V (CPUID 8000_0001h ECX bit 2 is clear)",
+            ));
         }
         if self.disabled {
-            return Err(Unsupported("AMD-V is disabled by firmware (VM_CR.SVMDIS is set): enable SVM in the firmware's setup"));
+            return Err(Unsupported(
+                "AMD-V is disabled by firmware (VM_CR.SVMDIS is set): enable SVM in the firmware's setup",
+            ));
         }
         if !self.nested_paging {
-            return Err(Unsupported("the processor's AMD-V has no nested paging (CPUID 8000_000Ah EDX bit 0 is clear)"));
+            return Err(Unsupported(
+                "the processor's AMD-V has no nested paging (CPUID 8000_000Ah EDX bit 0 is clear)",
+            ));
         }
         if self.asids < 2 {
-            return Err(Unsupported("the processor's AMD-V offers no address-space identifier for guests"));
+            return Err(Unsupported(
+                "the processor's AMD-V offers no address-space identifier for guests",
+            ));
         }
         Ok(())
     }

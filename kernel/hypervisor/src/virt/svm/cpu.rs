@@ -1,4 +1,7 @@
-#![expect(unsafe_code, reason = "switches SVM on and tells the processor where to keep host state")]
+#![expect(
+    unsafe_code,
+    reason = "switches SVM on and tells the processor where to keep host state"
+)]
 //! One physical CPU under SVM: switched on, with its host-state areas and its supply of ASIDs.
 
 use super::caps::Caps;
@@ -48,7 +51,13 @@ impl SvmCpu {
             msr::write(MSR_VM_HSAVE_PA, host_save.address().0);
         }
         // Generation 1 starts with a full flush: firmware or an earlier hypervisor may have used tags.
-        Ok(Self { caps, host_vmcb: host_vmcb.address(), next_asid: 1, generation: 1, flush_all: true })
+        Ok(Self {
+            caps,
+            host_vmcb: host_vmcb.address(),
+            next_asid: 1,
+            generation: 1,
+            flush_all: true,
+        })
     }
 
     /// Whether `asid` may still be used here.
@@ -65,7 +74,10 @@ impl SvmCpu {
         }
         let number = self.next_asid;
         self.next_asid += 1;
-        Asid { number, generation: self.generation }
+        Asid {
+            number,
+            generation: self.generation,
+        }
     }
 
     /// Whether the next VMRUN must flush all tags; asked once per flush.

@@ -22,32 +22,48 @@ pub fn classify(cpu: &SvmCpu, vcpu: &SvmVcpu) -> Exit {
         code::VINTR => Exit::InterruptWindow,
         code::IRET => Exit::NmiWindow,
         code::IOIO => Exit::Io(port(info1)),
-        code::MSR => Exit::Msr(if info1 & 1 == 0 { Direction::Read } else { Direction::Write }),
+        code::MSR => Exit::Msr(if info1 & 1 == 0 {
+            Direction::Read
+        } else {
+            Direction::Write
+        }),
         code::CPUID => Exit::Cpuid,
         code::HLT => Exit::Halt,
         code::PAUSE => Exit::Pause,
         code::NPF => Exit::NestedFault(nested_fault(info1, info2)),
-        code::CR_READ_FIRST..=code::CR_READ_LAST => control_register(cpu, exit & 15, Direction::Read, info1),
-        code::CR_WRITE_FIRST..=code::CR_WRITE_LAST => control_register(cpu, exit & 15, Direction::Write, info1),
+        code::CR_READ_FIRST..=code::CR_READ_LAST => {
+            control_register(cpu, exit & 15, Direction::Read, info1)
+        }
+        code::CR_WRITE_FIRST..=code::CR_WRITE_LAST => {
+            control_register(cpu, exit & 15, Direction::Write, info1)
+        }
         code::CR0_SEL_WRITE => control_register(cpu, 0, Direction::Write, info1),
         code::XSETBV => Exit::Xsetbv,
         code::VMMCALL => Exit::Hypercall,
         code::INVD | code::WBINVD => Exit::CacheFlush,
-        code::EXCEPTION_FIRST..=code::EXCEPTION_LAST => {
-            Exit::Exception { vector: (exit - code::EXCEPTION_FIRST) as u8, error: info1 as u32, info: info2 }
-        }
+        code::EXCEPTION_FIRST..=code::EXCEPTION_LAST => Exit::Exception {
+            vector: (exit - code::EXCEPTION_FIRST) as u8,
+            error: info1 as u32,
+            info: info2,
+        },
         code::RDPMC => Exit::NotAllowed("RDPMC"),
         code::MONITOR => Exit::NotOffered("MONITOR"),
         code::MWAIT | code::MWAIT_ARMED => Exit::NotOffered("MWAIT"),
         code::RSM => Exit::NotOffered("RSM"),
         code::RDPRU => Exit::NotOffered("RDPRU"),
-        code::INVLPGA | code::VMRUN | code::VMLOAD..=code::SKINIT => Exit::NotOffered("an SVM instruction"),
+        code::INVLPGA | code::VMRUN | code::VMLOAD..=code::SKINIT => {
+            Exit::NotOffered("an SVM instruction")
+        }
         code::TASK_SWITCH => Exit::TaskSwitch,
         code::SHUTDOWN => Exit::Shutdown,
         code::SMI => Exit::PlatformEvent("SMI"),
         code::INIT => Exit::PlatformEvent("INIT"),
         code::FERR_FREEZE => Exit::PlatformEvent("FERR"),
-        _ => Exit::Unexpected { code: exit, info1, info2 },
+        _ => Exit::Unexpected {
+            code: exit,
+            info1,
+            info2,
+        },
     }
 }
 
@@ -55,7 +71,11 @@ pub fn classify(cpu: &SvmCpu, vcpu: &SvmVcpu) -> Exit {
 fn port(info1: u64) -> IoAccess {
     IoAccess {
         port: (info1 >> 16) as u16,
-        direction: if info1 & 1 != 0 { Direction::Read } else { Direction::Write },
+        direction: if info1 & 1 != 0 {
+            Direction::Read
+        } else {
+            Direction::Write
+        },
         size: if info1 & 1 << 4 != 0 {
             1
         } else if info1 & 1 << 5 != 0 {
@@ -84,12 +104,22 @@ fn control_register(cpu: &SvmCpu, number: u64, direction: Direction, info1: u64)
         3 => ControlRegister::Cr3,
         4 => ControlRegister::Cr4,
         8 => ControlRegister::Cr8,
-        _ => return Exit::Unexpected { code: number, info1, info2: 0 },
+        _ => {
+            return Exit::Unexpected {
+                code: number,
+                info1,
+                info2: 0,
+            };
+        }
     };
     let source = if cpu.caps.decode_assists && info1 & CR_IS_MOV != 0 {
         CrSource::Mov(Gpr((info1 & 15) as u8))
     } else {
         CrSource::Undecoded
     };
-    Exit::Cr { register, direction, source }
+    Exit::Cr {
+        register,
+        direction,
+        source,
+    }
 }

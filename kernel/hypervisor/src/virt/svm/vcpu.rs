@@ -1,4 +1,7 @@
-#![expect(unsafe_code, reason = "the VMCB is a page that hardware shares, reached through the direct map")]
+#![expect(
+    unsafe_code,
+    reason = "the VMCB is a page that hardware shares, reached through the direct map"
+)]
 //! One virtual CPU under SVM: its VMCB and the state that the VMCB does not hold.
 
 use super::cpu::{Asid, SvmCpu};
@@ -11,8 +14,8 @@ use crate::virt::{
 };
 use core::arch::asm;
 use core::ptr::NonNull;
-use guest::entry::Segment;
 use guest::EntryState;
+use guest::entry::Segment;
 use units::{Frame, Hpa, PageSize};
 
 const EFER_SVME: u64 = 1 << 12;
@@ -275,7 +278,12 @@ impl VcpuState for SvmVcpu {
             SegmentName::Gs => save.gs,
             SegmentName::Ss => save.ss,
         };
-        Segment { selector: s.selector, base: s.base, limit: s.limit, attributes: s.attributes }
+        Segment {
+            selector: s.selector,
+            base: s.base,
+            limit: s.limit,
+            attributes: s.attributes,
+        }
     }
     fn cpl(&self) -> u8 {
         self.vmcb().save.cpl
@@ -313,8 +321,16 @@ impl VcpuState for SvmVcpu {
         save.ss = to_vmcb(state.ss);
         save.tr = to_vmcb(state.tr);
         save.ldtr = to_vmcb(state.ldtr);
-        save.gdtr = VmcbSegment { base: state.gdtr.base, limit: u32::from(state.gdtr.limit), ..VmcbSegment::default() };
-        save.idtr = VmcbSegment { base: state.idtr.base, limit: u32::from(state.idtr.limit), ..VmcbSegment::default() };
+        save.gdtr = VmcbSegment {
+            base: state.gdtr.base,
+            limit: u32::from(state.gdtr.limit),
+            ..VmcbSegment::default()
+        };
+        save.idtr = VmcbSegment {
+            base: state.idtr.base,
+            limit: u32::from(state.idtr.limit),
+            ..VmcbSegment::default()
+        };
         save.cpl = 0;
         save.cr2 = state.cr2;
         save.cr3 = state.cr3;
@@ -328,7 +344,8 @@ impl VcpuState for SvmVcpu {
     }
 
     fn interruptible(&self) -> bool {
-        self.rflags() & RFLAGS_IF != 0 && self.vmcb().control.interrupt_shadow & vmcb::INTERRUPT_SHADOW == 0
+        self.rflags() & RFLAGS_IF != 0
+            && self.vmcb().control.interrupt_shadow & vmcb::INTERRUPT_SHADOW == 0
     }
     fn nmi_allowed(&self) -> bool {
         !self.nmi_blocked && self.vmcb().control.interrupt_shadow & vmcb::INTERRUPT_SHADOW == 0
@@ -368,7 +385,11 @@ impl VcpuState for SvmVcpu {
             _ => return None,
         };
         let error = (word & vmcb::EVENT_ERROR_VALID != 0).then_some((word >> 32) as u32);
-        Some(Event { kind, vector: word as u8, error })
+        Some(Event {
+            kind,
+            vector: word as u8,
+            error,
+        })
     }
 
     fn want_interrupt_window(&mut self, wanted: bool) {
@@ -393,17 +414,29 @@ impl VcpuState for SvmVcpu {
     fn instruction_length(&self) -> Option<u8> {
         let control = &self.vmcb().control;
         // A port access always tells; else where the processor stores the next RIP.
-        let next = if control.exit_code == vmcb::code::IOIO { control.exit_info2 } else { control.next_rip };
+        let next = if control.exit_code == vmcb::code::IOIO {
+            control.exit_info2
+        } else {
+            control.next_rip
+        };
         let length = next.wrapping_sub(self.rip());
         (1..=15).contains(&length).then_some(length as u8)
     }
 
     fn instruction_bytes(&self) -> &[u8] {
         let control = &self.vmcb().control;
-        control.instruction.get(..usize::from(control.fetched_bytes & 15)).unwrap_or(&[])
+        control
+            .instruction
+            .get(..usize::from(control.fetched_bytes & 15))
+            .unwrap_or(&[])
     }
 }
 
 fn to_vmcb(s: Segment) -> VmcbSegment {
-    VmcbSegment { selector: s.selector, attributes: s.vmcb_attributes(), limit: s.limit, base: s.base }
+    VmcbSegment {
+        selector: s.selector,
+        attributes: s.vmcb_attributes(),
+        limit: s.limit,
+        base: s.base,
+    }
 }
