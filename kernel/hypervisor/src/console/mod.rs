@@ -4,7 +4,8 @@
 //! firmware left one, and a second UART (COM2) for the records that tools read. Everything is polled:
 //! a hypervisor that needs an interrupt to say that interrupts are broken is of little use.
 //!
-//! * [`print`] and the `log` macros write text, [`read_byte`] reads input, [`record`] writes a record.
+//! * [`print`] and the `log` macros write whole lines, [`stand`] keeps an unfinished one below them,
+//!   [`read_byte`] reads input, [`record`] writes a record.
 //! * A UART takes 87 us for a byte. So text goes into a ring ([`port`]) and leaves it when the UART has room;
 //!   [`read_byte`], which the monitor calls many times a second, keeps it going. Until the monitor
 //!   first asks for input, everything is sent at once: whoever looks for the reason of an early hang
@@ -37,17 +38,27 @@ pub use emergency::{Emergency, EmergencyTelemetry};
 
 /// Bytes of early text that are kept for a screen that is found later.
 const BACKLOG_BYTES: usize = 8 << 10;
+/// Longest standing line; of a longer one the end is not shown until it is a whole line.
+const STANDING_BYTES: usize = 768;
+/// To the first column, and erase to the end of the line (ECMA-48, 8.3.41).
+const ERASE_LINE: &[u8] = b"\r\x1b[K";
 
 struct Text {
     port: Option<SerialPort>,
     screen: Option<Screen>,
     backlog: ArrayVec<u8, BACKLOG_BYTES>,
+    /// The unfinished line below everything else.
+    standing: ArrayVec<u8, STANDING_BYTES>,
+    /// The last byte written was no line end.
+    mid_line: bool,
 }
 
 static TEXT: Mutex<Text> = Mutex::new(Text {
     port: None,
     screen: None,
     backlog: ArrayVec::new_const(),
+    standing: ArrayVec::new_const(),
+    mid_line: false,
 });
 static RECORDS: Mutex<Option<SerialPort>> = Mutex::new(None);
 /// Whether somebody keeps the rings going.
@@ -101,11 +112,31 @@ pub fn init(spcr: Option<&Spcr>, framebuffer: &Framebuffer) {
     }
 }
 
-/// Writes text to UART and screen.
+/// Writes text to UART and screen: whole lines, above the standing one if there is one.
 pub fn print(text: fmt::Arguments<'_>) {
-    // Both devices swallow what they cannot show.
     without_interrupts(|| {
-        let _written = TEXT.lock().write_fmt(text);
+        let mut console = TEXT.lock();
+        console.erase_standing();
+        // Both devices swallow what they cannot show.
+        let _written = console.write_fmt(text);
+        console.draw_standing();
+    });
+}
+
+/// Keeps `line` standing as the unfinished last line, below whatever else is printed, instead of the one that
+/// stood there; an empty one is none.
+pub fn stand(line: &str) {
+    without_interrupts(|| TEXT.lock().stand(line.as_bytes()));
+}
+
+/// Ends the standing line: it is a line like any other from now on.
+pub fn settle() {
+    without_interrupts(|| {
+        let mut console = TEXT.lock();
+        if !console.standing.is_empty() {
+            console.standing.clear();
+            console.write_bytes(b"\n");
+        }
     });
 }
 
@@ -167,7 +198,47 @@ fn finish(port: &mut SerialPort) {
 }
 
 impl Text {
+    fn stand(&mut self, line: &[u8]) {
+        let line = line.get(..STANDING_BYTES).unwrap_or(line);
+        // Usually a key was typed: what stands there already is not drawn again.
+        match line.strip_prefix(self.standing.as_slice()) {
+            Some(more) if self.mid_line || self.standing.is_empty() => {
+                let (at, more) = (self.standing.len(), more.len());
+                self.standing.extend(line.iter().skip(at).copied());
+                if more > 0 {
+                    self.write_standing(at);
+                }
+            }
+            _ => {
+                self.erase_standing();
+                self.standing = line.iter().copied().collect();
+                self.draw_standing();
+            }
+        }
+    }
+
+    fn erase_standing(&mut self) {
+        if !self.standing.is_empty() && self.mid_line {
+            self.write_bytes(ERASE_LINE);
+            self.mid_line = false;
+        }
+    }
+
+    fn draw_standing(&mut self) {
+        if !self.standing.is_empty() && !self.mid_line {
+            self.write_standing(0);
+        }
+    }
+
+    fn write_standing(&mut self, from: usize) {
+        let line = self.standing.clone();
+        self.write_bytes(line.get(from..).unwrap_or(&[]));
+    }
+
     fn write_bytes(&mut self, bytes: &[u8]) {
+        if let Some(last) = bytes.last() {
+            self.mid_line = *last != b'\n';
+        }
         if let Some(port) = &mut self.port {
             port.write_text(bytes);
             finish(port);

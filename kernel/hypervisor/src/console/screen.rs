@@ -99,7 +99,8 @@ impl Surface {
     }
 }
 
-/// Where in a terminal's escape sequence the text is (ECMA-48, 5.4): those of guests are swallowed.
+/// Where in a terminal's escape sequence the text is (ECMA-48, 5.4): all but "erase to the end of the line" are
+/// swallowed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Escape {
     None,
@@ -145,6 +146,10 @@ impl Screen {
                 (Escape::None, byte) => self.put(byte),
                 (Escape::Begun, b'[') => self.escape = Escape::Control,
                 (Escape::Control, 0x20..=0x3f) => {}
+                (Escape::Control, b'K') => {
+                    self.escape = Escape::None;
+                    self.erase_to_end();
+                }
                 (Escape::Begun | Escape::Control, _) => self.escape = Escape::None,
             }
         }
@@ -170,6 +175,10 @@ impl Screen {
                 self.column += 1;
             }
         }
+    }
+
+    fn erase_to_end(&mut self) {
+        (self.column..self.surface.columns).for_each(|column| self.set(column, self.row, b' '));
     }
 
     fn new_line(&mut self) {

@@ -2,110 +2,187 @@
 
 use super::report;
 use crate::console;
-use crate::drive;
 use crate::virt::Backend;
-use crate::vm::{Hypervisor, Vm};
+use crate::vm::{Hypervisor, Vm, VmState};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use config::model::{Keyword, Mode};
+use log::LevelFilter;
 use units::NodeId;
 
-const HELP: &str = "\
-help                       this list
-topology                   nodes, CPUs, distances
-memory                     free memory of each node, fallbacks
-vm [NAME]                  virtual machines
-vm NAME stop|pause|resume  ends, holds, releases one
-cpu                        what each CPU runs
-footprint [NAME]           who touches which node's memory
-proximity [NAME]           how near each CPU is to what a VM touches
-why [NAME[.VCPU]]          the scheduler's sum for each vCPU, and the planner's last word
-migrate NAME NODE          moves a VM's pages to a node
-log error|warn|info|debug|trace
-shutdown                   stops all VMs and powers off
-Ctrl-A 0..9                input to Perigee or to a VM
-";
+/// One command: its name, the words behind it, what it does.
+type Entry = (&'static str, &'static str, &'static str);
+
+const COMMANDS: [Entry; 12] = [
+    ("help", "", "this list"),
+    ("topology", "", "nodes with their memory and CPUs, latencies between them"),
+    ("memory", "", "free memory of each node"),
+    ("vm", "[NAME]", "all VMs, or one and its vCPUs"),
+    ("vm", "NAME stop|pause|resume", "ends a VM, holds it, lets it go on"),
+    ("vm", "NAME mode MODE", "what may move of a VM from now on"),
+    ("cpu", "", "what each CPU does"),
+    ("footprint", "[NAME]", "who touches which node's memory"),
+    ("proximity", "[NAME]", "how near each CPU is to what a VM touches"),
+    ("why", "[NAME[.VCPU]]", "the planner's last word, and the scheduler's sum for each vCPU"),
+    ("migrate", "NAME NODE", "moves all pages of a VM to a node"),
+    ("log", "[error|warn|info|debug|trace]", "shows or sets which messages are shown"),
+];
+/// The last command stands apart: what it does cannot be undone.
+const SHUTDOWN: Entry = ("shutdown", "", "stops all VMs and powers the machine off");
+/// Column in which help explains.
+const HELP_COLUMN: usize = 36;
 
 /// Executes one line.
 pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
     let mut words = line.split_whitespace();
     let Some(command) = words.next() else { return };
-    let rest: alloc::vec::Vec<&str> = words.collect();
-    match (command, rest.as_slice()) {
-        ("help", []) => console::print(format_args!("{HELP}")),
+    let rest: Vec<&str> = words.collect();
+    let every = |report: fn(&Hypervisor<B>, &Vm<B>) -> String| hv.vms.iter().map(|vm| report(hv, vm)).collect();
+    let answer: String = match (command, rest.as_slice()) {
+        ("help", []) => help(),
         ("topology", []) => report::topology(hv),
         ("memory", []) => report::memory(),
-        ("vm", []) => hv.vms.iter().for_each(|vm| report::vm(vm)),
-        ("vm", [name]) => with_vm(hv, name, report::vm),
+        ("vm", []) => report::vms(hv),
+        ("vm", [name]) => with_vm(hv, name, |vm| report::vm(hv, vm)),
         ("vm", [name, verb]) => with_vm(hv, name, |vm| control(hv, vm, verb)),
+        ("vm", [name, "mode", mode]) => with_vm(hv, name, |vm| set_mode(hv, vm, mode)),
         ("cpu", []) => report::cpus(hv),
-        ("footprint", []) => hv.vms.iter().for_each(|vm| report::footprint(hv, vm)),
+        ("footprint", []) => every(report::footprint),
         ("footprint", [name]) => with_vm(hv, name, |vm| report::footprint(hv, vm)),
-        ("proximity", []) => hv.vms.iter().for_each(|vm| report::proximity(hv, vm)),
+        ("proximity", []) => every(report::proximity),
         ("proximity", [name]) => with_vm(hv, name, |vm| report::proximity(hv, vm)),
-        ("why", []) => hv.vms.iter().for_each(|vm| report::why(hv, vm, None)),
-        ("why", [what]) => {
-            let (name, vcpu) = what.split_once('.').unwrap_or((what, ""));
-            match (vcpu, vcpu.parse::<u16>()) {
-                ("", _) => with_vm(hv, name, |vm| report::why(hv, vm, None)),
-                (_, Ok(index)) => with_vm(hv, name, |vm| report::why(hv, vm, Some(index))),
-                (_, Err(_)) => say(format_args!("{vcpu:?} is no number of a vCPU; try: why {name}.0")),
-            }
-        }
+        ("why", []) => every(|hv, vm| report::why(hv, vm, None)),
+        ("why", [what]) => why(hv, what),
         ("migrate", [name, node]) => with_vm(hv, name, |vm| migrate(hv, vm, node)),
-        ("log", [level]) => match level.parse::<log::LevelFilter>() {
-            Ok(level) => {
-                log::set_max_level(level);
-                say(format_args!("messages down to {level} are shown"));
-            }
-            Err(_) => say(format_args!("{level:?} is no level; they are error, warn, info, debug, trace")),
-        },
+        ("log", []) => format!("messages down to {} are shown\n", level_name(log::max_level())),
+        ("log", [level]) => set_level(level),
         ("shutdown", []) => {
+            console::print(format_args!("all VMs are stopped, the machine is switched off\n"));
             hv.vms.iter().for_each(|vm| vm.stop(hv));
             crate::start::shutdown(hv)
         }
-        (known, _) if HELP.lines().any(|l| l.split_whitespace().next() == Some(known)) => {
-            say(format_args!("{known} does not take these words; see help"));
-        }
-        (unknown, _) => say(format_args!("{unknown:?} is no command; see help")),
+        (name, _) => misunderstood(name),
+    };
+    console::print(format_args!("{answer}"));
+}
+
+fn entries() -> impl Iterator<Item = Entry> {
+    COMMANDS.into_iter().chain([SHUTDOWN])
+}
+
+fn help() -> String {
+    let mut text = String::new();
+    for (name, words, about) in entries() {
+        let usage = format!("{name} {words}");
+        text.push_str(&format!("  {usage:<HELP_COLUMN$}{about}\n"));
     }
+    for (key, about) in super::KEYS {
+        text.push_str(&format!("  {key:<HELP_COLUMN$}{about}\n"));
+    }
+    text
 }
 
-fn say(text: core::fmt::Arguments<'_>) {
-    console::print(format_args!("perigee: {text}\n"));
+/// Nothing that can be executed: what would have been possible instead.
+fn misunderstood(command: &str) -> String {
+    let usages: Vec<String> = entries()
+        .filter(|(name, ..)| *name == command)
+        .map(|(name, words, _)| String::from(format!("{name} {words}").trim_end()))
+        .collect();
+    if !usages.is_empty() {
+        return format!("{command} is used like this: {}\n", usages.join(" or "));
+    }
+    let mut names: Vec<&str> = entries().map(|(name, ..)| name).collect();
+    names.dedup();
+    format!("{command:?} is no command; there are: {}\n", names.join(" "))
 }
 
-fn with_vm<B: Backend>(hv: &Hypervisor<B>, name: &str, work: impl FnOnce(&Vm<B>)) {
+fn with_vm<B: Backend>(hv: &Hypervisor<B>, name: &str, work: impl FnOnce(&Vm<B>) -> String) -> String {
     match hv.vms.iter().find(|vm| vm.name == name) {
         Some(vm) => work(vm),
+        None if hv.vms.is_empty() => format!("there is no VM {name:?}; there is none at all\n"),
         None => {
-            say(format_args!("there is no VM {name:?}; there are:"));
-            hv.vms.iter().for_each(|vm| console::print(format_args!("  {}\n", vm.name)));
+            let names: Vec<&str> = hv.vms.iter().map(|vm| vm.name.as_str()).collect();
+            format!("there is no VM {name:?}; there are: {}\n", names.join(" "))
         }
     }
 }
 
-fn control<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, verb: &str) {
-    let done = match verb {
-        "stop" => {
+fn control<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, verb: &str) -> String {
+    let done = match (verb, vm.state()) {
+        ("stop", off @ VmState::Off(_)) => Err(format!("{} is {off} already; nothing was done", vm.name)),
+        ("stop", _) => {
             vm.stop(hv);
             Ok(())
         }
-        "pause" => vm.set_paused(hv, true),
-        "resume" => vm.set_paused(hv, false),
-        other => return say(format_args!("{other:?} is not done to a VM; stop, pause and resume are")),
+        ("pause", _) => vm.set_paused(hv, true),
+        ("resume", _) => vm.set_paused(hv, false),
+        (other, _) => Err(format!("{other:?} cannot be done to a VM; stop, pause and resume can")),
     };
     match done {
-        Ok(()) => say(format_args!("{} is {}", vm.name, vm.state())),
-        Err(why) => say(format_args!("{why}")),
+        Ok(()) => format!("{} is {}\n", vm.name, vm.state()),
+        Err(why) => format!("{why}\n"),
     }
 }
 
-fn migrate<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, node: &str) {
-    let number = node.strip_prefix("node").unwrap_or(node);
-    let node = number.parse::<u16>().ok().map(NodeId).filter(|n| n.index() < hv.machine.nodes.len());
-    match node {
-        Some(node) => {
-            let leaves = drive::migrate_all(hv, vm, node);
-            say(format_args!("{leaves} leaves of {} are on their way to {node}", vm.name));
+fn set_mode<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, word: &str) -> String {
+    match Mode::from_word(word) {
+        Some(mode) => {
+            crate::drive::set_mode(hv, vm, mode);
+            format!("the mode of {} is {mode}\n", vm.name)
         }
-        None => say(format_args!("{number:?} is no node; they are 0 to {}", hv.machine.nodes.len().saturating_sub(1))),
+        None => format!("{word:?} is no mode; they are: {}\n", Mode::WORDS.join(" ")),
+    }
+}
+
+fn why<B: Backend>(hv: &Hypervisor<B>, what: &str) -> String {
+    // A VM's name may hold no dot, so what follows one is a vCPU.
+    let (name, vcpu) = match what.split_once('.') {
+        Some((name, vcpu)) => (name, Some(vcpu)),
+        None => (what, None),
+    };
+    match vcpu.map(str::parse::<u16>) {
+        None => with_vm(hv, name, |vm| report::why(hv, vm, None)),
+        Some(Ok(index)) => with_vm(hv, name, |vm| report::why(hv, vm, Some(index))),
+        Some(Err(_)) => format!("{what:?} names no vCPU; it is a VM's name, a dot and a number, like {name}.0\n"),
+    }
+}
+
+fn migrate<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, node: &str) -> String {
+    if let off @ VmState::Off(_) = vm.state() {
+        return format!("{} is {off}; it has no pages to move\n", vm.name);
+    }
+    let number = node.strip_prefix("node").unwrap_or(node);
+    let found = number.parse::<u16>().ok().and_then(|n| hv.machine.node(NodeId(n)));
+    match found {
+        Some(node) if node.memory_bytes() > 0 => report::migrate(hv, vm, node.id),
+        Some(node) => format!("{} has no memory; nothing was moved\n", node.id),
+        None => format!("{node:?} is no node; they are 0 to {}\n", hv.machine.nodes.len().saturating_sub(1)),
+    }
+}
+
+/// Levels as the operator types them.
+const LEVELS: [(&str, LevelFilter); 5] = [
+    ("error", LevelFilter::Error),
+    ("warn", LevelFilter::Warn),
+    ("info", LevelFilter::Info),
+    ("debug", LevelFilter::Debug),
+    ("trace", LevelFilter::Trace),
+];
+
+fn level_name(level: LevelFilter) -> &'static str {
+    LEVELS.iter().find(|(_, l)| *l == level).map_or("none", |(name, _)| name)
+}
+
+fn set_level(word: &str) -> String {
+    match LEVELS.iter().find(|(name, _)| *name == word) {
+        Some((name, level)) => {
+            log::set_max_level(*level);
+            format!("messages down to {name} are shown from now on\n")
+        }
+        None => {
+            let names: Vec<&str> = LEVELS.iter().map(|(name, _)| *name).collect();
+            format!("{word:?} is no level; they are: {}\n", names.join(" "))
+        }
     }
 }

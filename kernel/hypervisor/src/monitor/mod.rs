@@ -1,21 +1,26 @@
 //! The operator's console: one serial line for Perigee and all guests.
 //!
 //! What the operator types goes to the console in focus: Perigee's own, where a line is a
-//! command, or a guest's. Ctrl-A and a digit switch. What guests print comes with the VM's name in
-//! front, whoever has the focus.
+//! command, or a guest's. Ctrl-A and another key switch ([`KEYS`]). What guests print comes with the VM's
+//! name in front, whoever has the focus.
+//!
+//! Perigee's prompt appears with the first key and stays below whatever else is printed, so nobody who
+//! only watches sees one.
 //!
 //! Only the boot CPU reads the line; it looks every [`POLL`], between entries.
 
 mod commands;
 mod mux;
 mod report;
+mod table;
 
-pub use mux::{has_focus, show_line, show_partial};
+pub use mux::{show_line, show_partial};
 
 use crate::console;
 use crate::arch::time;
 use crate::virt::Backend;
 use crate::vm::{self, Hypervisor};
+use alloc::format;
 use alloc::string::String;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use spin::Mutex;
@@ -28,17 +33,29 @@ const LINE_MAX: usize = 200;
 /// Bytes taken in one look, so that a flood of input cannot stop the guests.
 const BYTES_PER_LOOK: usize = 64;
 const CTRL_A: u8 = 1;
+const CTRL_C: u8 = 3;
 const BACKSPACE: u8 = 8;
+const CTRL_U: u8 = 0x15;
 const DELETE: u8 = 0x7f;
+const PROMPT: &str = "perigee> ";
+/// What the key after Ctrl-A does.
+const KEYS: [(&str, &str); 4] = [
+    ("Ctrl-A 0", "input goes to Perigee"),
+    ("Ctrl-A 1 to 9", "input goes to that VM"),
+    ("Ctrl-A n", "input goes to the next one"),
+    ("Ctrl-A a", "sends Ctrl-A to the VM"),
+];
 
 static NEXT_LOOK_NS: AtomicU64 = AtomicU64::new(0);
-static INPUT: Mutex<Input> = Mutex::new(Input { line: String::new(), prefix: false });
+static INPUT: Mutex<Input> = Mutex::new(Input { line: String::new(), prefix: false, was_return: false });
 
 /// What has been typed.
 struct Input {
     line: String,
     /// The last byte was Ctrl-A.
     prefix: bool,
+    /// The last byte was a carriage return: a line feed behind it is none of its own.
+    was_return: bool,
 }
 
 /// When this CPU must look at the latest.
@@ -57,15 +74,22 @@ pub fn poll<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId) {
         let Some(byte) = console::read_byte() else { return };
         if let Some(command) = take(hv, byte) {
             commands::execute(hv, &command);
+            prompt("");
         }
     }
+}
+
+/// Shows the prompt with what has been typed.
+fn prompt(typed: &str) {
+    mux::show_prompt(&format!("{PROMPT}{typed}"));
 }
 
 /// Takes one byte; a finished line for Perigee is returned.
 fn take<B: Backend>(hv: &Hypervisor<B>, byte: u8) -> Option<String> {
     let mut input = INPUT.lock();
+    let after_return = core::mem::replace(&mut input.was_return, byte == b'\r');
     if core::mem::take(&mut input.prefix) {
-        switch(hv, byte);
+        switch(hv, byte, &input.line);
         return None;
     }
     if byte == CTRL_A {
@@ -73,38 +97,40 @@ fn take<B: Backend>(hv: &Hypervisor<B>, byte: u8) -> Option<String> {
         return None;
     }
     if let Some(id) = mux::focus() {
-        if let Some(vm) = hv.vm(id) {
-            vm::with_board(hv, vm, |board, _| board.serial_input(&[byte]));
-        }
+        send(hv, id, byte);
         return None;
     }
     match byte {
+        b'\n' if after_return => return None,
         b'\r' | b'\n' => {
-            console::print(format_args!("\n"));
+            prompt(&input.line);
+            console::settle();
             return Some(core::mem::take(&mut input.line));
         }
-        BACKSPACE | DELETE => {
-            if input.line.pop().is_some() {
-                console::print(format_args!("\u{8} \u{8}"));
-            }
-        }
-        b' '..=b'~' if input.line.len() < LINE_MAX => {
-            input.line.push(char::from(byte));
-            console::print(format_args!("{}", char::from(byte)));
-        }
-        _ => {}
+        BACKSPACE | DELETE => drop(input.line.pop()),
+        CTRL_U | CTRL_C => input.line.clear(),
+        b' '..=b'~' if input.line.len() < LINE_MAX => input.line.push(char::from(byte)),
+        _ => return None,
     }
+    prompt(&input.line);
     None
 }
 
-/// The key after Ctrl-A.
-fn switch<B: Backend>(hv: &Hypervisor<B>, key: u8) {
+/// Types a byte into a VM's serial port.
+fn send<B: Backend>(hv: &Hypervisor<B>, to: units::VmId, byte: u8) {
+    if let Some(vm) = hv.vm(to) {
+        vm::with_board(hv, vm, |board, _| board.serial_input(&[byte]));
+    }
+}
+
+/// The key after Ctrl-A; `typed` is what stands in Perigee's own line.
+fn switch<B: Backend>(hv: &Hypervisor<B>, key: u8, typed: &str) {
     match key {
         b'0' => mux::set_focus(None),
         b'1'..=b'9' => match hv.vms.get(usize::from(key - b'1')) {
             Some(vm) => mux::set_focus(Some(vm.id)),
             None => {
-                console::print(format_args!("perigee: there is no VM {}; the focus stays\n", key - b'0'));
+                console::print(format_args!("there is no VM {}; input goes where it went\n", key - b'0'));
                 return;
             }
         },
@@ -115,13 +141,27 @@ fn switch<B: Backend>(hv: &Hypervisor<B>, key: u8) {
             };
             mux::set_focus(next.map(|vm| vm.id));
         }
+        b'a' | CTRL_A => {
+            if let Some(id) = mux::focus() {
+                send(hv, id, CTRL_A);
+            }
+            return;
+        }
         _ => {
-            console::print(format_args!("Ctrl-A 0: Perigee, Ctrl-A 1 to 9: that VM, Ctrl-A n: the next\n"));
+            for (key, about) in KEYS {
+                console::print(format_args!("  {key:<16}{about}\n"));
+            }
             return;
         }
     }
     match mux::focus().and_then(|id| hv.vm(id)) {
-        Some(vm) => console::print(format_args!("-- input goes to {} --\n", vm.name)),
-        None => console::print(format_args!("-- input goes to Perigee --\n")),
+        Some(vm) => {
+            console::print(format_args!("-- input goes to {}; Ctrl-A 0 brings it back --\n", vm.name));
+            vm.console.lock().show(vm);
+        }
+        None => {
+            console::print(format_args!("-- input goes to Perigee --\n"));
+            prompt(typed);
+        }
     }
 }

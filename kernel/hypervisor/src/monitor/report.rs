@@ -1,105 +1,260 @@
 //! What the operator's questions are answered with.
+//!
+//! Each report is put together first, under whatever locks it needs, and printed afterwards: a slow serial
+//! line holds nobody up.
 
-use crate::arch::{percpu, time};
-use crate::console;
+use super::table::{ranges, Table};
+use crate::arch::percpu::{self, Activity};
+use crate::arch::time;
 use crate::drive;
 use crate::mm;
 use crate::virt::Backend;
-use crate::vm::{Hypervisor, Vm};
+use crate::vm::{Hypervisor, Vcpu, Vm, NOWHERE};
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
-use units::{Nanos, VcpuId};
+use sched::Explanation;
+use units::{CpuId, Nanos, NodeId, VcpuId, PAGE_BYTES};
 
-macro_rules! say {
-    ($($arg:tt)*) => { console::print(format_args!("{}\n", format_args!($($arg)*))) };
+/// Seconds with three digits.
+fn seconds(time: Nanos) -> String {
+    format!("{}.{:03} s", time.0 / 1_000_000_000, time.0 / 1_000_000 % 1000)
 }
 
-fn joined<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
-    items.into_iter().map(|i| i.to_string()).collect::<Vec<_>>().join(" ")
+fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
+}
+
+fn cpus_of<B: Backend>(hv: &Hypervisor<B>, node: NodeId) -> String {
+    ranges(hv.machine.cpus.iter().filter(|c| c.node == node).map(|c| c.id))
+}
+
+/// A vCPU as the operator names it.
+fn name<B: Backend>(hv: &Hypervisor<B>, id: VcpuId) -> String {
+    match hv.vm(id.vm) {
+        Some(vm) => format!("{}.{}", vm.name, id.index),
+        None => id.to_string(),
+    }
 }
 
 /// Nodes, CPUs, distances.
-pub fn topology<B: Backend>(hv: &Hypervisor<B>) {
+pub fn topology<B: Backend>(hv: &Hypervisor<B>) -> String {
     let m = hv.machine;
+    let mut nodes = Table::new(["node", "firmware calls it", "memory", "CPUs"]);
     for node in &m.nodes {
-        let cpus = joined(m.cpus.iter().filter(|c| c.node == node.id).map(|c| c.id));
-        let total = node.memory_bytes() >> 20;
-        let cpus = if cpus.is_empty() { "no CPUs" } else { &cpus };
-        say!("{} ({}): {total} MiB for guests and kernel, {cpus}", node.id, node.domain);
+        nodes.row([node.id.to_string(), node.domain.to_string(), mib(node.memory_bytes()), cpus_of(hv, node.id)]);
     }
-    say!("latency in ns, row = accessing node ({}):", m.latency_source);
+    let mut headings = alloc::vec![String::from("from \\ to")];
+    headings.extend(m.nodes.iter().map(|n| n.id.to_string()));
+    let mut latencies = Table::new(headings);
     for from in &m.nodes {
-        say!("  {}: {}", from.id, joined(m.nodes.iter().map(|to| m.latency_ns(from.id, to.id))));
+        let mut row = alloc::vec![from.id.to_string()];
+        row.extend(m.nodes.iter().map(|to| m.latency_ns(from.id, to.id).to_string()));
+        latencies.row(row);
     }
+    format!("{nodes}latency in ns ({}):\n{latencies}", m.latency_source)
 }
 
 /// Free memory of each node.
-pub fn memory() {
+pub fn memory() -> String {
+    let mut table = Table::new(["node", "free", "total", "blocks given", "taken from other nodes", "refused"]);
     for node in mm::stats() {
-        say!("{node}");
+        let c = &node.counters;
+        table.row([
+            node.node.to_string(),
+            mib(c.free * PAGE_BYTES),
+            mib(c.total * PAGE_BYTES),
+            c.allocations.to_string(),
+            c.fallbacks.to_string(),
+            c.failures.to_string(),
+        ]);
+    }
+    table.to_string()
+}
+
+/// All VMs, a line each.
+pub fn vms<B: Backend>(hv: &Hypervisor<B>) -> String {
+    let mut table = Table::new(["key", "name", "state", "vCPUs", "memory", "lies on", "ran"]);
+    for (key, vm) in (1_u32..).zip(&hv.vms) {
+        let ran: u64 = vm.vcpus.iter().map(|v| v.ran_ns.load(Relaxed)).sum();
+        table.row([
+            key.to_string(),
+            vm.name.clone(),
+            vm.state().to_string(),
+            vm.vcpus.len().to_string(),
+            mib(vm.config.memory_bytes),
+            lies_on(hv, vm),
+            seconds(Nanos(ran)),
+        ]);
+    }
+    match hv.vms.is_empty() {
+        true => String::from("no VM was started\n"),
+        false => format!("{table}Ctrl-A and the key: input goes to that VM; vm NAME tells more\n"),
     }
 }
 
-/// One VM.
-pub fn vm<B: Backend>(vm: &Vm<B>) {
-    say!("{} ({}): {}, {} vCPUs, {} MiB, home {}", vm.name, vm.id, vm.state(), vm.vcpus.len(), vm.config.memory_bytes >> 20, vm.home);
+/// The nodes that hold a VM's memory, those with most of it first.
+fn lies_on<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
+    let mut held: Vec<(u64, NodeId)> =
+        vm.ram.bytes_by_node(hv.machine.nodes.len()).into_iter().zip(hv.machine.nodes.iter().map(|n| n.id)).collect();
+    held.retain(|(bytes, _)| *bytes > 0);
+    held.sort_by_key(|(bytes, node)| (core::cmp::Reverse(*bytes), *node));
+    match held.as_slice() {
+        [] => String::from("nowhere"),
+        [(_, node)] => node.to_string(),
+        several => several.iter().map(|(bytes, node)| format!("{node} ({})", mib(*bytes))).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// One VM and its vCPUs.
+pub fn vm<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
+    let mut table = Table::new(["vCPU", "state", "ran", "exits", "changed its CPU"]);
     for v in &vm.vcpus {
-        let at = v.running_on.load(Relaxed);
-        let place = match at {
-            crate::vm::NOWHERE if v.blocked.load(Relaxed) => String::from("waits"),
-            crate::vm::NOWHERE => String::from("ready"),
-            cpu => alloc::format!("runs on cpu{cpu}"),
-        };
-        say!("  {}: {place}, ran {}, {} exits, changed its CPU {} times", v.id, Nanos(v.ran_ns.load(Relaxed)), v.exits.load(Relaxed), v.moves.load(Relaxed));
+        table.row([
+            name(hv, v.id),
+            doing(v),
+            seconds(Nanos(v.ran_ns.load(Relaxed))),
+            v.exits.load(Relaxed).to_string(),
+            format!("{} times", v.moves.load(Relaxed)),
+        ]);
+    }
+    format!(
+        "{} is {}; it began on {}, its {} lie on {}\n{table}",
+        vm.name,
+        vm.state(),
+        vm.home,
+        mib(vm.config.memory_bytes),
+        lies_on(hv, vm)
+    )
+}
+
+fn doing<B: Backend>(v: &Vcpu<B>) -> String {
+    match v.running_on.load(Relaxed) {
+        NOWHERE if v.blocked.load(Relaxed) => String::from("halted"),
+        NOWHERE => String::from("off its CPU"),
+        cpu => format!("runs on {}", CpuId(cpu)),
     }
 }
 
 /// What each CPU runs.
-pub fn cpus<B: Backend>(hv: &Hypervisor<B>) {
+pub fn cpus<B: Backend>(hv: &Hypervisor<B>) -> String {
+    let mut table = Table::new(["CPU", "node", "does", "others waiting", "load"]);
     let sched = hv.sched.lock();
     for report in sched.cpus() {
-        let doing = percpu::of(report.cpu).map(|c| c.activity().to_string()).unwrap_or_default();
-        say!("{} ({}): {doing}; {} more wait; {}.{:02} CPUs asked for", report.cpu, report.node, report.waiting, report.demand >> 16, (report.demand & 0xffff) * 100 >> 16);
+        let doing = match percpu::of(report.cpu).map(|c| c.activity()) {
+            Some(Activity::Guest(vcpu)) => name(hv, vcpu),
+            Some(other) => other.to_string(),
+            None => String::new(),
+        };
+        table.row([
+            report.cpu.to_string(),
+            report.node.to_string(),
+            doing,
+            report.waiting.to_string(),
+            format!("{} %", report.demand * 100 >> 16),
+        ]);
     }
+    table.to_string()
 }
 
 /// Who touches which node's memory.
-pub fn footprint<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) {
+pub fn footprint<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
     let tracking = hv.tracking.lock();
-    let Some(track) = tracking.of(vm.id) else { return };
+    let Some(track) = tracking.of(vm.id) else { return format!("{} is not followed\n", vm.name) };
     let f = &track.footprint;
-    say!("{}: {} passes, {}, confidence {}", vm.name, f.passes(), if f.is_idle() { "idle" } else { "busy" }, f.confidence());
-    say!("  accesses go to:  {}", joined(hv.machine.nodes.iter().zip(f.shares()).map(|(n, s)| alloc::format!("{} {s}", n.id))));
-    say!("  memory lies on:  {}", joined(hv.machine.nodes.iter().zip(vm.ram.bytes_by_node(hv.machine.nodes.len())).map(|(n, b)| alloc::format!("{} {} MiB", n.id, b >> 20))));
-    for (from, row) in hv.machine.nodes.iter().zip(f.matrix().rows()) {
-        if row.iter().any(|cell| *cell > 0) {
-            say!("  touches from {}: {}", from.id, joined(row));
+    let matrix = f.matrix().rows();
+    let accessors: Vec<(NodeId, &Vec<u64>)> = hv
+        .machine
+        .nodes
+        .iter()
+        .map(|n| n.id)
+        .zip(&matrix)
+        .filter(|(_, row)| row.iter().any(|cell| *cell > 0))
+        .collect();
+    let mut headings: Vec<String> = ["memory on", "holds", "of its accesses"].map(String::from).to_vec();
+    headings.extend(accessors.iter().map(|(node, _)| format!("touched from {node}")));
+    let mut table = Table::new(headings);
+    let held = vm.ram.bytes_by_node(hv.machine.nodes.len());
+    for (((index, node), bytes), share) in hv.machine.nodes.iter().enumerate().zip(held).zip(f.shares()) {
+        let mut row = alloc::vec![node.id.to_string(), mib(bytes), share.to_string()];
+        row.extend(accessors.iter().map(|(_, cells)| cells.get(index).copied().unwrap_or(0).to_string()));
+        table.row(row);
+    }
+    let activity = if f.is_idle() { "idle" } else { "busy" };
+    format!("{}: {activity}, {} passes, confidence {}\n{table}", vm.name, f.passes(), f.confidence())
+}
+
+/// How near the CPUs of each node are to what the VM touches: they are all alike.
+pub fn proximity<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
+    let tracking = hv.tracking.lock();
+    let Some(track) = tracking.of(vm.id) else { return format!("{} is not followed\n", vm.name) };
+    let mut table = Table::new(["CPUs", "of", "proximity"]);
+    for (node, score) in hv.machine.nodes.iter().zip(track.footprint.proximity(&tracking.latencies)) {
+        if node.has_cpus() {
+            table.row([cpus_of(hv, node.id), node.id.to_string(), score.to_string()]);
         }
     }
+    format!("{}: 1 is nearest to what it touches, 0 farthest\n{table}", vm.name)
 }
 
-/// How near each CPU is.
-pub fn proximity<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) {
-    let tracking = hv.tracking.lock();
-    let Some(track) = tracking.of(vm.id) else { return };
-    let scores = drive::cpu_scores(hv, &track.footprint, &tracking.latencies);
-    say!("{}: {}", vm.name, joined(hv.machine.cpus.iter().zip(scores).map(|(c, s)| alloc::format!("{} {s}", c.id))));
-}
-
-/// The scheduler's sum and the planner's last word.
-pub fn why<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, only: Option<u16>) {
+/// The planner's last word and the scheduler's sums.
+pub fn why<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, only: Option<u16>) -> String {
+    let mut text = String::new();
     if let Some(track) = hv.tracking.lock().of(vm.id) {
-        say!("{}: {}", vm.name, track.last_word);
+        text.push_str(&format!("{}: {}\n", vm.name, track.last_word));
     }
     if let Some(index) = only.filter(|i| usize::from(*i) >= vm.vcpus.len()) {
-        return say!("perigee: {} has no vCPU {index}", vm.name);
+        return format!("{} has no vCPU {index}; it has 0 to {}\n", vm.name, vm.vcpus.len().saturating_sub(1));
     }
     let sched = hv.sched.lock();
     for vcpu in vm.vcpus.iter().filter(|v| only.is_none_or(|i| v.id.index == i)) {
-        let id: VcpuId = vcpu.id;
-        if let Some(explanation) = sched.why(time::now(), id) {
-            say!("  {explanation}");
+        match sched.why(time::now(), vcpu.id) {
+            Some(explanation) => text.push_str(&sum(hv, &explanation)),
+            None => text.push_str(&format!("  {} is not scheduled any more\n", name(hv, vcpu.id))),
         }
     }
+    text
+}
+
+/// One vCPU's sum, a thought a line.
+fn sum<B: Backend>(hv: &Hypervisor<B>, e: &Explanation) -> String {
+    let (r, t) = (&e.report, &e.terms);
+    let state = match e.state {
+        sched::State::Running => format!("runs on {} ({})", r.cpu, r.node),
+        sched::State::Waiting { for_ } => format!("has waited {for_} for {} ({})", r.cpu, r.node),
+        sched::State::Halted => format!("is halted, last on {} ({})", r.cpu, r.node),
+        sched::State::Capped => format!("has used up its cap, on {} ({})", r.cpu, r.node),
+        sched::State::Paused => format!("is paused, last on {} ({})", r.cpu, r.node),
+    };
+    let mut text = format!("  {} {state}; class {}, weight {}\n", name(hv, r.vcpu), t.class, t.weight);
+    let eligible = if r.credit.0 < 0 { "; not eligible until its credit is paid back" } else { "" };
+    text.push_str(&format!(
+        "    deadline {} (remaining {} - credit {}) - proximity {} + cache {} = key {}{eligible}\n",
+        t.deadline, t.remaining, t.credit, t.bonus, t.penalty, t.key
+    ));
+    if let Some((rival, terms)) = &e.rival {
+        text.push_str(&format!("    there runs {} with key {}\n", name(hv, *rival), terms.key));
+    }
+    let preferred = e.preferred.map_or(String::from("no node is preferred"), |node| format!("{node} is preferred"));
+    text.push_str(&format!("    wants {} of a CPU, is owed {} machine-wide; {preferred}\n", r.demand, r.account));
+    text
+}
+
+/// Registers the operator's order to move pages; the answer.
+pub fn migrate<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, node: NodeId) -> String {
+    let away: u64 = {
+        let held = vm.ram.bytes_by_node(hv.machine.nodes.len());
+        held.iter().enumerate().filter(|(index, _)| *index != node.index()).map(|(_, bytes)| bytes).sum()
+    };
+    if away == 0 {
+        return format!("all of {} is on {node} already\n", vm.name);
+    }
+    let free = mm::free_bytes(node);
+    let leaves = drive::migrate_all(hv, vm, node);
+    let room = match free < away {
+        true => format!("; {node} has {} free, so not all will arrive", mib(free)),
+        false => String::new(),
+    };
+    format!("{leaves} leaves of {} ({}) are on their way to {node}{room}\n", vm.name, mib(away))
 }

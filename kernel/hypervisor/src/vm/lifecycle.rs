@@ -117,7 +117,7 @@ impl<B: Backend> Vm<B> {
         }
         {
             let mut console = self.console.lock();
-            console.flush(self);
+            console.finish(self);
         }
         crate::drive::record(Event::Vm { vm: self.id, name: self.name.clone(), what: VmEvent::Off(reason) });
         for vcpu in &self.vcpus {
