@@ -6,7 +6,6 @@
 //! `guests` folder and the entries rewritten.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -186,14 +185,15 @@ impl Plan {
         for table in &mut tables {
             plan.add(table, &base, wishes.stay)?;
         }
-        let host = document
-            .remove("host")
-            .and_then(|h| h.try_into::<Table>().ok())
-            .unwrap_or_default();
-        let _ = write!(plan.toml, "[host]\n{host}");
-        for table in &tables {
-            let _ = write!(plan.toml, "\n[[vm]]\n{table}");
-        }
+        // The whole document at once: a table inside a `[[vm]]` needs its full path as a header.
+        document
+            .entry("host")
+            .or_insert_with(|| Value::Table(Table::new()));
+        document.insert(
+            "vm".into(),
+            Value::Array(tables.into_iter().map(Value::Table).collect()),
+        );
+        plan.toml = document.to_string();
         check(&plan.toml, "what was asked for")?;
         Ok(plan)
     }

@@ -41,6 +41,7 @@ fn one_vm_is_changed_and_the_other_is_not() {
         "beta:mode=off",
         "beta:cpus=1",
         "beta:memory_nodes=[1, 2]",
+        "beta:cpu_affinity={ nodes = [0, 1] }",
         "beta:workload=--mib 32",
     ];
     let plan = Plan::new(&Wishes {
@@ -50,6 +51,7 @@ fn one_vm_is_changed_and_the_other_is_not() {
     .expect("valid");
     let config = config::parse(&plan.toml).expect("valid");
     let (alpha, beta) = (&config.vms[0], &config.vms[1]);
+    assert!(matches!(&beta.affinity, config::Affinity::Nodes(nodes) if nodes.len() == 2));
     assert_eq!(
         (beta.memory_bytes, beta.cpus, beta.memory_nodes.len()),
         (256 << 20, 1, 2)
