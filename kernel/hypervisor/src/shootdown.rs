@@ -102,7 +102,7 @@ fn wait_for_change(whereabouts: &Whereabouts, seen: u64, cpu: CpuId) {
     while whereabouts.0.load(SeqCst) == seen {
         core::hint::spin_loop();
         turns += 1;
-        if turns % PATIENCE == 0 {
+        if turns.is_multiple_of(PATIENCE) {
             log::error!("{cpu} has not left its guest although it was interrupted; still waiting");
             arch::apic::kick(cpu);
         }

@@ -26,7 +26,6 @@ use units::{Nanos, PerMille, VmId};
 #[derive(Clone, Copy, Debug)]
 enum Choice {
     Svm,
-    None,
 }
 
 static CHOICE: Once<Choice> = Once::new();
@@ -35,10 +34,6 @@ static CHOICE: Once<Choice> = Once::new();
 pub fn cpu_main() -> ! {
     match CHOICE.wait() {
         Choice::Svm => join::<Svm>(),
-        Choice::None => loop {
-            x86_64::instructions::interrupts::enable_and_hlt();
-            x86_64::instructions::interrupts::disable();
-        },
     }
 }
 

@@ -47,7 +47,8 @@ fn emulate<B: Backend>(ctx: &mut Context<'_, B>, fault: NestedFault) -> After {
         Ok(instruction) => instruction,
         Err(error) => {
             return After::Fault(format!(
-                "it accessed {} by an instruction that is not emulated: {error}",
+                "it {} {} by an instruction that is not emulated: {error}",
+                if fault.write { "wrote to" } else { "read" },
                 fault.gpa
             ));
         }

@@ -82,7 +82,7 @@ fn dispatch<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit) -> After {
                 .set(crate::virt::Gpr::RAX, ENOSYS as u64);
             complete(ctx, After::Resume)
         }
-        Exit::Exception { vector, error, .. } => event::intercepted(ctx, vector, error),
+        Exit::Exception { vector, error } => event::intercepted(ctx, vector, error),
         Exit::NotOffered(what) => {
             log::debug!(
                 "{}: {what} is not offered to guests; the guest gets #UD",

@@ -108,8 +108,6 @@ pub enum Exit {
         vector: u8,
         /// Error code, when the vector has one.
         error: u32,
-        /// DR6 or the fault address, as the vector defines.
-        info: u64,
     },
     /// An instruction that this guest's CPUID does not offer: it becomes #UD.
     NotOffered(&'static str),

@@ -42,12 +42,6 @@ pub struct VcpuSetup {
     pub node: NodeId,
     /// Root of the nested page table.
     pub nested_root: Frame,
-    /// CR4 bits that the guest's CPUID allows.
-    pub allowed_cr4: u64,
-    /// EFER bits that the guest's CPUID allows.
-    pub allowed_efer: u64,
-    /// XCR0 bits that the guest's CPUID allows; 0 without XSAVE.
-    pub allowed_xcr0: u64,
 }
 
 /// What must be dropped from this CPU's TLB before the guest runs.

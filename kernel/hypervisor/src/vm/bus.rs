@@ -42,13 +42,15 @@ pub fn with_board<B: Backend, R>(
     }
     let power = board.power_event();
     arm_board(hv, vm, board.next_deadline());
+    // Under the lock: of two callers the later one's view must be the one that stays.
+    let was = vm.pic_line.swap(pic, AcqRel);
     drop(board);
 
-    let was = vm.pic_line.swap(pic, AcqRel);
-    if pic && !was {
-        if let Some(vcpu) = vm.vcpus.first() {
-            notify(hv, vm, vcpu);
-        }
+    if pic
+        && !was
+        && let Some(vcpu) = vm.vcpus.first()
+    {
+        notify(hv, vm, vcpu);
     }
     if let Some(event) = power {
         vm.power_event(hv, event);

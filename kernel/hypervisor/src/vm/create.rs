@@ -255,9 +255,6 @@ fn make_vcpus<B: Backend>(
     let setup = VcpuSetup {
         node: home,
         nested_root: ram.root(),
-        allowed_cr4: cpuid.allowed_cr4(),
-        allowed_efer: cpuid.allowed_efer(),
-        allowed_xcr0: cpuid.allowed_xcr0(),
     };
     let mut vcpus = Vec::with_capacity(usize::from(shape.vcpus));
     for index in 0..shape.vcpus {

@@ -230,7 +230,7 @@ impl<F: TableFormat<Address = Gpa>> GuestMemory for GuestRam<F> {
             Width::Bits32 => 4,
             Width::Bits64 => 8,
         };
-        if gpa.0 % bytes as u64 != 0 {
+        if !gpa.0.is_multiple_of(bytes as u64) {
             return Err(OutOfRange {
                 gpa,
                 bytes: bytes as u64,

@@ -2,6 +2,7 @@
 
 use crate::arch::msr;
 use crate::virt::Unsupported;
+use core::fmt;
 use raw_cpuid::CpuId;
 
 /// VM_CR (APM 2 15.30.1).
@@ -76,6 +77,22 @@ impl Caps {
             return Err(Unsupported(
                 "the processor's AMD-V offers no address-space identifier for guests",
             ));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Caps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ASIDs", self.asids)?;
+        for (name, present) in [
+            ("next RIP", self.next_rip),
+            ("decode assists", self.decode_assists),
+            ("flush by ASID", self.flush_by_asid),
+            ("PAUSE filter", self.pause_filter),
+            ("PAUSE threshold", self.pause_threshold),
+        ] {
+            write!(f, ", {} {name}", if present { "with" } else { "without" })?;
         }
         Ok(())
     }

@@ -44,7 +44,6 @@ pub fn classify(cpu: &SvmCpu, vcpu: &SvmVcpu) -> Exit {
         code::EXCEPTION_FIRST..=code::EXCEPTION_LAST => Exit::Exception {
             vector: (exit - code::EXCEPTION_FIRST) as u8,
             error: info1 as u32,
-            info: info2,
         },
         code::RDPMC => Exit::NotAllowed("RDPMC"),
         code::MONITOR => Exit::NotOffered("MONITOR"),

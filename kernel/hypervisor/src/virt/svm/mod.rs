@@ -39,7 +39,10 @@ impl Backend for Svm {
     const NAME: &'static str = "AMD-V with nested paging";
 
     fn probe() -> Result<(), Unsupported> {
-        caps::Caps::read().check()
+        let caps = caps::Caps::read();
+        caps.check()?;
+        log::info!("AMD-V: {caps}");
+        Ok(())
     }
 
     fn enable(node: NodeId) -> Result<cpu::SvmCpu, Unsupported> {

@@ -217,6 +217,8 @@ pub const INTERRUPT_SHADOW: u64 = 1;
 pub const TLB_KEEP: u32 = 0;
 /// `tlb_control`: flush everything, all ASIDs (APM 2 15.16.1).
 pub const TLB_FLUSH_ALL: u32 = 1;
+/// `tlb_control`: flush what is tagged with this VMCB's ASID, where the processor can.
+pub const TLB_FLUSH_ASID: u32 = 3;
 
 /// Event type in `event_injection` and `exit_int_info` (APM 2 15.20).
 pub const EVENT_TYPE_SHIFT: u32 = 8;
@@ -256,7 +258,6 @@ pub mod code {
     pub const VMMCALL: u64 = 0x081;
     pub const VMLOAD: u64 = 0x082;
     pub const SKINIT: u64 = 0x086;
-    pub const ICEBP: u64 = 0x088;
     pub const WBINVD: u64 = 0x089;
     pub const MONITOR: u64 = 0x08a;
     pub const MWAIT: u64 = 0x08b;
