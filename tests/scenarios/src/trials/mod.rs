@@ -1,6 +1,7 @@
 //! The trials, one file a subject.
 
 pub mod boot;
+mod counted;
 pub mod ends;
 pub mod locality;
 mod random;
@@ -16,7 +17,7 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         locality::scenarios(),
         topology::scenarios(seed),
     ]
-        .into_iter()
-        .flatten()
-        .collect()
+    .into_iter()
+    .flatten()
+    .collect()
 }

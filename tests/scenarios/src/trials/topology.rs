@@ -14,7 +14,7 @@ use telemetry::Topology;
 use topology::build::{self, Affinity};
 
 use super::random::Random;
-use crate::{Evidence, Latency, Machine, Node, Outcome, Scenario};
+use crate::{Evidence, Latency, Machine, Node, Outcome, Scenario, Tier};
 
 /// Random machines of a full run, and of a quick one.
 const RANDOM: u64 = 20;
@@ -26,22 +26,39 @@ const LIMIT: Duration = Duration::from_secs(600);
 pub fn scenarios(seed: u64) -> Vec<Scenario> {
     let node = |cpus, memory_mib| Node { cpus, memory_mib };
     let shapes = [
-        Scenario::full("topology-one-node", "the kernel's topology is that of a machine with one node", judge)
-            .on(Machine::row(1, 2, 512)),
-        Scenario::full("topology-two-nodes", "the same with two nodes", judge).on(Machine::row(2, 2, 512)),
-        Scenario::quick("topology-eight-nodes", "the same with eight nodes", judge).on(Machine::row(8, 1, 256)),
-        Scenario::quick("topology-memory-less-node", "the same with a node that has CPUs only", judge)
-            .on(Machine::of(vec![node(2, 512), node(2, 0), node(1, 256)])),
-        Scenario::quick("topology-cpu-less-node", "the same with a node that has memory only", judge)
-            .on(Machine::of(vec![node(2, 512), node(0, 256), node(1, 256)])),
-        Scenario::quick("topology-asymmetric", "the same where the way there and the way back differ", judge).on(
-            Machine::row(4, 1, 256).with_distances(vec![
-                vec![10, 21, 33, 90],
-                vec![17, 10, 25, 41],
-                vec![30, 12, 10, 254],
-                vec![80, 44, 11, 10],
-            ]),
-        ),
+        Scenario::full(
+            "topology-one-node",
+            "the kernel's topology is that of a machine with one node",
+            judge,
+        )
+        .on(Machine::row(1, 2, 512)),
+        Scenario::full("topology-two-nodes", "the same with two nodes", judge)
+            .on(Machine::row(2, 2, 512)),
+        Scenario::quick("topology-eight-nodes", "the same with eight nodes", judge)
+            .on(Machine::row(8, 1, 256)),
+        Scenario::quick(
+            "topology-memory-less-node",
+            "the same with a node that has CPUs only",
+            judge,
+        )
+        .on(Machine::of(vec![node(2, 512), node(2, 0), node(1, 256)])),
+        Scenario::quick(
+            "topology-cpu-less-node",
+            "the same with a node that has memory only",
+            judge,
+        )
+        .on(Machine::of(vec![node(2, 512), node(0, 256), node(1, 256)])),
+        Scenario::quick(
+            "topology-asymmetric",
+            "the same where the way there and the way back differ",
+            judge,
+        )
+        .on(Machine::row(4, 1, 256).with_distances(vec![
+            vec![10, 21, 33, 90],
+            vec![17, 10, 25, 41],
+            vec![30, 12, 10, 254],
+            vec![80, 44, 11, 10],
+        ])),
     ];
     let random = (1..=RANDOM).map(|number| random(number, seed));
     shapes
@@ -58,9 +75,14 @@ fn judge(evidence: &Evidence) -> Result<(), String> {
 /// Judges a run whose node `n` is the proximity domain `domain(n)`.
 fn judge_numbered(evidence: &Evidence, domain: impl Fn(u32) -> u32) -> Result<(), String> {
     if evidence.outcome != Outcome::Clean {
-        return Err(format!("the run ended otherwise than cleanly: {}", evidence.outcome));
+        return Err(format!(
+            "the run ended otherwise than cleanly: {}",
+            evidence.outcome
+        ));
     }
-    let seen = evidence.topology().ok_or("the kernel recorded no topology")?;
+    let seen = evidence
+        .topology()
+        .ok_or("the kernel recorded no topology")?;
     equal(&evidence.machine, domain, seen)
 }
 
@@ -77,7 +99,11 @@ fn equal(machine: &Machine, domain: impl Fn(u32) -> u32, seen: &Topology) -> Res
     let mut place = Vec::new();
     for (node, wanted) in (0..).map(&domain).take(machine.nodes.len()).enumerate() {
         let found = seen.nodes.iter().position(|n| n.pxm.0 == wanted);
-        place.push(found.ok_or_else(|| format!("node {node}, domain {wanted}, is not among the kernel's"))?);
+        place.push(
+            found.ok_or_else(|| {
+                format!("node {node}, domain {wanted}, is not among the kernel's")
+            })?,
+        );
     }
     cpus(machine, &place, seen)?;
     memory(machine, &place, seen)?;
@@ -86,10 +112,14 @@ fn equal(machine: &Machine, domain: impl Fn(u32) -> u32, seen: &Topology) -> Res
         let built = |from: usize, to: usize| machine.distances[from].get(to).map(scale);
         matrix("distance", &place, &seen.distances, built)?;
     }
-    let usable = |from: usize, to: usize| machine.nodes[from].cpus > 0 && machine.nodes[to].memory_mib > 0;
+    let usable =
+        |from: usize, to: usize| machine.nodes[from].cpus > 0 && machine.nodes[to].memory_mib > 0;
     if !machine.latencies.is_empty() {
         if !seen.latency_source.contains("HMAT") {
-            return Err(format!("there is an HMAT, the kernel's latencies come from {:?}", seen.latency_source));
+            return Err(format!(
+                "there is an HMAT, the kernel's latencies come from {:?}",
+                seen.latency_source
+            ));
         }
         matrix("latency", &place, &seen.latency_ns, |from, to| {
             usable(from, to).then(|| machine.latencies[from][to].latency_ns)
@@ -110,10 +140,17 @@ fn matrix(
 ) -> Result<(), String> {
     for from in 0..place.len() {
         for to in 0..place.len() {
-            let Some(wanted) = built(from, to) else { continue };
-            let found = seen.get(place[from]).and_then(|row| row.get(place[to])).copied();
+            let Some(wanted) = built(from, to) else {
+                continue;
+            };
+            let found = seen
+                .get(place[from])
+                .and_then(|row| row.get(place[to]))
+                .copied();
             if found != Some(wanted) {
-                return Err(format!("{what} from node {from} to node {to} is {wanted}, the kernel sees {found:?}"));
+                return Err(format!(
+                    "{what} from node {from} to node {to} is {wanted}, the kernel sees {found:?}"
+                ));
             }
         }
     }
@@ -125,20 +162,35 @@ fn matrix(
 fn built_cpus(machine: &Machine) -> Vec<(u32, usize)> {
     let cores = machine.nodes[0].cpus;
     let equal = machine.nodes.iter().all(|n| n.cpus == cores);
-    let (cores, stride) = if equal { (cores, cores.next_power_of_two()) } else { (1, 1) };
+    let (cores, stride) = if equal {
+        (cores, cores.next_power_of_two())
+    } else {
+        (1, 1)
+    };
     let nodes = machine.nodes.iter().enumerate();
     let node_of = nodes.flat_map(|(id, node)| (0..node.cpus).map(move |_| id));
-    (0..).zip(node_of).map(|(i, node)| (i / cores * stride + i % cores, node)).collect()
+    (0..)
+        .zip(node_of)
+        .map(|(i, node)| (i / cores * stride + i % cores, node))
+        .collect()
 }
 
 fn cpus(machine: &Machine, place: &[usize], seen: &Topology) -> Result<(), String> {
-    let mut built: Vec<(u32, usize)> =
-        built_cpus(machine).into_iter().map(|(apic, node)| (apic, place[node])).collect();
-    let mut found: Vec<(u32, usize)> = seen.cpus.iter().map(|c| (c.apic.0, usize::from(c.node.0))).collect();
+    let mut built: Vec<(u32, usize)> = built_cpus(machine)
+        .into_iter()
+        .map(|(apic, node)| (apic, place[node]))
+        .collect();
+    let mut found: Vec<(u32, usize)> = seen
+        .cpus
+        .iter()
+        .map(|c| (c.apic.0, usize::from(c.node.0)))
+        .collect();
     built.sort_unstable();
     found.sort_unstable();
     if built != found {
-        return Err(format!("CPUs by APIC id and the kernel's node are {built:?}, the kernel sees {found:?}"));
+        return Err(format!(
+            "CPUs by APIC id and the kernel's node are {built:?}, the kernel sees {found:?}"
+        ));
     }
     Ok(())
 }
@@ -150,7 +202,10 @@ const KEPT_MIB: u64 = 64;
 fn memory(machine: &Machine, place: &[usize], seen: &Topology) -> Result<(), String> {
     let mut kept = 0;
     for (id, node) in machine.nodes.iter().enumerate() {
-        let (built, found) = (u64::from(node.memory_mib) << 20, seen.nodes[place[id]].memory_bytes);
+        let (built, found) = (
+            u64::from(node.memory_mib) << 20,
+            seen.nodes[place[id]].memory_bytes,
+        );
         kept += built.saturating_sub(found);
         if found > built || kept > KEPT_MIB << 20 {
             return Err(format!(
@@ -182,18 +237,29 @@ fn random(number: u64, seed: u64) -> Scenario {
     };
     let shape: Vec<Node> = (0..nodes).map(&mut node).collect();
     let all = || 0..shape.len();
-    let mut distance = |from, to| if from == to { 10 } else { random.between(11, 254) as u8 };
-    let distances = all().map(|from| all().map(|to| distance(from, to)).collect()).collect();
+    let mut distance = |from, to| {
+        if from == to {
+            10
+        } else {
+            random.between(11, 254) as u8
+        }
+    };
+    let distances = all()
+        .map(|from| all().map(|to| distance(from, to)).collect())
+        .collect();
     let machine = Machine::of(shape.clone()).with_distances(distances);
-    let about = |what: &str| format!("the kernel's topology is that of a random machine with {what}");
+    let about =
+        |what: &str| format!("the kernel's topology is that of a random machine with {what}");
     let name = format!("topology-random-{number:02}");
     let scenario = match number % 3 {
         0 => {
             let domains = sparse(shape.len(), &mut random);
             let (srat, slit) = tables(&machine, &domains);
-            Scenario::full(&name, &about("sparse domains by override tables"), move |e| {
-                judge_numbered(e, |node| domains[node as usize])
-            })
+            Scenario::full(
+                &name,
+                &about("sparse domains by override tables"),
+                move |e| judge_numbered(e, |node| domains[node as usize]),
+            )
             .table("srat.aml", srat)
             .table("slit.aml", slit)
             .on(machine)
@@ -201,11 +267,17 @@ fn random(number: u64, seed: u64) -> Scenario {
         1 => Scenario::full(&name, &about("a SLIT"), judge).on(machine),
         _ => {
             let latencies = latencies(shape.len(), &mut random);
-            Scenario::full(&name, &about("a SLIT and an HMAT"), judge).on(Machine { latencies, ..machine })
+            Scenario::full(&name, &about("a SLIT and an HMAT"), judge).on(Machine {
+                latencies,
+                ..machine
+            })
         }
     };
-    let tier = if number <= RANDOM_QUICK { crate::Tier::Quick } else { crate::Tier::Full };
-    Scenario { tier, ..scenario }.seeded(seed).within(LIMIT)
+    let mut scenario = scenario.seeded(seed).within(LIMIT);
+    if number <= RANDOM_QUICK {
+        scenario.tier = Tier::Quick;
+    }
+    scenario
 }
 
 /// Latencies where local memory is the nearest, as an HMAT must have it to be believed.
@@ -213,7 +285,11 @@ fn latencies(nodes: usize, random: &mut Random) -> Vec<Vec<Latency>> {
     let row = |from: usize, random: &mut Random| {
         let local = random.between(50, 120);
         let pair = |to: usize| Latency {
-            latency_ns: if from == to { local } else { local + random.between(1, 400) },
+            latency_ns: if from == to {
+                local
+            } else {
+                local + random.between(1, 400)
+            },
             bandwidth_mib_s: 512 * random.between(2, 80),
         };
         (0..nodes).map(pair).collect()
@@ -237,14 +313,21 @@ fn sparse(nodes: usize, random: &mut Random) -> Vec<u32> {
 fn tables(machine: &Machine, domains: &[u32]) -> (Vec<u8>, Vec<u8>) {
     let mut affinities: Vec<Affinity> = built_cpus(machine)
         .into_iter()
-        .map(|(apic, node)| Affinity::X2Cpu { apic, domain: domains[node] })
+        .map(|(apic, node)| Affinity::X2Cpu {
+            apic,
+            domain: domains[node],
+        })
         .collect();
     // All of it lies below q35's hole (see `memory_stays_below_the_hole`), node after node.
     let mut start = 0;
     for (node, domain) in machine.nodes.iter().zip(domains) {
         let bytes = u64::from(node.memory_mib) << 20;
         if bytes > 0 {
-            affinities.push(Affinity::Memory { start, bytes, domain: *domain });
+            affinities.push(Affinity::Memory {
+                start,
+                bytes,
+                domain: *domain,
+            });
         }
         start += bytes;
     }
@@ -271,11 +354,13 @@ mod tests {
             pxm: ProximityDomain(domain(id.into())),
             memory_bytes: u64::from(node.memory_mib) << 20,
         });
-        let cpus = (0..).zip(built_cpus(machine)).map(|(id, (apic, node))| CpuReport {
-            cpu: CpuId(id),
-            node: NodeId(node as u16),
-            apic: ApicId(apic),
-        });
+        let cpus = (0..)
+            .zip(built_cpus(machine))
+            .map(|(id, (apic, node))| CpuReport {
+                cpu: CpuId(id),
+                node: NodeId(node as u16),
+                apic: ApicId(apic),
+            });
         let rows = |f: &dyn Fn(usize, usize) -> u32| -> Vec<Vec<u32>> {
             let all = || 0..machine.nodes.len();
             all().map(|a| all().map(|b| f(a, b)).collect()).collect()
@@ -308,7 +393,10 @@ mod tests {
         assert!(differs(|t| t.cpus[1].node = NodeId(2)).contains("CPUs"));
         assert!(differs(|t| t.cpus[8].apic = ApicId(8)).contains("APIC"));
         assert!(differs(|t| t.nodes[1].memory_bytes += 1).contains("MiB"));
-        assert!(differs(|t| t.nodes.iter_mut().for_each(|n| n.memory_bytes -= 30 << 20)).contains("missing"));
+        assert!(
+            differs(|t| t.nodes.iter_mut().for_each(|n| n.memory_bytes -= 30 << 20))
+                .contains("missing")
+        );
         assert!(differs(|t| t.distances[0][1] += 1).contains("distance"));
         assert!(differs(|t| t.distances[2][1] += 1).contains("distance"));
         assert!(differs(|t| t.latency_ns[2][0] += 1).contains("latency"));
@@ -321,11 +409,24 @@ mod tests {
 
     #[test]
     fn nodes_are_found_by_their_domain() {
-        let machine = Machine::of(vec![Node { cpus: 1, memory_mib: 256 }, Node { cpus: 2, memory_mib: 128 }]);
+        let machine = Machine::of(vec![
+            Node {
+                cpus: 1,
+                memory_mib: 256,
+            },
+            Node {
+                cpus: 2,
+                memory_mib: 128,
+            },
+        ]);
         let mut seen = understood(&machine, |node| node);
         seen.nodes.reverse();
-        seen.nodes.iter_mut().for_each(|n| n.pxm = ProximityDomain(9 - n.pxm.0));
-        seen.cpus.iter_mut().for_each(|c| c.node = NodeId(1 - c.node.0));
+        seen.nodes
+            .iter_mut()
+            .for_each(|n| n.pxm = ProximityDomain(9 - n.pxm.0));
+        seen.cpus
+            .iter_mut()
+            .for_each(|c| c.node = NodeId(1 - c.node.0));
         for rows in [&mut seen.distances, &mut seen.latency_ns] {
             rows.reverse();
             rows.iter_mut().for_each(|row| row.reverse());
@@ -338,7 +439,11 @@ mod tests {
     fn memory_stays_below_the_hole() {
         for seed in 0..200 {
             let scenario = random(seed, seed);
-            assert!(scenario.machine.memory_mib() <= 2816, "{:?}", scenario.machine);
+            assert!(
+                scenario.machine.memory_mib() <= 2816,
+                "{:?}",
+                scenario.machine
+            );
             assert_eq!(scenario.machine.check(), Ok(()));
         }
     }
