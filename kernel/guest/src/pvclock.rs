@@ -125,6 +125,8 @@ pub struct TimeInfo {
 impl TimeInfo {
     /// Bytes of the structure.
     pub const BYTES: usize = 32;
+    /// Where the flags are; the guest takes [`FLAG_GUEST_STOPPED`] back there once it has seen it.
+    pub const FLAGS_OFFSET: u64 = 29;
 
     /// The structure with this version.
     #[must_use]
@@ -135,7 +137,7 @@ impl TimeInfo {
         put(&mut b, 16, &self.system_time.0.to_le_bytes());
         put(&mut b, 24, &self.scale.mul.to_le_bytes());
         put(&mut b, 28, &self.scale.shift.to_le_bytes());
-        put(&mut b, 29, &[self.flags]);
+        put(&mut b, Self::FLAGS_OFFSET as usize, &[self.flags]);
         b
     }
 

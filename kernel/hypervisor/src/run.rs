@@ -212,6 +212,7 @@ fn arrive<B: Backend>(
         core.last_cpu = Some(cpu);
         clock::arrive(hv, vm, vcpu, core);
     }
+    clock::resumed(hv, vm, core);
     if let Some(since) = core.runnable_since.take() {
         clock::resume_steal(vm, core, now.since(since));
     }

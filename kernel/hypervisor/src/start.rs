@@ -8,7 +8,7 @@ use crate::arch::{percpu, time, tsc};
 use crate::drive::{self, Tracking};
 use crate::virt::Backend;
 use crate::virt::svm::Svm;
-use crate::vm::{self, Hypervisor, Images, Vm, World};
+use crate::vm::{self, Hypervisor, Images, Taken, Vm, World};
 use crate::{console, run, shootdown, timers};
 use crate::{mm, platform};
 use alloc::string::{String, ToString};
@@ -155,7 +155,9 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
     }
     let mut vms = Vec::new();
     for (number, entry) in (0_u16..).zip(&config.vms) {
-        match vm::build::<B>(world, VmId(number), entry, &BootImages) {
+        let waiting = config.vms.get(usize::from(number) + 1..).unwrap_or(&[]);
+        let taken = Taken::by(machine, &vms, waiting);
+        match vm::build::<B>(world, VmId(number), entry, &BootImages, &taken) {
             Ok(vm) => vms.push(vm),
             Err(why) => {
                 log::error!("{why}");

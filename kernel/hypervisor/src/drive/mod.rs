@@ -10,20 +10,20 @@ mod moves;
 mod record;
 mod sample;
 
-pub use moves::work;
+pub use moves::{queued, work};
 pub use record::record;
-pub use sample::{cpu_scores, migrate_all, sample, set_mode, start as start_sampling, Tracking};
+pub use sample::{Tracking, migrate_all, sample, set_mode, start as start_sampling};
 
+use crate::arch::time;
 use crate::arch::{self, percpu};
 use crate::run::{End, RESCHEDULE};
-use crate::arch::time;
 use crate::virt::Backend;
-use crate::vm::{Hypervisor, Vcpu, Vm, VmState, NOWHERE};
+use crate::vm::{Hypervisor, NOWHERE, Vcpu, Vm, VmState};
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering::SeqCst;
 use sched::{Command, Commands, Event, Next, Refusal};
-use telemetry::{Event as Told, VmEvent};
-use alloc::vec::Vec;
 use spin::Mutex;
+use telemetry::{Event as Told, VmEvent};
 use units::{CpuId, Nanos, VcpuId, VmId};
 
 /// Tells the scheduler, then does what it asks for.
@@ -60,10 +60,28 @@ fn execute<B: Backend>(hv: &Hypervisor<B>, mut commands: Commands) {
     for command in commands.drain() {
         match command {
             Command::Kick { cpu } => reschedule(cpu),
-            Command::Migrate { vcpu, from, to, reason } => {
+            Command::Migrate {
+                vcpu,
+                from,
+                to,
+                reason,
+            } => {
                 verify_left(hv, vcpu, from, to);
-                let node = |cpu: CpuId| hv.machine.cpus.get(cpu.index()).map(|c| c.node).unwrap_or_default();
-                record(Told::VcpuMoved { vcpu, from, from_node: node(from), to, to_node: node(to), reason });
+                let node = |cpu: CpuId| {
+                    hv.machine
+                        .cpus
+                        .get(cpu.index())
+                        .map(|c| c.node)
+                        .unwrap_or_default()
+                };
+                record(Told::VcpuMoved {
+                    vcpu,
+                    from,
+                    from_node: node(from),
+                    to,
+                    to_node: node(to),
+                    reason,
+                });
             }
         }
     }
@@ -72,15 +90,21 @@ fn execute<B: Backend>(hv: &Hypervisor<B>, mut commands: Commands) {
 /// A moved vCPU must be in no guest on the CPU that it left. That it is entered on one CPU only is
 /// enforced where it is entered, by its lock; this only says early whose mistake it was.
 fn verify_left<B: Backend>(hv: &Hypervisor<B>, vcpu: VcpuId, from: CpuId, to: CpuId) {
-    let runs_on = hv.vcpu(vcpu).map_or(NOWHERE, |(_, v)| v.running_on.load(SeqCst));
+    let runs_on = hv
+        .vcpu(vcpu)
+        .map_or(NOWHERE, |(_, v)| v.running_on.load(SeqCst));
     if runs_on == from.0 && from != percpu::current().cpu {
-        log::error!("the scheduler moved {vcpu} from {from} to {to} while {from} still runs it; {to} will refuse it");
+        log::error!(
+            "the scheduler moved {vcpu} from {from} to {to} while {from} still runs it; {to} will refuse it"
+        );
     }
 }
 
 /// Makes a CPU pick again.
 fn reschedule(cpu: CpuId) {
-    let Some(target) = percpu::of(cpu) else { return };
+    let Some(target) = percpu::of(cpu) else {
+        return;
+    };
     target.defer(RESCHEDULE);
     if cpu != percpu::current().cpu {
         arch::apic::kick(cpu);
@@ -88,8 +112,18 @@ fn reschedule(cpu: CpuId) {
 }
 
 /// A slice is over: the time is charged, and the scheduler learns why it ended.
-pub fn slice_ended<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId, vcpu: &Vcpu<B>, end: &End, ran: Nanos) {
-    let charge = Event::Charge { cpu, vcpu: vcpu.id, ran };
+pub fn slice_ended<B: Backend>(
+    hv: &Hypervisor<B>,
+    cpu: CpuId,
+    vcpu: &Vcpu<B>,
+    end: &End,
+    ran: Nanos,
+) {
+    let charge = Event::Charge {
+        cpu,
+        vcpu: vcpu.id,
+        ran,
+    };
     match end {
         End::Waits => {
             tell_all(hv, [charge, Event::Block { vcpu: vcpu.id }]);
@@ -104,7 +138,17 @@ pub fn slice_ended<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId, vcpu: &Vcpu<B>, e
 
 /// A pick that could not be carried out.
 pub fn refused<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId, vcpu: VcpuId) {
-    tell_all(hv, [Event::Charge { cpu, vcpu, ran: Nanos::ZERO }, Event::Yield { vcpu }]);
+    tell_all(
+        hv,
+        [
+            Event::Charge {
+                cpu,
+                vcpu,
+                ran: Nanos::ZERO,
+            },
+            Event::Yield { vcpu },
+        ],
+    );
 }
 
 /// A waiting virtual CPU has something to do.
@@ -120,12 +164,19 @@ pub fn paused<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, paused: bool) {
         (Event::Resumed { vm: vm.id }, VmEvent::Resumed)
     };
     tell(hv, event);
-    record(Told::Vm { vm: vm.id, name: vm.name.clone(), what });
+    record(Told::Vm {
+        vm: vm.id,
+        name: vm.name.clone(),
+        what,
+    });
 }
 
 /// A VM is off: its virtual CPUs leave the run queues.
 pub fn vm_ended<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) {
-    tell_all(hv, vm.vcpus.iter().map(|v| Event::VcpuRemoved { vcpu: v.id }));
+    tell_all(
+        hv,
+        vm.vcpus.iter().map(|v| Event::VcpuRemoved { vcpu: v.id }),
+    );
     ENDED.lock().push(vm.id);
 }
 

@@ -6,9 +6,9 @@
 
 use super::record;
 use crate::arch::percpu;
+use crate::arch::time;
 use crate::mm;
 use crate::run::WORK;
-use crate::arch::time;
 use crate::timers::{self, Timer};
 use crate::virt::Backend;
 use crate::vm::{Hypervisor, Vm, VmState};
@@ -48,7 +48,14 @@ static QUEUE: Mutex<VecDeque<PageWork>> = Mutex::new(VecDeque::new());
 impl PageWork {
     /// An order.
     pub fn new(vm: VmId, to: NodeId, leaves: VecDeque<PageOrder>, reason: String) -> Self {
-        Self { vm, to, leaves, reason, done: Vec::new(), failed: 0 }
+        Self {
+            vm,
+            to,
+            leaves,
+            reason,
+            done: Vec::new(),
+            failed: 0,
+        }
     }
 }
 
@@ -56,7 +63,12 @@ impl PageWork {
 pub fn order<B: Backend>(hv: &Hypervisor<B>, work: PageWork) {
     let to = work.to;
     QUEUE.lock().push_back(work);
-    let workers = hv.machine.cpus.iter().filter(|c| c.node == to).map(|c| c.id);
+    let workers = hv
+        .machine
+        .cpus
+        .iter()
+        .filter(|c| c.node == to)
+        .map(|c| c.id);
     let worker = workers.min_by_key(|cpu| cpu.0).unwrap_or(CpuId(0));
     if let Some(cpu) = percpu::of(worker) {
         cpu.defer(WORK);
@@ -66,7 +78,12 @@ pub fn order<B: Backend>(hv: &Hypervisor<B>, work: PageWork) {
 
 /// Leaves of this VM that wait to be moved.
 pub fn queued(vm: VmId) -> usize {
-    QUEUE.lock().iter().filter(|w| w.vm == vm).map(|w| w.leaves.len()).sum()
+    QUEUE
+        .lock()
+        .iter()
+        .filter(|w| w.vm == vm)
+        .map(|w| w.leaves.len())
+        .sum()
 }
 
 /// Moves one leaf whose target is this CPU's node. The next one follows after as long a rest as this one
@@ -76,7 +93,9 @@ pub fn work<B: Backend>(hv: &Hypervisor<B>) {
     let began = time::now();
     let mine = {
         let mut queue = QUEUE.lock();
-        let position = queue.iter().position(|w| serves(hv, here.cpu, here.node, w.to));
+        let position = queue
+            .iter()
+            .position(|w| serves(hv, here.cpu, here.node, w.to));
         position.and_then(|p| queue.remove(p))
     };
     let Some(mut work) = mine else { return };
@@ -86,7 +105,14 @@ pub fn work<B: Backend>(hv: &Hypervisor<B>) {
             VmState::Off(_) => MoveOutcome::Gone,
             VmState::Running | VmState::Paused => carry_out(vm, order, &mut work),
         };
-        super::sample::moved(hv, MoveResult { vm: vm.id, order, outcome });
+        super::sample::moved(
+            hv,
+            MoveResult {
+                vm: vm.id,
+                order,
+                outcome,
+            },
+        );
     }
     if work.leaves.is_empty() {
         finish(vm, work);
@@ -118,9 +144,17 @@ fn carry_out<B: Backend>(vm: &Vm<B>, order: PageOrder, work: &mut PageWork) -> M
 }
 
 /// Moves one leaf. `None` if it lies there already.
-fn move_leaf<B: Backend>(vm: &Vm<B>, at: Gpa, size: PageSize, to: NodeId) -> Result<Option<Done>, String> {
+fn move_leaf<B: Backend>(
+    vm: &Vm<B>,
+    at: Gpa,
+    size: PageSize,
+    to: NodeId,
+) -> Result<Option<Done>, String> {
     use alloc::string::ToString;
-    let from = vm.ram.node_of(at).ok_or_else(|| alloc::format!("{at} is not mapped; it was not moved"))?;
+    let from = vm
+        .ram
+        .node_of(at)
+        .ok_or_else(|| alloc::format!("{at} is not mapped; it was not moved"))?;
     if from == to {
         return Ok(None);
     }
@@ -130,7 +164,10 @@ fn move_leaf<B: Backend>(vm: &Vm<B>, at: Gpa, size: PageSize, to: NodeId) -> Res
         let tables = core::slice::from_mut(table);
         let began = time::now();
         let frozen = PageMove::plan(at, size, target)?.freeze(tables)?;
-        let moved = frozen.shoot_down(shootdown).copy(mm::copy_frames).commit(tables);
+        let moved = frozen
+            .shoot_down(shootdown)
+            .copy(mm::copy_frames)
+            .commit(tables);
         pause = time::now().since(began);
         moved
     });
@@ -152,11 +189,20 @@ fn finish<B: Backend>(vm: &Vm<B>, work: PageWork) {
     sources.sort_unstable();
     sources.dedup();
     if sources.is_empty() && work.failed > 0 {
-        log::warn!("{}: none of {} leaves could be moved to {}", vm.name, work.failed, work.to);
+        log::warn!(
+            "{}: none of {} leaves could be moved to {}",
+            vm.name,
+            work.failed,
+            work.to
+        );
     }
     for (from, leaf) in sources {
-        let mut pauses: Vec<Nanos> =
-            work.done.iter().filter(|d| d.from == from && d.size == leaf).map(|d| d.pause).collect();
+        let mut pauses: Vec<Nanos> = work
+            .done
+            .iter()
+            .filter(|d| d.from == from && d.size == leaf)
+            .map(|d| d.pause)
+            .collect();
         pauses.sort_unstable();
         let leaves = u32::try_from(pauses.len()).unwrap_or(u32::MAX);
         record(Event::PagesMoved {

@@ -1,16 +1,20 @@
 //! Events, told twice: as a sentence in the log, as a line of JSON on the telemetry port.
 
-use crate::console;
 use crate::arch::time;
+use crate::console;
 use core::sync::atomic::{AtomicU64, Ordering};
-use telemetry::{wire, Event, MoveReason, Record};
+use telemetry::{Event, MoveReason, Record, wire};
 
 static SEQUENCE: AtomicU64 = AtomicU64::new(0);
 
 /// Records an event.
 pub fn record(event: Event) {
     log::log!(level(&event), "{event}");
-    let record = Record { at_ns: time::now(), seq: SEQUENCE.fetch_add(1, Ordering::Relaxed), event };
+    let record = Record {
+        at_ns: time::now(),
+        seq: SEQUENCE.fetch_add(1, Ordering::Relaxed),
+        event,
+    };
     let mut line = wire::to_line(&record);
     line.push('\n');
     console::record(line.as_bytes());
@@ -19,13 +23,22 @@ pub fn record(event: Event) {
 /// What an operator follows is info; what happens many times a second is for those who ask.
 fn level(event: &Event) -> log::Level {
     match event {
-        Event::Footprint { .. } | Event::Proximity { .. } | Event::Counters { .. } | Event::Pick(_) | Event::BootPhase { .. } => {
-            log::Level::Debug
-        }
+        Event::Footprint { .. }
+        | Event::Proximity { .. }
+        | Event::Counters { .. }
+        | Event::Pick(_)
+        | Event::BootPhase { .. } => log::Level::Debug,
         // Within a node nothing changes for the memory; waking up and filling idle CPUs is daily bread.
-        Event::VcpuMoved { from_node, to_node, reason, .. } => match reason {
+        Event::VcpuMoved {
+            from_node,
+            to_node,
+            reason,
+            ..
+        } => match reason {
             MoveReason::Preferred { .. } | MoveReason::Affinity => log::Level::Info,
-            MoveReason::Balance { .. } | MoveReason::Fairness { .. } if from_node != to_node => log::Level::Info,
+            MoveReason::Balance { .. } | MoveReason::Fairness { .. } if from_node != to_node => {
+                log::Level::Info
+            }
             _ => log::Level::Debug,
         },
         _ => log::Level::Info,

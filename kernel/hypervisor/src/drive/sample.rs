@@ -19,7 +19,10 @@ use config::{Affinity, HostConfig};
 use core::sync::atomic::Ordering::Relaxed;
 use footprint::{Attribution, Coverage, Footprint, Latencies, LeafSample, Window};
 use memory::harvest::{Cursor, Options};
-use migrate::{Action, Decision, HostView, MoveOutcome, MoveResult, NodeView, PageOrder, Planner, VcpuView, VmView};
+use migrate::{
+    Action, Decision, HostView, MoveOutcome, MoveResult, NodeView, PageOrder, Planner, VcpuView,
+    VmView,
+};
 use telemetry::Event;
 use topology::Machine;
 use units::{Nanos, NodeId, Score, VmId};
@@ -116,7 +119,13 @@ fn pass<B: Backend>(vm: &Vm<B>, track: &mut VmTrack, now: Nanos) {
         let progress = vm.ram.with_table(|table| {
             table.harvest(&mut cursor, Options::FOOTPRINT, HARVEST_BUDGET, |leaf| {
                 let node = mm::node_of(leaf.frame).unwrap_or_default();
-                touched.push(LeafSample::shared(leaf.at, leaf.size, node, leaf.accessed, leaf.dirty));
+                touched.push(LeafSample::shared(
+                    leaf.at,
+                    leaf.size,
+                    node,
+                    leaf.accessed,
+                    leaf.dirty,
+                ));
             })
         });
         if progress == memory::harvest::Progress::Finished {
@@ -136,7 +145,9 @@ fn pass<B: Backend>(vm: &Vm<B>, track: &mut VmTrack, now: Nanos) {
         length: now.since(track.last_pass),
         run_time: &run_time,
         attribution: Attribution::ByRunTime,
-        coverage: Coverage::TouchedLeaves { resident: &resident },
+        coverage: Coverage::TouchedLeaves {
+            resident: &resident,
+        },
     };
     track.last_pass = now;
     track.footprint.record(&window, touched);
@@ -145,7 +156,12 @@ fn pass<B: Backend>(vm: &Vm<B>, track: &mut VmTrack, now: Nanos) {
 /// Asks the planner, and does what it says.
 fn plan<B: Backend>(hv: &Hypervisor<B>, tracking: &mut Tracking, now: Nanos) {
     let nodes = node_views(hv);
-    let inputs: Vec<Input> = hv.vms.iter().filter(|vm| vm.state() == VmState::Running).map(|vm| Input::of(hv, vm)).collect();
+    let inputs: Vec<Input> = hv
+        .vms
+        .iter()
+        .filter(|vm| vm.state() == VmState::Running)
+        .map(|vm| Input::of(hv, vm))
+        .collect();
     let vms: Vec<VmView<'_>> = inputs
         .iter()
         .filter_map(|input| {
@@ -154,7 +170,11 @@ fn plan<B: Backend>(hv: &Hypervisor<B>, tracking: &mut Tracking, now: Nanos) {
             Some(input.view(&track.footprint))
         })
         .collect();
-    let host = HostView { latencies: &tracking.latencies, nodes: &nodes, link_bytes_per_s: u64::MAX };
+    let host = HostView {
+        latencies: &tracking.latencies,
+        nodes: &nodes,
+        link_bytes_per_s: u64::MAX,
+    };
     let decisions = tracking.planner.plan(now, &host, &vms);
     for decision in decisions {
         if let Some(track) = tracking.vms.iter_mut().find(|t| t.vm == decision.vm) {
@@ -173,7 +193,13 @@ fn act<B: Backend>(hv: &Hypervisor<B>, decision: Decision) {
     let reason = decision.event.to_string();
     if decision.acts() {
         // With page orders too: a wish that found no room is withdrawn by them.
-        tell(hv, sched::Event::PreferredNode { vm: decision.vm, node: decision.preferred });
+        tell(
+            hv,
+            sched::Event::PreferredNode {
+                vm: decision.vm,
+                node: decision.preferred,
+            },
+        );
     }
     match decision.action {
         Action::PreferNode(_) => {}
@@ -200,7 +226,12 @@ pub fn migrate_all<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, to: NodeId) -> us
         leaves
             .filter_map(|leaf| {
                 let from = mm::node_of(leaf.frame)?;
-                (from != to).then_some(PageOrder { gpa: leaf.at, size: leaf.size, from, to })
+                (from != to).then_some(PageOrder {
+                    gpa: leaf.at,
+                    size: leaf.size,
+                    from,
+                    to,
+                })
             })
             .collect()
     });
@@ -214,8 +245,20 @@ pub fn migrate_all<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, to: NodeId) -> us
 pub fn set_mode<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, mode: config::Mode) {
     *vm.mode.lock() = Some(mode);
     if !mode.moves_vcpus() {
-        tell(hv, sched::Event::PreferredNode { vm: vm.id, node: None });
-        tell(hv, sched::Event::ProximityUpdated { vm: vm.id, scores: Vec::new() });
+        tell(
+            hv,
+            sched::Event::PreferredNode {
+                vm: vm.id,
+                node: None,
+            },
+        );
+        tell(
+            hv,
+            sched::Event::ProximityUpdated {
+                vm: vm.id,
+                scores: Vec::new(),
+            },
+        );
     }
 }
 
@@ -247,15 +290,22 @@ impl Input {
             vm.vcpus
                 .iter()
                 .filter_map(|v| sched.vcpu(v.id))
-                .map(|r| VcpuView { vcpu: r.vcpu, node: r.node, demand: r.demand.per_mille() })
+                .map(|r| VcpuView {
+                    vcpu: r.vcpu,
+                    node: r.node,
+                    demand: r.demand.per_mille(),
+                })
                 .collect()
         };
         let cpu_nodes = match &vm.config.affinity {
             Affinity::Auto => None,
             Affinity::Nodes(nodes) => Some(nodes.clone()),
             Affinity::Cpus(cpus) => {
-                let mut nodes: Vec<NodeId> =
-                    cpus.iter().filter_map(|c| hv.machine.cpus.get(c.index())).map(|c| c.node).collect();
+                let mut nodes: Vec<NodeId> = cpus
+                    .iter()
+                    .filter_map(|c| hv.machine.cpus.get(c.index()))
+                    .map(|c| c.node)
+                    .collect();
                 nodes.sort_unstable();
                 nodes.dedup();
                 Some(nodes)
@@ -268,7 +318,13 @@ impl Input {
             config::Mode::PagesOnly => migrate::Mode::PagesOnly,
             config::Mode::Off => migrate::Mode::Off,
         };
-        Self { vm: vm.id, name: vm.name.clone(), mode, vcpus, cpu_nodes }
+        Self {
+            vm: vm.id,
+            name: vm.name.clone(),
+            mode,
+            vcpus,
+            cpu_nodes,
+        }
     }
 
     fn view<'a>(&'a self, footprint: &'a Footprint) -> VmView<'a> {
@@ -288,11 +344,14 @@ fn node_views<B: Backend>(hv: &Hypervisor<B>) -> Vec<NodeView> {
     let sched = hv.sched.lock();
     let view = |node: NodeId| {
         let cpus = sched.cpus().filter(|c| c.node == node);
-        let (count, demand) = cpus.fold((0_u16, 0_u64), |(n, sum), c| (n.saturating_add(1), sum + c.demand));
+        let (count, demand) = cpus.fold((0_u16, 0_u64), |(n, sum), c| {
+            (n.saturating_add(1), sum + c.demand)
+        });
         NodeView {
             node,
             cpus: count,
-            demand: u32::try_from(demand * 1000 / u64::from(u32::from(u16::MAX) + 1)).unwrap_or(u32::MAX),
+            demand: u32::try_from(demand * 1000 / u64::from(u32::from(u16::MAX) + 1))
+                .unwrap_or(u32::MAX),
             free_bytes: mm::free_bytes(node),
             total_bytes: hv.machine.node(node).map_or(0, |n| n.memory_bytes()),
         }
@@ -313,16 +372,30 @@ fn tell_footprint<B: Backend>(hv: &Hypervisor<B>, track: &VmTrack, latencies: &L
         resident: bytes_by_node(hv, track.vm),
         confidence: f.confidence(),
     });
-    record(Event::Proximity { vm: track.vm, name, scores: cpu_scores(hv, f, latencies) });
+    record(Event::Proximity {
+        vm: track.vm,
+        name,
+        scores: cpu_scores(hv, f, latencies),
+    });
 }
 
 /// Memory of a VM on each node, touched or not.
 pub fn bytes_by_node<B: Backend>(hv: &Hypervisor<B>, vm: VmId) -> Vec<u64> {
-    hv.vm(vm).map(|vm| vm.ram.bytes_by_node(hv.machine.nodes.len())).unwrap_or_default()
+    hv.vm(vm)
+        .map(|vm| vm.ram.bytes_by_node(hv.machine.nodes.len()))
+        .unwrap_or_default()
 }
 
 /// How near each CPU is to what a VM touches, by CPU number.
-pub fn cpu_scores<B: Backend>(hv: &Hypervisor<B>, footprint: &Footprint, latencies: &Latencies) -> Vec<Score> {
+fn cpu_scores<B: Backend>(
+    hv: &Hypervisor<B>,
+    footprint: &Footprint,
+    latencies: &Latencies,
+) -> Vec<Score> {
     let by_node = footprint.proximity(latencies);
-    hv.machine.cpus.iter().map(|c| by_node.get(c.node.index()).copied().unwrap_or(Score::ZERO)).collect()
+    hv.machine
+        .cpus
+        .iter()
+        .map(|c| by_node.get(c.node.index()).copied().unwrap_or(Score::ZERO))
+        .collect()
 }

@@ -15,7 +15,9 @@ use core::slice;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use handoff::MemoryKind;
-use memory::buddy::{Allocation, FrameError, FrameMeta, Frames, NodeCounters, Order, OutOfFrames};
+use memory::buddy::{
+    Allocation, Claim, FrameError, FrameMeta, Frames, NodeCounters, Order, OutOfFrames, Want,
+};
 use memory::inventory::{FrameRange, Inventory, NodeSpan, Ready, Source};
 use memory::page_move::Displaced;
 use spin::{Mutex, Once};
@@ -270,6 +272,39 @@ pub fn allocate_on(node: NodeId, size: PageSize) -> Result<Allocation, OutOfFram
     Ok(block)
 }
 
+/// Every one of `wants`, or nothing, in one critical section. What is not drawn by [`draw`] must be given
+/// back by [`return_claim`].
+///
+/// # Errors
+/// [`OutOfFrames`] for the first that a node cannot give; always before [`init_nodes`].
+pub fn claim_all(wants: &[Want]) -> Result<Vec<Claim>, OutOfFrames> {
+    match (FRAMES.lock().as_mut(), wants.first()) {
+        (Some(frames), _) => frames.claim_all(wants),
+        (None, None) => Ok(Vec::new()),
+        (None, Some(first)) => Err(OutOfFrames {
+            node: first.node,
+            order: first.order,
+            count: first.count,
+            free: 0,
+        }),
+    }
+}
+
+/// The next block of a claim, of zeros; `None` when all are drawn.
+pub fn draw(claim: &mut Claim) -> Option<Allocation> {
+    let drawn = FRAMES.lock().as_mut().map(|frames| frames.draw(claim))?;
+    let block = complain(drawn).flatten()?;
+    zero(block.frame(), block.order().frames());
+    Some(block)
+}
+
+/// Gives back what was not drawn of a claim.
+pub fn return_claim(claim: Claim) {
+    if let Some(frames) = FRAMES.lock().as_mut() {
+        frames.return_claim(claim);
+    }
+}
+
 /// Scrubs a block from [`alloc`] and gives it back. A frame that is not an allocated block of this size
 /// is left alone and logged; one from before [`init_nodes`] stays with the kernel.
 pub fn free(frame: Frame, size: PageSize) {
@@ -354,6 +389,22 @@ pub fn free_bytes(node: NodeId) -> u64 {
         .as_ref()
         .and_then(|frames| frames.counters(node));
     counters.map_or(0, |c| c.free * PAGE_BYTES)
+}
+
+/// Bytes that are free on a node in blocks of at least `size`.
+pub fn free_bytes_in(node: NodeId, size: PageSize) -> u64 {
+    let smallest = Order::from(size);
+    let frames = FRAMES.lock();
+    let memory = frames
+        .as_ref()
+        .and_then(|frames| frames.nodes().iter().find(|n| n.node() == node));
+    let Some(memory) = memory else { return 0 };
+    let orders = (0..)
+        .map_while(Order::new)
+        .filter(|order| *order >= smallest);
+    orders
+        .map(|order| memory.free_blocks(order) * order.bytes())
+        .sum()
 }
 
 /// Every node's figures; empty before [`init_nodes`].

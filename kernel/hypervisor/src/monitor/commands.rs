@@ -16,17 +16,37 @@ type Entry = (&'static str, &'static str, &'static str);
 
 const COMMANDS: [Entry; 12] = [
     ("help", "", "this list"),
-    ("topology", "", "nodes with their memory and CPUs, latencies between them"),
+    (
+        "topology",
+        "",
+        "nodes with their memory and CPUs, latencies between them",
+    ),
     ("memory", "", "free memory of each node"),
     ("vm", "[NAME]", "all VMs, or one and its vCPUs"),
-    ("vm", "NAME stop|pause|resume", "ends a VM, holds it, lets it go on"),
+    (
+        "vm",
+        "NAME stop|pause|resume",
+        "ends a VM, holds it, lets it go on",
+    ),
     ("vm", "NAME mode MODE", "what may move of a VM from now on"),
     ("cpu", "", "what each CPU does"),
     ("footprint", "[NAME]", "who touches which node's memory"),
-    ("proximity", "[NAME]", "how near each CPU is to what a VM touches"),
-    ("why", "[NAME[.VCPU]]", "the planner's last word, and the scheduler's sum for each vCPU"),
+    (
+        "proximity",
+        "[NAME]",
+        "how near each CPU is to what a VM touches",
+    ),
+    (
+        "why",
+        "[NAME[.VCPU]]",
+        "the planner's last word, and the scheduler's sum for each vCPU",
+    ),
     ("migrate", "NAME NODE", "moves all pages of a VM to a node"),
-    ("log", "[error|warn|info|debug|trace]", "shows or sets which messages are shown"),
+    (
+        "log",
+        "[error|warn|info|debug|trace]",
+        "shows or sets which messages are shown",
+    ),
 ];
 /// The last command stands apart: what it does cannot be undone.
 const SHUTDOWN: Entry = ("shutdown", "", "stops all VMs and powers the machine off");
@@ -38,7 +58,9 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
     let mut words = line.split_whitespace();
     let Some(command) = words.next() else { return };
     let rest: Vec<&str> = words.collect();
-    let every = |report: fn(&Hypervisor<B>, &Vm<B>) -> String| hv.vms.iter().map(|vm| report(hv, vm)).collect();
+    let every = |report: fn(&Hypervisor<B>, &Vm<B>) -> String| {
+        hv.vms.iter().map(|vm| report(hv, vm)).collect()
+    };
     let answer: String = match (command, rest.as_slice()) {
         ("help", []) => help(),
         ("topology", []) => report::topology(hv),
@@ -55,10 +77,15 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
         ("why", []) => every(|hv, vm| report::why(hv, vm, None)),
         ("why", [what]) => why(hv, what),
         ("migrate", [name, node]) => with_vm(hv, name, |vm| migrate(hv, vm, node)),
-        ("log", []) => format!("messages down to {} are shown\n", level_name(log::max_level())),
+        ("log", []) => format!(
+            "messages down to {} are shown\n",
+            level_name(log::max_level())
+        ),
         ("log", [level]) => set_level(level),
         ("shutdown", []) => {
-            console::print(format_args!("all VMs are stopped, the machine is switched off\n"));
+            console::print(format_args!(
+                "all VMs are stopped, the machine is switched off\n"
+            ));
             hv.vms.iter().for_each(|vm| vm.stop(hv));
             crate::start::shutdown(hv)
         }
@@ -94,10 +121,17 @@ fn misunderstood(command: &str) -> String {
     }
     let mut names: Vec<&str> = entries().map(|(name, ..)| name).collect();
     names.dedup();
-    format!("{command:?} is no command; there are: {}\n", names.join(" "))
+    format!(
+        "{command:?} is no command; there are: {}\n",
+        names.join(" ")
+    )
 }
 
-fn with_vm<B: Backend>(hv: &Hypervisor<B>, name: &str, work: impl FnOnce(&Vm<B>) -> String) -> String {
+fn with_vm<B: Backend>(
+    hv: &Hypervisor<B>,
+    name: &str,
+    work: impl FnOnce(&Vm<B>) -> String,
+) -> String {
     match hv.vms.iter().find(|vm| vm.name == name) {
         Some(vm) => work(vm),
         None if hv.vms.is_empty() => format!("there is no VM {name:?}; there is none at all\n"),
@@ -110,14 +144,18 @@ fn with_vm<B: Backend>(hv: &Hypervisor<B>, name: &str, work: impl FnOnce(&Vm<B>)
 
 fn control<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, verb: &str) -> String {
     let done = match (verb, vm.state()) {
-        ("stop", off @ VmState::Off(_)) => Err(format!("{} is {off} already; nothing was done", vm.name)),
+        ("stop", off @ VmState::Off(_)) => {
+            Err(format!("{} is {off} already; nothing was done", vm.name))
+        }
         ("stop", _) => {
             vm.stop(hv);
             Ok(())
         }
         ("pause", _) => vm.set_paused(hv, true),
         ("resume", _) => vm.set_paused(hv, false),
-        (other, _) => Err(format!("{other:?} cannot be done to a VM; stop, pause and resume can")),
+        (other, _) => Err(format!(
+            "{other:?} cannot be done to a VM; stop, pause and resume can"
+        )),
     };
     match done {
         Ok(()) => format!("{} is {}\n", vm.name, vm.state()),
@@ -144,7 +182,9 @@ fn why<B: Backend>(hv: &Hypervisor<B>, what: &str) -> String {
     match vcpu.map(str::parse::<u16>) {
         None => with_vm(hv, name, |vm| report::why(hv, vm, None)),
         Some(Ok(index)) => with_vm(hv, name, |vm| report::why(hv, vm, Some(index))),
-        Some(Err(_)) => format!("{what:?} names no vCPU; it is a VM's name, a dot and a number, like {name}.0\n"),
+        Some(Err(_)) => format!(
+            "{what:?} names no vCPU; it is a VM's name, a dot and a number, like {name}.0\n"
+        ),
     }
 }
 
@@ -153,11 +193,17 @@ fn migrate<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, node: &str) -> String {
         return format!("{} is {off}; it has no pages to move\n", vm.name);
     }
     let number = node.strip_prefix("node").unwrap_or(node);
-    let found = number.parse::<u16>().ok().and_then(|n| hv.machine.node(NodeId(n)));
+    let found = number
+        .parse::<u16>()
+        .ok()
+        .and_then(|n| hv.machine.node(NodeId(n)));
     match found {
         Some(node) if node.memory_bytes() > 0 => report::migrate(hv, vm, node.id),
         Some(node) => format!("{} has no memory; nothing was moved\n", node.id),
-        None => format!("{node:?} is no node; they are 0 to {}\n", hv.machine.nodes.len().saturating_sub(1)),
+        None => format!(
+            "{node:?} is no node; they are 0 to {}\n",
+            hv.machine.nodes.len().saturating_sub(1)
+        ),
     }
 }
 
@@ -171,7 +217,10 @@ const LEVELS: [(&str, LevelFilter); 5] = [
 ];
 
 fn level_name(level: LevelFilter) -> &'static str {
-    LEVELS.iter().find(|(_, l)| *l == level).map_or("none", |(name, _)| name)
+    LEVELS
+        .iter()
+        .find(|(_, l)| *l == level)
+        .map_or("none", |(name, _)| name)
 }
 
 fn set_level(word: &str) -> String {

@@ -16,8 +16,8 @@ mod table;
 
 pub use mux::{show_line, show_partial};
 
-use crate::console;
 use crate::arch::time;
+use crate::console;
 use crate::virt::Backend;
 use crate::vm::{self, Hypervisor};
 use alloc::format;
@@ -47,7 +47,11 @@ const KEYS: [(&str, &str); 4] = [
 ];
 
 static NEXT_LOOK_NS: AtomicU64 = AtomicU64::new(0);
-static INPUT: Mutex<Input> = Mutex::new(Input { line: String::new(), prefix: false, was_return: false });
+static INPUT: Mutex<Input> = Mutex::new(Input {
+    line: String::new(),
+    prefix: false,
+    was_return: false,
+});
 
 /// What has been typed.
 struct Input {
@@ -71,7 +75,9 @@ pub fn poll<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId) {
     }
     NEXT_LOOK_NS.store((now + POLL).0, Relaxed);
     for _ in 0..BYTES_PER_LOOK {
-        let Some(byte) = console::read_byte() else { return };
+        let Some(byte) = console::read_byte() else {
+            return;
+        };
         if let Some(command) = take(hv, byte) {
             commands::execute(hv, &command);
             prompt("");
@@ -130,7 +136,10 @@ fn switch<B: Backend>(hv: &Hypervisor<B>, key: u8, typed: &str) {
         b'1'..=b'9' => match hv.vms.get(usize::from(key - b'1')) {
             Some(vm) => mux::set_focus(Some(vm.id)),
             None => {
-                console::print(format_args!("there is no VM {}; input goes where it went\n", key - b'0'));
+                console::print(format_args!(
+                    "there is no VM {}; input goes where it went\n",
+                    key - b'0'
+                ));
                 return;
             }
         },
@@ -156,7 +165,10 @@ fn switch<B: Backend>(hv: &Hypervisor<B>, key: u8, typed: &str) {
     }
     match mux::focus().and_then(|id| hv.vm(id)) {
         Some(vm) => {
-            console::print(format_args!("-- input goes to {}; Ctrl-A 0 brings it back --\n", vm.name));
+            console::print(format_args!(
+                "-- input goes to {}; Ctrl-A 0 brings it back --\n",
+                vm.name
+            ));
             vm.console.lock().show(vm);
         }
         None => {

@@ -73,7 +73,12 @@ pub fn show_prompt(text: &str) {
 fn printable(line: &[u8]) -> String {
     let mut text = String::with_capacity(line.len());
     for chunk in line.utf8_chunks() {
-        text.extend(chunk.valid().chars().map(|c| if c == '\t' || !c.is_control() { c } else { '?' }));
+        text.extend(
+            chunk
+                .valid()
+                .chars()
+                .map(|c| if c == '\t' || !c.is_control() { c } else { '?' }),
+        );
         if !chunk.invalid().is_empty() {
             text.push(char::REPLACEMENT_CHARACTER);
         }

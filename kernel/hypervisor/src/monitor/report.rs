@@ -3,23 +3,27 @@
 //! Each report is put together first, under whatever locks it needs, and printed afterwards: a slow serial
 //! line holds nobody up.
 
-use super::table::{ranges, Table};
+use super::table::{Table, ranges};
 use crate::arch::percpu::{self, Activity};
 use crate::arch::time;
 use crate::drive;
 use crate::mm;
 use crate::virt::Backend;
-use crate::vm::{Hypervisor, Vcpu, Vm, NOWHERE};
+use crate::vm::{Hypervisor, NOWHERE, Vcpu, Vm};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
 use sched::Explanation;
-use units::{CpuId, Nanos, NodeId, VcpuId, PAGE_BYTES};
+use units::{CpuId, Nanos, NodeId, PAGE_BYTES, VcpuId};
 
 /// Seconds with three digits.
 fn seconds(time: Nanos) -> String {
-    format!("{}.{:03} s", time.0 / 1_000_000_000, time.0 / 1_000_000 % 1000)
+    format!(
+        "{}.{:03} s",
+        time.0 / 1_000_000_000,
+        time.0 / 1_000_000 % 1000
+    )
 }
 
 fn mib(bytes: u64) -> String {
@@ -27,7 +31,13 @@ fn mib(bytes: u64) -> String {
 }
 
 fn cpus_of<B: Backend>(hv: &Hypervisor<B>, node: NodeId) -> String {
-    ranges(hv.machine.cpus.iter().filter(|c| c.node == node).map(|c| c.id))
+    ranges(
+        hv.machine
+            .cpus
+            .iter()
+            .filter(|c| c.node == node)
+            .map(|c| c.id),
+    )
 }
 
 /// A vCPU as the operator names it.
@@ -43,14 +53,23 @@ pub fn topology<B: Backend>(hv: &Hypervisor<B>) -> String {
     let m = hv.machine;
     let mut nodes = Table::new(["node", "firmware calls it", "memory", "CPUs"]);
     for node in &m.nodes {
-        nodes.row([node.id.to_string(), node.domain.to_string(), mib(node.memory_bytes()), cpus_of(hv, node.id)]);
+        nodes.row([
+            node.id.to_string(),
+            node.domain.to_string(),
+            mib(node.memory_bytes()),
+            cpus_of(hv, node.id),
+        ]);
     }
     let mut headings = alloc::vec![String::from("from \\ to")];
     headings.extend(m.nodes.iter().map(|n| n.id.to_string()));
     let mut latencies = Table::new(headings);
     for from in &m.nodes {
         let mut row = alloc::vec![from.id.to_string()];
-        row.extend(m.nodes.iter().map(|to| m.latency_ns(from.id, to.id).to_string()));
+        row.extend(
+            m.nodes
+                .iter()
+                .map(|to| m.latency_ns(from.id, to.id).to_string()),
+        );
         latencies.row(row);
     }
     format!("{nodes}latency in ns ({}):\n{latencies}", m.latency_source)
@@ -58,7 +77,14 @@ pub fn topology<B: Backend>(hv: &Hypervisor<B>) -> String {
 
 /// Free memory of each node.
 pub fn memory() -> String {
-    let mut table = Table::new(["node", "free", "total", "blocks given", "taken from other nodes", "refused"]);
+    let mut table = Table::new([
+        "node",
+        "free",
+        "total",
+        "blocks given",
+        "taken from other nodes",
+        "refused",
+    ]);
     for node in mm::stats() {
         let c = &node.counters;
         table.row([
@@ -96,14 +122,22 @@ pub fn vms<B: Backend>(hv: &Hypervisor<B>) -> String {
 
 /// The nodes that hold a VM's memory, those with most of it first.
 fn lies_on<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
-    let mut held: Vec<(u64, NodeId)> =
-        vm.ram.bytes_by_node(hv.machine.nodes.len()).into_iter().zip(hv.machine.nodes.iter().map(|n| n.id)).collect();
+    let mut held: Vec<(u64, NodeId)> = vm
+        .ram
+        .bytes_by_node(hv.machine.nodes.len())
+        .into_iter()
+        .zip(hv.machine.nodes.iter().map(|n| n.id))
+        .collect();
     held.retain(|(bytes, _)| *bytes > 0);
     held.sort_by_key(|(bytes, node)| (core::cmp::Reverse(*bytes), *node));
     match held.as_slice() {
         [] => String::from("nowhere"),
         [(_, node)] => node.to_string(),
-        several => several.iter().map(|(bytes, node)| format!("{node} ({})", mib(*bytes))).collect::<Vec<_>>().join(", "),
+        several => several
+            .iter()
+            .map(|(bytes, node)| format!("{node} ({})", mib(*bytes)))
+            .collect::<Vec<_>>()
+            .join(", "),
     }
 }
 
@@ -119,8 +153,12 @@ pub fn vm<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
             format!("{} times", v.moves.load(Relaxed)),
         ]);
     }
+    let moving = match drive::queued(vm.id) {
+        0 => String::new(),
+        leaves => format!("; {leaves} leaves wait to be moved"),
+    };
     format!(
-        "{} is {}; it began on {}, its {} lie on {}\n{table}",
+        "{} is {}; it began on {}, its {} lie on {}{moving}\n{table}",
         vm.name,
         vm.state(),
         vm.home,
@@ -161,7 +199,9 @@ pub fn cpus<B: Backend>(hv: &Hypervisor<B>) -> String {
 /// Who touches which node's memory.
 pub fn footprint<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
     let tracking = hv.tracking.lock();
-    let Some(track) = tracking.of(vm.id) else { return format!("{} is not followed\n", vm.name) };
+    let Some(track) = tracking.of(vm.id) else {
+        return format!("{} is not followed\n", vm.name);
+    };
     let f = &track.footprint;
     let matrix = f.matrix().rows();
     let accessors: Vec<(NodeId, &Vec<u64>)> = hv
@@ -172,30 +212,62 @@ pub fn footprint<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
         .zip(&matrix)
         .filter(|(_, row)| row.iter().any(|cell| *cell > 0))
         .collect();
-    let mut headings: Vec<String> = ["memory on", "holds", "of its accesses"].map(String::from).to_vec();
-    headings.extend(accessors.iter().map(|(node, _)| format!("touched from {node}")));
+    let mut headings: Vec<String> = ["memory on", "holds", "of its accesses"]
+        .map(String::from)
+        .to_vec();
+    headings.extend(
+        accessors
+            .iter()
+            .map(|(node, _)| format!("touched from {node}")),
+    );
     let mut table = Table::new(headings);
     let held = vm.ram.bytes_by_node(hv.machine.nodes.len());
-    for (((index, node), bytes), share) in hv.machine.nodes.iter().enumerate().zip(held).zip(f.shares()) {
+    for (((index, node), bytes), share) in hv
+        .machine
+        .nodes
+        .iter()
+        .enumerate()
+        .zip(held)
+        .zip(f.shares())
+    {
         let mut row = alloc::vec![node.id.to_string(), mib(bytes), share.to_string()];
-        row.extend(accessors.iter().map(|(_, cells)| cells.get(index).copied().unwrap_or(0).to_string()));
+        row.extend(
+            accessors
+                .iter()
+                .map(|(_, cells)| cells.get(index).copied().unwrap_or(0).to_string()),
+        );
         table.row(row);
     }
     let activity = if f.is_idle() { "idle" } else { "busy" };
-    format!("{}: {activity}, {} passes, confidence {}\n{table}", vm.name, f.passes(), f.confidence())
+    format!(
+        "{}: {activity}, {} passes, confidence {}\n{table}",
+        vm.name,
+        f.passes(),
+        f.confidence()
+    )
 }
 
 /// How near the CPUs of each node are to what the VM touches: they are all alike.
 pub fn proximity<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
     let tracking = hv.tracking.lock();
-    let Some(track) = tracking.of(vm.id) else { return format!("{} is not followed\n", vm.name) };
+    let Some(track) = tracking.of(vm.id) else {
+        return format!("{} is not followed\n", vm.name);
+    };
     let mut table = Table::new(["CPUs", "of", "proximity"]);
-    for (node, score) in hv.machine.nodes.iter().zip(track.footprint.proximity(&tracking.latencies)) {
+    for (node, score) in hv
+        .machine
+        .nodes
+        .iter()
+        .zip(track.footprint.proximity(&tracking.latencies))
+    {
         if node.has_cpus() {
             table.row([cpus_of(hv, node.id), node.id.to_string(), score.to_string()]);
         }
     }
-    format!("{}: 1 is nearest to what it touches, 0 farthest\n{table}", vm.name)
+    format!(
+        "{}: 1 is nearest to what it touches, 0 farthest\n{table}",
+        vm.name
+    )
 }
 
 /// The planner's last word and the scheduler's sums.
@@ -205,13 +277,24 @@ pub fn why<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, only: Option<u16>) -> Str
         text.push_str(&format!("{}: {}\n", vm.name, track.last_word));
     }
     if let Some(index) = only.filter(|i| usize::from(*i) >= vm.vcpus.len()) {
-        return format!("{} has no vCPU {index}; it has 0 to {}\n", vm.name, vm.vcpus.len().saturating_sub(1));
+        return format!(
+            "{} has no vCPU {index}; it has 0 to {}\n",
+            vm.name,
+            vm.vcpus.len().saturating_sub(1)
+        );
     }
     let sched = hv.sched.lock();
-    for vcpu in vm.vcpus.iter().filter(|v| only.is_none_or(|i| v.id.index == i)) {
+    for vcpu in vm
+        .vcpus
+        .iter()
+        .filter(|v| only.is_none_or(|i| v.id.index == i))
+    {
         match sched.why(time::now(), vcpu.id) {
             Some(explanation) => text.push_str(&sum(hv, &explanation)),
-            None => text.push_str(&format!("  {} is not scheduled any more\n", name(hv, vcpu.id))),
+            None => text.push_str(&format!(
+                "  {} is not scheduled any more\n",
+                name(hv, vcpu.id)
+            )),
         }
     }
     text
@@ -227,17 +310,37 @@ fn sum<B: Backend>(hv: &Hypervisor<B>, e: &Explanation) -> String {
         sched::State::Capped => format!("has used up its cap, on {} ({})", r.cpu, r.node),
         sched::State::Paused => format!("is paused, last on {} ({})", r.cpu, r.node),
     };
-    let mut text = format!("  {} {state}; class {}, weight {}\n", name(hv, r.vcpu), t.class, t.weight);
-    let eligible = if r.credit.0 < 0 { "; not eligible until its credit is paid back" } else { "" };
+    let mut text = format!(
+        "  {} {state}; class {}, weight {}\n",
+        name(hv, r.vcpu),
+        t.class,
+        t.weight
+    );
+    let eligible = if r.credit.0 < 0 {
+        "; not eligible until its credit is paid back"
+    } else {
+        ""
+    };
     text.push_str(&format!(
         "    deadline {} (remaining {} - credit {}) - proximity {} + cache {} = key {}{eligible}\n",
         t.deadline, t.remaining, t.credit, t.bonus, t.penalty, t.key
     ));
     if let Some((rival, terms)) = &e.rival {
-        text.push_str(&format!("    there runs {} with key {}\n", name(hv, *rival), terms.key));
+        text.push_str(&format!(
+            "    there runs {} with key {}\n",
+            name(hv, *rival),
+            terms.key
+        ));
     }
-    let preferred = e.preferred.map_or(String::from("no node is preferred"), |node| format!("{node} is preferred"));
-    text.push_str(&format!("    wants {} of a CPU, is owed {} machine-wide; {preferred}\n", r.demand, r.account));
+    let preferred = e
+        .preferred
+        .map_or(String::from("no node is preferred"), |node| {
+            format!("{node} is preferred")
+        });
+    text.push_str(&format!(
+        "    wants {} of a CPU, is owed {} machine-wide; {preferred}\n",
+        r.demand, r.account
+    ));
     text
 }
 
@@ -245,7 +348,11 @@ fn sum<B: Backend>(hv: &Hypervisor<B>, e: &Explanation) -> String {
 pub fn migrate<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, node: NodeId) -> String {
     let away: u64 = {
         let held = vm.ram.bytes_by_node(hv.machine.nodes.len());
-        held.iter().enumerate().filter(|(index, _)| *index != node.index()).map(|(_, bytes)| bytes).sum()
+        held.iter()
+            .enumerate()
+            .filter(|(index, _)| *index != node.index())
+            .map(|(_, bytes)| bytes)
+            .sum()
     };
     if away == 0 {
         return format!("all of {} is on {node} already\n", vm.name);
@@ -256,5 +363,9 @@ pub fn migrate<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, node: NodeId) -> Stri
         true => format!("; {node} has {} free, so not all will arrive", mib(free)),
         false => String::new(),
     };
-    format!("{leaves} leaves of {} ({}) are on their way to {node}{room}\n", vm.name, mib(away))
+    format!(
+        "{leaves} leaves of {} ({}) are on their way to {node}{room}\n",
+        vm.name,
+        mib(away)
+    )
 }

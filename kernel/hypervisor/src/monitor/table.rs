@@ -18,12 +18,15 @@ impl Table {
     /// A table with these headings.
     pub fn new<T: ToString>(headings: impl IntoIterator<Item = T>) -> Self {
         let headings = headings.into_iter().map(|h| h.to_string()).collect();
-        Self { rows: alloc::vec![headings] }
+        Self {
+            rows: alloc::vec![headings],
+        }
     }
 
     /// One more row.
     pub fn row<T: ToString>(&mut self, cells: impl IntoIterator<Item = T>) {
-        self.rows.push(cells.into_iter().map(|c| c.to_string()).collect());
+        self.rows
+            .push(cells.into_iter().map(|c| c.to_string()).collect());
     }
 }
 
@@ -32,10 +35,17 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let cells = |column: usize| self.rows.iter().filter_map(move |row| row.get(column));
-        let is_number = |cell: &String| cell.chars().next().is_none_or(|c| c.is_ascii_digit() || c == '-');
+        let is_number = |cell: &String| {
+            cell.chars()
+                .next()
+                .is_none_or(|c| c.is_ascii_digit() || c == '-')
+        };
         let columns: Vec<(usize, bool)> = (0..count)
             .map(|column| {
-                let width = cells(column).map(|cell| cell.chars().count()).max().unwrap_or(0);
+                let width = cells(column)
+                    .map(|cell| cell.chars().count())
+                    .max()
+                    .unwrap_or(0);
                 (width, cells(column).skip(1).all(is_number))
             })
             .collect();
@@ -43,7 +53,11 @@ impl fmt::Display for Table {
             let mut line = String::new();
             for (cell, (width, right)) in row.iter().zip(&columns) {
                 line.push_str(GAP);
-                line.push_str(&if *right { alloc::format!("{cell:>width$}") } else { alloc::format!("{cell:<width$}") });
+                line.push_str(&if *right {
+                    alloc::format!("{cell:>width$}")
+                } else {
+                    alloc::format!("{cell:<width$}")
+                });
             }
             writeln!(f, "{}", line.trim_end())?;
         }

@@ -9,9 +9,11 @@ use super::{GuestRam, Hypervisor, Vcpu, VcpuCore, Vm};
 use crate::arch;
 use crate::arch::time;
 use crate::virt::{Backend, VcpuState};
+use core::sync::atomic::Ordering::Acquire;
 use guest::GuestMemory;
 use guest::pvclock::{
-    ClockScale, FLAG_TSC_STABLE, Preempted, SharedPage, StealTime, TimeInfo, WallClock,
+    ClockScale, FLAG_GUEST_STOPPED, FLAG_TSC_STABLE, Preempted, SharedPage, StealTime, TimeInfo,
+    WallClock,
 };
 use units::{Gpa, Nanos};
 
@@ -102,10 +104,25 @@ pub fn arrive<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, vcpu: &Vcpu<B>, core: 
 
 /// Rewrites the clock page from the present.
 pub fn update_clock<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, core: &mut VcpuCore<B>) {
+    write_clock(hv, vm, core, 0);
+}
+
+/// The virtual CPU is about to enter the guest: after a pause of the VM its clock says so, which quiets
+/// Linux' watchdogs for once.
+pub fn resumed<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, core: &mut VcpuCore<B>) {
+    let resumes = vm.resumes.load(Acquire);
+    if core.seen_resumes != resumes {
+        core.seen_resumes = resumes;
+        write_clock(hv, vm, core, FLAG_GUEST_STOPPED);
+    }
+}
+
+fn write_clock<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, core: &mut VcpuCore<B>, news: u8) {
     let (Some(page), Some(scale)) = (core.clock.as_mut(), ClockScale::from_tsc_hz(hv.tsc_hz))
     else {
         return;
     };
+    let flags = news | unread(&vm.ram, page.gpa);
     let info = if hv.tsc_synchronised {
         // One line through guest time zero for all virtual CPUs: two pages made at different moments
         // would differ by the rounding of `scale`, and time could go back between virtual CPUs.
@@ -113,7 +130,7 @@ pub fn update_clock<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, core: &mut VcpuC
             tsc_timestamp: core.tsc_adjust,
             system_time: Nanos::ZERO,
             scale,
-            flags: FLAG_TSC_STABLE,
+            flags: flags | FLAG_TSC_STABLE,
         }
     } else {
         let tsc_timestamp = arch::tsc::read().wrapping_add(core.tsc_offset);
@@ -121,12 +138,24 @@ pub fn update_clock<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, core: &mut VcpuC
             tsc_timestamp,
             system_time: vm.guest_time(time::now()),
             scale,
-            flags: 0,
+            flags,
         }
     };
     let (writes, version) = info.updates(page.version);
     page.version = version;
     apply(&vm.ram, page.gpa, &writes);
+}
+
+/// "You were stopped", if the guest has not read it yet: it takes the flag back when it does.
+fn unread<F: memory::table::TableFormat<Address = Gpa>>(ram: &GuestRam<F>, page: Gpa) -> u8 {
+    let mut flags = [0];
+    let read = page
+        .checked_add(TimeInfo::FLAGS_OFFSET)
+        .map(|at| ram.read(at, &mut flags));
+    match (read, flags) {
+        (Some(Ok(())), [flags]) => flags & FLAG_GUEST_STOPPED,
+        _ => 0,
+    }
 }
 
 /// The virtual CPU gets a processor again after `waited` runnable.

@@ -4,7 +4,7 @@
 //! goes back.
 
 use super::lifecycle::VmState;
-use super::{GuestConsole, GuestRam, Vcpu, VcpuCore, Vm, NOWHERE};
+use super::{GuestConsole, GuestRam, NOWHERE, Vcpu, VcpuCore, Vm};
 use crate::arch::{time, tsc};
 use crate::mm;
 use crate::virt::{Backend, VcpuSetup, VcpuState};
@@ -18,15 +18,18 @@ use devices::{ApicConfig, Board, BoardConfig, LocalApic, Role};
 use guest::cpuid::{CpuidPolicy, CpuidResult, CpuidSource, TscFacts, TscSync};
 use guest::linux::{self, KernelImage};
 use guest::msr::{FirstSeen, MsrPolicy, MsrState};
-use guest::shape::{VirtualNode, MEMORY_GRANULE};
+use guest::shape::{MEMORY_GRANULE, VirtualNode};
 use guest::{EntryState, VmShape};
-use memory::buddy::Allocation;
+use memory::buddy::{Allocation, Claim, Want};
 use spin::Mutex;
 use topology::Machine;
-use units::{ApicId, Gpa, Nanos, NodeId, PageSize, VcpuId, VmId, PAGE_BYTES};
+use units::{ApicId, Gpa, Nanos, NodeId, PAGE_BYTES, PageSize, VcpuId, VmId};
 
 /// The guests' local APIC timer counts at this rate; nothing depends on the value.
 const APIC_BUS_HZ: u64 = 1_000_000_000;
+/// What a VM placed by itself leaves of each node's memory: table pages of guests and the kernel's heap come
+/// from there too.
+const HOST_RESERVE_BYTES: u64 = 16 << 20;
 
 /// Files that the loader brought, by name.
 pub trait Images {
@@ -47,6 +50,45 @@ pub struct World {
     pub unix_s: u64,
 }
 
+/// What other VMs of the run have or will insist on.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// Virtual CPUs whose home is a node, by node.
+    vcpus: Vec<u32>,
+    /// Bytes of a node that a VM still to be built names in its configuration, by node.
+    bytes: Vec<u64>,
+}
+
+impl Taken {
+    /// By VMs that are built, and by those that wait.
+    pub fn by<B: Backend>(machine: &Machine, built: &[Vm<B>], waiting: &[config::Vm]) -> Self {
+        let none = Self {
+            vcpus: vec![0; machine.nodes.len()],
+            bytes: vec![0; machine.nodes.len()],
+        };
+        let homes = built.iter().map(|vm| (vm.home, u32::from(vm.shape.vcpus)));
+        let wishes = waiting
+            .iter()
+            .filter_map(|vm| Some((vm.start_node?, u32::from(vm.cpus))));
+        let mut taken = homes.chain(wishes).fold(none, |mut taken, (node, vcpus)| {
+            taken
+                .vcpus
+                .get_mut(node.index())
+                .into_iter()
+                .for_each(|sum| *sum += vcpus);
+            taken
+        });
+        for share in waiting.iter().flat_map(|vm| &vm.memory_nodes) {
+            taken
+                .bytes
+                .get_mut(share.node.index())
+                .into_iter()
+                .for_each(|sum| *sum = sum.saturating_add(share.bytes));
+        }
+        taken
+    }
+}
+
 /// Builds a VM.
 ///
 /// # Errors
@@ -56,10 +98,13 @@ pub fn build<B: Backend>(
     id: VmId,
     config: &config::Vm,
     images: &impl Images,
+    taken: &Taken,
 ) -> Result<Vm<B>, String> {
-    let placement = place(world.machine, config)?;
+    let placement = place(world.machine, config, taken)?;
     let shape = shape(world.machine, config, &placement)?;
-    let home = config.start_node.unwrap_or_else(|| placement.first().map_or(NodeId(0), |s| s.node));
+    let home = config
+        .start_node
+        .unwrap_or_else(|| placement.first().map_or(NodeId(0), |s| s.node));
     check_node(world.machine, home)?;
 
     let mut ram = GuestRam::<B::Format>::new(id, home).map_err(|e| e.to_string())?;
@@ -67,7 +112,7 @@ pub fn build<B: Backend>(
         for (frame, size) in ram.take_leaves() {
             mm::free(frame, size);
         }
-        return Err(why);
+        return Err(format!("{}: {why}", config.name));
     }
     let (cpuid, vcpus) = match make_vcpus::<B>(world, id, config, images, &shape, home, &ram) {
         Ok(made) => made,
@@ -86,7 +131,9 @@ pub fn build<B: Backend>(
         shape,
         home,
         ram,
-        board: Mutex::new(Board::new(BoardConfig { unix_seconds: world.unix_s })),
+        board: Mutex::new(Board::new(BoardConfig {
+            unix_seconds: world.unix_s,
+        })),
         board_deadline: AtomicU64::new(Nanos::MAX.0),
         pic_line: AtomicBool::new(false),
         vcpus,
@@ -95,39 +142,37 @@ pub fn build<B: Backend>(
         first_seen: Mutex::new(FirstSeen::default()),
         console: Mutex::new(GuestConsole::default()),
         state: Mutex::new(VmState::Running),
+        resumes: AtomicU32::new(0),
         started: time::now(),
         tsc_at_start: tsc::read(),
     })
 }
 
 /// Which node holds which part of the guest's memory, in guest-physical order.
-fn place(machine: &Machine, config: &config::Vm) -> Result<Vec<NodeShare>, String> {
+fn place(machine: &Machine, config: &config::Vm, taken: &Taken) -> Result<Vec<NodeShare>, String> {
     if !config.memory_nodes.is_empty() {
         for share in &config.memory_nodes {
             check_node(machine, share.node)?;
         }
         return Ok(config.memory_nodes.clone());
     }
-    // Near the vCPUs if the configuration says where they start, else where there is most room: the fewest
-    // nodes that hold it all.
-    let free = |node: NodeId| mm::free_bytes(node);
-    let mut nodes: Vec<NodeId> = match config.start_node {
+    let room = |node: NodeId| {
+        let kept = HOST_RESERVE_BYTES + taken.bytes.get(node.index()).copied().unwrap_or(0);
+        mm::free_bytes_in(node, PageSize::Size2M).saturating_sub(kept) / MEMORY_GRANULE
+            * MEMORY_GRANULE
+    };
+    let home = match config.start_node {
         Some(node) => {
             check_node(machine, node)?;
-            machine.nearest(node)
+            node
         }
-        None => {
-            let mut nodes: Vec<NodeId> = machine.nodes.iter().map(|n| n.id).collect();
-            nodes.sort_by_key(|n| (core::cmp::Reverse(machine.node(*n).is_some_and(|n| n.has_cpus())), core::cmp::Reverse(free(*n)), *n));
-            let first = nodes.first().copied().unwrap_or_default();
-            machine.nearest(first)
-        }
+        None => best_home(machine, config, taken, room),
     };
-    nodes.retain(|n| free(*n) >= MEMORY_GRANULE);
+    // The fewest nodes that hold it all: the home, then those that are next to it.
     let mut left = config.memory_bytes;
     let mut shares = Vec::new();
-    for node in nodes {
-        let bytes = left.min(free(node) / MEMORY_GRANULE * MEMORY_GRANULE);
+    for node in machine.nearest(home) {
+        let bytes = left.min(room(node));
         if bytes > 0 {
             shares.push(NodeShare { node, bytes });
             left -= bytes;
@@ -144,15 +189,53 @@ fn place(machine: &Machine, config: &config::Vm) -> Result<Vec<NodeShare>, Strin
     Ok(shares)
 }
 
+/// The node where a VM without wishes begins: one with CPUs and with room for all of it, there the one with the
+/// fewest virtual CPUs for each CPU, there the one with most memory.
+fn best_home(
+    machine: &Machine,
+    config: &config::Vm,
+    taken: &Taken,
+    room: impl Fn(NodeId) -> u64,
+) -> NodeId {
+    let cost = |node: NodeId| {
+        let cpus = machine.cpus.iter().filter(|c| c.node == node).count() as u64;
+        let vcpus =
+            u64::from(taken.vcpus.get(node.index()).copied().unwrap_or(0)) + u64::from(config.cpus);
+        let room = room(node);
+        // In thousandths of a CPU, for comparison only; a node without CPUs is the last resort anyway.
+        let crowd = vcpus * 1000 / cpus.max(1);
+        (
+            cpus == 0,
+            room < config.memory_bytes,
+            crowd,
+            core::cmp::Reverse(room),
+            node,
+        )
+    };
+    machine
+        .nodes
+        .iter()
+        .map(|n| n.id)
+        .min_by_key(|node| cost(*node))
+        .unwrap_or_default()
+}
+
 fn check_node(machine: &Machine, node: NodeId) -> Result<(), String> {
     if node.index() < machine.nodes.len() {
         return Ok(());
     }
-    Err(format!("{node} does not exist, the machine has node0 to node{}; the VM was not started", machine.nodes.len().saturating_sub(1)))
+    Err(format!(
+        "{node} does not exist, the machine has node0 to node{}; the VM was not started",
+        machine.nodes.len().saturating_sub(1)
+    ))
 }
 
 /// What the guest sees: one node, or one for each part of its memory if it is to see them.
-fn shape(machine: &Machine, config: &config::Vm, placement: &[NodeShare]) -> Result<VmShape, String> {
+fn shape(
+    machine: &Machine,
+    config: &config::Vm,
+    placement: &[NodeShare],
+) -> Result<VmShape, String> {
     if !config.vnuma || placement.len() < 2 {
         return VmShape::simple(config.cpus, config.memory_bytes).map_err(|e| e.to_string());
     }
@@ -166,33 +249,60 @@ fn shape(machine: &Machine, config: &config::Vm, placement: &[NodeShare]) -> Res
             vcpus: (first(i)..first(i + 1)).map(|v| v as u16).collect(),
         })
         .collect();
-    let distances = placement
-        .iter()
-        .enumerate()
-        .map(|(i, a)| {
-            let row = placement.iter().enumerate().map(|(j, b)| match machine.distance(a.node, b.node) {
-                _ if i == j => 10,
-                d => u8::try_from(d).unwrap_or(u8::MAX).max(11),
-            });
-            row.collect()
-        })
-        .collect();
+    let distances =
+        placement
+            .iter()
+            .enumerate()
+            .map(|(i, a)| {
+                let row = placement.iter().enumerate().map(|(j, b)| {
+                    match machine.distance(a.node, b.node) {
+                        _ if i == j => 10,
+                        d => u8::try_from(d).unwrap_or(u8::MAX).max(11),
+                    }
+                });
+                row.collect()
+            })
+            .collect();
     VmShape::new(virtual_nodes, distances, 1).map_err(|e| e.to_string())
 }
 
-/// Takes frames from the nodes of the placement and maps them: 2 MiB leaves wherever a whole granule is memory.
-fn claim_memory<F>(ram: &mut GuestRam<F>, shape: &VmShape, placement: &[NodeShare]) -> Result<(), String>
+/// Takes frames from the nodes of the placement, all in one critical section or none, and maps them: 2 MiB
+/// leaves wherever a whole granule is memory.
+fn claim_memory<F>(
+    ram: &mut GuestRam<F>,
+    shape: &VmShape,
+    placement: &[NodeShare],
+) -> Result<(), String>
 where
     F: memory::table::TableFormat<Address = Gpa>,
 {
-    let mut shares = placement.iter().flat_map(|s| vec![s.node; (s.bytes / MEMORY_GRANULE) as usize]);
+    let wants: Vec<Want> = placement
+        .iter()
+        .map(|s| Want {
+            node: s.node,
+            order: PageSize::Size2M.into(),
+            count: s.bytes.div_ceil(MEMORY_GRANULE),
+        })
+        .collect();
+    let mut claims = mm::claim_all(&wants).map_err(|e| format!("{e}; the VM was not started"))?;
+    let mapped = map_all(ram, shape, &mut claims);
+    claims.into_iter().for_each(mm::return_claim);
+    mapped
+}
+
+/// Maps the guest's memory in ascending order to what the claims hold.
+fn map_all<F>(ram: &mut GuestRam<F>, shape: &VmShape, claims: &mut [Claim]) -> Result<(), String>
+where
+    F: memory::table::TableFormat<Address = Gpa>,
+{
     let mut last = None;
     for region in shape.memory.regions() {
         let mut at = region.gpa.align_down(PageSize::Size2M);
         while at.0 < region.end().0 {
             if last != Some(at) {
-                let node = shares.next().ok_or("the VM's memory is larger than its placement; it was not started")?;
-                let block = mm::allocate_on(node, PageSize::Size2M).map_err(|e| e.to_string())?;
+                let block = claims.iter_mut().find_map(mm::draw);
+                let block = block
+                    .ok_or("its memory map is larger than its memory; the VM was not started")?;
                 map_granule(ram, shape, at, block)?;
                 last = Some(at);
             }
@@ -203,7 +313,12 @@ where
 }
 
 /// Maps one 2 MiB block: as one leaf, or, where the guest's map has holes, by the pages around them.
-fn map_granule<F>(ram: &mut GuestRam<F>, shape: &VmShape, at: Gpa, block: Allocation) -> Result<(), String>
+fn map_granule<F>(
+    ram: &mut GuestRam<F>,
+    shape: &VmShape,
+    at: Gpa,
+    block: Allocation,
+) -> Result<(), String>
 where
     F: memory::table::TableFormat<Address = Gpa>,
 {
@@ -211,11 +326,14 @@ where
     let pages = PageSize::Size2M.pages();
     let page = |i: u64| Gpa(at.0 + i * PAGE_BYTES);
     if (0..pages).all(|i| is_memory(page(i))) {
-        return ram.map(at, block.into_frame(), PageSize::Size2M).map_err(|e| e.to_string());
+        return ram
+            .map(at, block.into_frame(), PageSize::Size2M)
+            .map_err(|e| e.to_string());
     }
     for (i, frame) in (0..pages).zip(mm::into_pages(block)) {
         if is_memory(page(i)) {
-            ram.map(page(i), frame, PageSize::Size4K).map_err(|e| e.to_string())?;
+            ram.map(page(i), frame, PageSize::Size4K)
+                .map_err(|e| e.to_string())?;
         } else {
             mm::free(frame, PageSize::Size4K);
         }
@@ -228,7 +346,12 @@ struct HostCpuid;
 impl CpuidSource for HostCpuid {
     fn leaf(&self, eax: u32, ecx: u32) -> CpuidResult {
         let r = core::arch::x86_64::__cpuid_count(eax, ecx);
-        CpuidResult { eax: r.eax, ebx: r.ebx, ecx: r.ecx, edx: r.edx }
+        CpuidResult {
+            eax: r.eax,
+            ebx: r.ebx,
+            ecx: r.ecx,
+            edx: r.edx,
+        }
     }
 }
 
@@ -243,8 +366,19 @@ fn make_vcpus<B: Backend>(
     ram: &GuestRam<B::Format>,
 ) -> Result<(CpuidPolicy, Vec<Vcpu<B>>), String> {
     let entry = load(config, images, shape, ram)?;
-    let sync = if world.tsc_synchronised { TscSync::Synchronised } else { TscSync::Unsynchronised };
-    let cpuid = CpuidPolicy::new(&HostCpuid, shape, TscFacts { hz: world.tsc_hz, sync });
+    let sync = if world.tsc_synchronised {
+        TscSync::Synchronised
+    } else {
+        TscSync::Unsynchronised
+    };
+    let cpuid = CpuidPolicy::new(
+        &HostCpuid,
+        shape,
+        TscFacts {
+            hz: world.tsc_hz,
+            sync,
+        },
+    );
     let apic_config = ApicConfig {
         bus_hz: APIC_BUS_HZ,
         tsc_hz: world.tsc_hz,
@@ -258,12 +392,24 @@ fn make_vcpus<B: Backend>(
     };
     let mut vcpus = Vec::with_capacity(usize::from(shape.vcpus));
     for index in 0..shape.vcpus {
-        let role = if index == 0 { Role::Bootstrap } else { Role::Application };
+        let role = if index == 0 {
+            Role::Bootstrap
+        } else {
+            Role::Application
+        };
         let mut hw = B::new_vcpu(&setup).map_err(|e| e.to_string())?;
-        hw.reset(&if index == 0 { entry } else { guest::entry::reset_state(cpuid.signature()) });
+        hw.reset(&if index == 0 {
+            entry
+        } else {
+            guest::entry::reset_state(cpuid.signature())
+        });
         vcpus.push(Vcpu {
             id: VcpuId { vm: id, index },
-            apic: Mutex::new(LocalApic::new(ApicId(shape.apic_id(index)), role, apic_config)),
+            apic: Mutex::new(LocalApic::new(
+                ApicId(shape.apic_id(index)),
+                role,
+                apic_config,
+            )),
             core: Mutex::new(VcpuCore {
                 hw,
                 msrs: MsrState::new(&cpuid),
@@ -275,6 +421,7 @@ fn make_vcpus<B: Backend>(
                 seen_map: 0,
                 seen_sample: 0,
                 last_cpu: None,
+                seen_resumes: 0,
                 runnable_since: None,
                 postponed: None,
             }),
@@ -282,7 +429,12 @@ fn make_vcpus<B: Backend>(
             blocked: AtomicBool::new(true),
             deaf: AtomicBool::new(false),
             ran_ns: AtomicU64::new(0),
-            ran_on_node_ns: world.machine.nodes.iter().map(|_| AtomicU64::new(0)).collect(),
+            ran_on_node_ns: world
+                .machine
+                .nodes
+                .iter()
+                .map(|_| AtomicU64::new(0))
+                .collect(),
             exits: AtomicU64::new(0),
             moves: AtomicU64::new(0),
         });
@@ -291,21 +443,33 @@ fn make_vcpus<B: Backend>(
 }
 
 /// Puts the kernel, the initrd and the ACPI tables into guest memory.
-fn load<F>(config: &config::Vm, images: &impl Images, shape: &VmShape, ram: &GuestRam<F>) -> Result<EntryState, String>
+fn load<F>(
+    config: &config::Vm,
+    images: &impl Images,
+    shape: &VmShape,
+    ram: &GuestRam<F>,
+) -> Result<EntryState, String>
 where
     F: memory::table::TableFormat<Address = Gpa>,
 {
     let missing = |what: &str, name: &str| {
-        format!("{}: the {what} {name:?} is not on the boot medium below /perigee; the VM was not started", config.name)
+        format!(
+            "{}: the {what} {name:?} is not on the boot medium below /perigee; the VM was not started",
+            config.name
+        )
     };
-    let bytes = images.find(&config.kernel).ok_or_else(|| missing("kernel", &config.kernel))?;
+    let bytes = images
+        .find(&config.kernel)
+        .ok_or_else(|| missing("kernel", &config.kernel))?;
     let initrd = match &config.initrd {
         Some(name) => images.find(name).ok_or_else(|| missing("initrd", name))?,
         None => &[],
     };
-    let named = |what: &str, why: &dyn core::fmt::Display| format!("{}: {what}: {why}", config.name);
+    let named =
+        |what: &str, why: &dyn core::fmt::Display| format!("{}: {what}: {why}", config.name);
     let image = KernelImage::parse(bytes).map_err(|e| named(&config.kernel, &e))?;
-    let plan = linux::plan(&image, initrd.len() as u64, &config.append, shape).map_err(|e| named(&config.kernel, &e))?;
+    let plan = linux::plan(&image, initrd.len() as u64, &config.append, shape)
+        .map_err(|e| named(&config.kernel, &e))?;
     let entry = linux::load(&plan, &image, initrd, ram).map_err(|e| named(&config.kernel, &e))?;
     guest::acpi::install(shape, ram).map_err(|e| named("ACPI tables", &e))?;
     Ok(entry)

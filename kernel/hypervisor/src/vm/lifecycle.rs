@@ -77,13 +77,17 @@ impl<B: Backend> Vm<B> {
         self.end(hv, Outcome::Faulted, OffReason::Fault { what: sentence });
     }
 
-    /// Holds or releases it.
+    /// Holds or releases it. Guest time goes on while it is held, so its clock never steps back; each virtual CPU
+    /// is told when it comes back ([`super::clock::resumed`]).
     pub fn set_paused(&self, hv: &Hypervisor<B>, paused: bool) -> Result<(), String> {
         {
             let mut state = self.state.lock();
             match (*state, paused) {
                 (VmState::Running, true) => *state = VmState::Paused,
-                (VmState::Paused, false) => *state = VmState::Running,
+                (VmState::Paused, false) => {
+                    self.resumes.fetch_add(1, SeqCst);
+                    *state = VmState::Running;
+                }
                 (now, _) => return Err(format!("{} is {now}; nothing was done", self.name)),
             }
         }
@@ -93,12 +97,18 @@ impl<B: Backend> Vm<B> {
 
     /// Whether it ended in a way that nobody asked for.
     pub fn failed(&self) -> bool {
-        matches!(self.state(), VmState::Off(Outcome::Faulted | Outcome::Reset))
+        matches!(
+            self.state(),
+            VmState::Off(Outcome::Faulted | Outcome::Reset)
+        )
     }
 
     /// Gives its memory back, once no CPU runs it any more.
     pub fn release(&self) {
-        let running = self.vcpus.iter().any(|v| v.running_on.load(SeqCst) != super::NOWHERE);
+        let running = self
+            .vcpus
+            .iter()
+            .any(|v| v.running_on.load(SeqCst) != super::NOWHERE);
         if running {
             return;
         }
@@ -119,7 +129,11 @@ impl<B: Backend> Vm<B> {
             let mut console = self.console.lock();
             console.finish(self);
         }
-        crate::drive::record(Event::Vm { vm: self.id, name: self.name.clone(), what: VmEvent::Off(reason) });
+        crate::drive::record(Event::Vm {
+            vm: self.id,
+            name: self.name.clone(),
+            what: VmEvent::Off(reason),
+        });
         for vcpu in &self.vcpus {
             vcpu.blocked.store(false, SeqCst);
         }
@@ -133,12 +147,31 @@ fn dump(hw: &impl VcpuState) {
     let r = |n| hw.regs().get(Gpr(n));
     log::error!(
         "  rip {:04x}:{:016x} rflags {:x} cpl {} efer {:x}",
-        hw.segment(SegmentName::Cs).selector, hw.rip(), hw.rflags(), hw.cpl(), hw.efer()
+        hw.segment(SegmentName::Cs).selector,
+        hw.rip(),
+        hw.rflags(),
+        hw.cpl(),
+        hw.efer()
     );
-    log::error!("  rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", r(0), r(3), r(1), r(2));
-    log::error!("  rsi {:016x} rdi {:016x} rbp {:016x} rsp {:016x}", r(6), r(7), r(5), r(4));
+    log::error!(
+        "  rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}",
+        r(0),
+        r(3),
+        r(1),
+        r(2)
+    );
+    log::error!(
+        "  rsi {:016x} rdi {:016x} rbp {:016x} rsp {:016x}",
+        r(6),
+        r(7),
+        r(5),
+        r(4)
+    );
     log::error!(
         "  cr0 {:x} cr2 {:x} cr3 {:x} cr4 {:x}",
-        hw.cr(ControlRegister::Cr0), hw.cr(ControlRegister::Cr2), hw.cr(ControlRegister::Cr3), hw.cr(ControlRegister::Cr4)
+        hw.cr(ControlRegister::Cr0),
+        hw.cr(ControlRegister::Cr2),
+        hw.cr(ControlRegister::Cr3),
+        hw.cr(ControlRegister::Cr4)
     );
 }

@@ -27,7 +27,7 @@ mod tables;
 
 pub use bus::{apic_now, board_due, deliver, notify, with_board};
 pub use console::GuestConsole;
-pub use create::{build, Images, World};
+pub use create::{Images, Taken, World, build};
 pub use lifecycle::VmState;
 pub use ram::GuestRam;
 
@@ -40,9 +40,9 @@ use config::HostConfig;
 use core::sync::atomic::Ordering::SeqCst;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use devices::{Board, LocalApic};
+use guest::VmShape;
 use guest::cpuid::CpuidPolicy;
 use guest::msr::{FirstSeen, MsrPolicy, MsrState};
-use guest::VmShape;
 use sched::Scheduler;
 use spin::Mutex;
 use topology::Machine;
@@ -106,6 +106,8 @@ pub struct Vm<B: Backend> {
     pub console: Mutex<GuestConsole>,
     /// Running, paused or off.
     pub state: Mutex<VmState>,
+    /// How often it went on after a pause.
+    pub resumes: AtomicU32,
     /// Host time at guest time zero.
     pub started: Nanos,
     /// Host TSC at guest time zero.
@@ -178,6 +180,8 @@ pub struct VcpuCore<B: Backend> {
     pub seen_sample: u64,
     /// Where it ran last.
     pub last_cpu: Option<CpuId>,
+    /// The value of [`Vm::resumes`] that its clock has told the guest.
+    pub seen_resumes: u32,
     /// Since when it could run but did not.
     pub runnable_since: Option<Nanos>,
     /// An event that gave way to an exception and follows it.
@@ -198,7 +202,8 @@ impl<B: Backend> Vcpu<B> {
 impl<B: Backend> Hypervisor<B> {
     /// The VM with this number.
     pub fn vm(&self, id: VmId) -> Option<&Vm<B>> {
-        self.vms.get(id.index())
+        // Not by position: a VM that was refused has a number and no place.
+        self.vms.iter().find(|vm| vm.id == id)
     }
     /// The virtual CPU with this name, and its VM.
     pub fn vcpu(&self, id: VcpuId) -> Option<(&Vm<B>, &Vcpu<B>)> {
