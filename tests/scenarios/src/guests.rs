@@ -11,14 +11,17 @@ pub enum GuestKernel {
     Debian612,
     /// A file on this machine.
     File(std::path::PathBuf),
+    /// A name that is on no medium, for a VM that cannot be started.
+    Absent,
 }
 
 impl GuestKernel {
-    /// From a command line: `debian-6.1`, `debian-6.12` or a path.
+    /// From a command line: `debian-6.1`, `debian-6.12`, `absent` or a path.
     pub fn parse(text: &str) -> Self {
         match text {
             "debian-6.1" => Self::Debian61,
             "debian-6.12" => Self::Debian612,
+            "absent" => Self::Absent,
             path => Self::File(path.into()),
         }
     }
@@ -31,7 +34,7 @@ pub struct Vm {
     pub name: String,
     /// What it boots.
     pub kernel: GuestKernel,
-    /// Another initramfs than the one with the memory workload; "none" for none at all.
+    /// Another initramfs than the one with the memory workload: a file, one of the kernels' names, or "none".
     pub initrd: Option<std::path::PathBuf>,
     /// Kernel command line without the workload's arguments; `None` is the ordinary one.
     pub append: Option<String>,
@@ -77,6 +80,12 @@ impl Vm {
     /// The same VM with these arguments for its workload.
     pub fn workload(mut self, arguments: &str) -> Self {
         self.workload = arguments.into();
+        self
+    }
+
+    /// The same VM with a kernel's image, which is large, as its initramfs.
+    pub fn kernel_as_initrd(mut self) -> Self {
+        self.initrd = Some("debian-6.1".into());
         self
     }
 

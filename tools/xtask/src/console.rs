@@ -42,10 +42,14 @@ impl Drop for RawTerminal {
 }
 
 /// Removes terminal escape sequences (ECMA-48, 5.4) and carriage returns from a stream of bytes that
-/// arrives in pieces.
+/// arrives in pieces. What a terminal would write over the beginning of a line becomes a line of its own.
 #[derive(Debug, Default)]
 pub struct Plain {
     state: State,
+    /// A carriage return came last: what follows would go over the line, unless it is a line feed.
+    returned: bool,
+    /// Something stands in the line.
+    in_line: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,8 +77,15 @@ impl Plain {
                 (State::Escape, _) => State::Text,
                 (State::Control, 0x40..=0x7e) => State::Text,
                 (State::Control, _) => State::Control,
-                (State::Text, b'\r') => State::Text,
+                (State::Text, b'\r') => {
+                    self.returned = true;
+                    State::Text
+                }
                 (State::Text, _) => {
+                    if std::mem::take(&mut self.returned) && self.in_line && *byte != b'\n' {
+                        plain.push(b'\n');
+                    }
+                    self.in_line = *byte != b'\n';
                     plain.push(*byte);
                     State::Text
                 }
@@ -132,6 +143,17 @@ mod tests {
                 "cut at {cut}"
             );
         }
+    }
+
+    #[test]
+    fn a_line_drawn_over_another_stands_by_itself() {
+        let mut plain = Plain::default();
+        let mut out = plain.filter(b"perigee> v\r\x1b[K[alpha] hi\r\nperigee> v\r");
+        out.extend(plain.filter(b"\n\r\rend\n"));
+        assert_eq!(
+            String::from_utf8_lossy(&out),
+            "perigee> v\n[alpha] hi\nperigee> v\nend\n"
+        );
     }
 
     #[test]

@@ -1,7 +1,8 @@
 #!/bin/busybox sh
 # Process 1 of a Perigee guest. The words after "--" on the kernel's command line arrive as its
-# arguments and go to the workload. Two lines are read by the harness:
+# arguments and go to the workload. Three lines are read by the harness:
 #   GUEST-UP cpus=N ...          userspace is there
+#   GUEST-NODE N ...             a NUMA node as the guest sees it
 #   GUEST-RESULT ok|mismatch ... what the workload found
 b=/bin/busybox
 $b mount -t proc proc /proc
@@ -10,6 +11,12 @@ $b mount -t devtmpfs dev /dev
 read -r uptime rest </proc/uptime
 read -r clock </sys/devices/system/clocksource/clocksource0/current_clocksource
 echo "GUEST-UP cpus=$($b grep -c ^processor /proc/cpuinfo) kernel=$($b uname -r) clock=$clock uptime=$uptime"
+for node in /sys/devices/system/node/node*; do
+    read -r cpus <$node/cpulist
+    read -r distance <$node/distance
+    memory=$($b awk '/MemTotal/ { print $4 }' $node/meminfo)
+    echo "GUEST-NODE ${node##*/node} cpus=$cpus memory_kib=$memory distance=$distance"
+done
 
 { /bin/workload "$@" 2>&1; echo $? >/tmp/status; } | $b tee /tmp/out
 read -r status </tmp/status

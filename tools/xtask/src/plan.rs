@@ -216,19 +216,20 @@ impl Plan {
             .to_string();
 
         let kernel = match GuestKernel::parse(&kernel) {
-            GuestKernel::File(path) => Source::File(existing(base, &path, &name, "kernel")?),
-            debian => Source::Kernel(debian),
+            GuestKernel::File(path) => {
+                self.place(Source::File(existing(base, &path, &name, "kernel")?))
+            }
+            GuestKernel::Absent => "guests/absent".into(),
+            debian => self.place(Source::Kernel(debian)),
         };
-        table.insert("kernel".into(), Value::String(self.place(kernel)));
+        table.insert("kernel".into(), Value::String(kernel));
         let initrd = match initrd.as_deref() {
             None => Some(Source::OurInitramfs),
             Some("none") => None,
-            Some(path) => Some(Source::File(existing(
-                base,
-                Path::new(path),
-                &name,
-                "initrd",
-            )?)),
+            Some(file) => Some(match GuestKernel::parse(file) {
+                GuestKernel::File(path) => Source::File(existing(base, &path, &name, "initrd")?),
+                debian => Source::Kernel(debian),
+            }),
         };
         let reports = initrd == Some(Source::OurInitramfs);
         if let Some(initrd) = initrd {
@@ -331,6 +332,7 @@ impl Wishes {
                 GuestKernel::Debian61 => "debian-6.1".into(),
                 GuestKernel::Debian612 => "debian-6.12".into(),
                 GuestKernel::File(path) => path.display().to_string(),
+                GuestKernel::Absent => "absent".into(),
             };
             let mut set = |key: &str, text: Option<String>| {
                 text.map(|t| table.insert(key.into(), Value::String(t)))
@@ -401,7 +403,7 @@ fn apply_settings(tables: &mut [Table], wishes: &Wishes) -> Result<()> {
 fn from_here(key: &str, text: &str) -> String {
     let names_file = match key {
         "kernel" => matches!(GuestKernel::parse(text), GuestKernel::File(_)),
-        "initrd" => text != "none",
+        "initrd" => text != "none" && matches!(GuestKernel::parse(text), GuestKernel::File(_)),
         _ => false,
     };
     match std::path::absolute(text) {

@@ -3,7 +3,9 @@
 pub mod boot;
 mod counted;
 pub mod ends;
+pub mod guests;
 pub mod locality;
+pub mod operator;
 mod random;
 pub mod topology;
 
@@ -14,6 +16,8 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
     [
         boot::scenarios(),
         ends::scenarios(),
+        guests::scenarios(),
+        operator::scenarios(),
         locality::scenarios(),
         topology::scenarios(seed),
     ]

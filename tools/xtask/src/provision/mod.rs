@@ -65,7 +65,7 @@ impl Part {
         match kernel {
             GuestKernel::Debian61 => Some(Self::Kernel61),
             GuestKernel::Debian612 => Some(Self::Kernel612),
-            GuestKernel::File(_) => None,
+            GuestKernel::File(_) | GuestKernel::Absent => None,
         }
     }
 }
@@ -234,6 +234,7 @@ impl Lab {
             GuestKernel::Debian61 => self.kernel_61.clone(),
             GuestKernel::Debian612 => self.kernel_612.clone(),
             GuestKernel::File(path) => Some(path.clone()),
+            GuestKernel::Absent => None,
         }
     }
 }

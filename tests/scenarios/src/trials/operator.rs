@@ -1,0 +1,322 @@
+//! What an operator types, and what becomes of it.
+//!
+//! Steps wait for lines of the console, so commands are typed at known moments of the guests' lives. An
+//! answer is judged by its words; what a command did is judged by the guests' own lines and by the
+//! kernel's records.
+
+use std::time::Duration;
+
+use telemetry::{Event, OffReason, VmEvent};
+use units::NodeId;
+
+use crate::{Evidence, Machine, Outcome, Scenario, Vm};
+
+const PROMPT: &str = "perigee> ";
+/// Ctrl-A and the key of the first VM; Ctrl-A and Perigee's key.
+const TO_FIRST: &str = "\u{1}1";
+const TO_PERIGEE: &str = "\u{1}0";
+
+/// What is typed one after the other, and words that the answer must have.
+const QUESTIONS: [(&str, &[&str]); 20] = [
+    (
+        "help",
+        &["topology", "vm NAME stop|pause|resume", "Ctrl-A 0"],
+    ),
+    ("topology", &["node0", "node1", "MiB", "latency in ns"]),
+    ("memory", &["free", "node1"]),
+    ("vm", &["alpha", "running", "128 MiB"]),
+    ("vm alpha", &["alpha.0", "alpha.1", "exits"]),
+    ("cpu", &["cpu0", "cpu1", "load"]),
+    ("footprint", &["memory on", "node0", "passes"]),
+    ("footprint alpha", &["of its accesses"]),
+    ("proximity", &["proximity", "node1"]),
+    ("why", &["alpha.0", "deadline", "credit", "key"]),
+    ("why alpha.1", &["alpha.1"]),
+    ("log", &["messages down to info"]),
+    ("log warn", &["messages down to warn"]),
+    ("vmm", &["no command", "topology", "shutdown"]),
+    ("vm gamma", &["no VM \"gamma\"", "alpha"]),
+    ("vm alpha jump", &["stop, pause"]),
+    ("migrate alpha 9", &["no node", "0 to 1"]),
+    ("migrate alpha", &["migrate NAME NODE"]),
+    ("why alpha.7", &["no vCPU 7"]),
+    ("log loud", &["no level", "debug"]),
+];
+
+/// The trials of this file.
+pub fn scenarios() -> Vec<Scenario> {
+    let questions: String = QUESTIONS
+        .map(|(question, _)| format!("{question}\r"))
+        .concat();
+    vec![
+        Scenario::quick(
+            "operator-asks",
+            "every command answers, and a mistyped one is told what would have worked",
+            |e| {
+                QUESTIONS.iter().try_for_each(|(question, words)| answered(e, question, words))?;
+                e.every_guest_is_well(2)
+            },
+        )
+        .on(Machine::row(2, 1, 512))
+        .vm(Vm::linux("alpha").set("memory", "\"128M\"").workload("--mib 32 --seconds 8"))
+        .type_after("WORKLOAD t=1 ", &questions),
+        Scenario::quick(
+            "operator-pauses",
+            "a paused VM makes no progress, another one does, and after resuming nothing of the first is lost",
+            pauses,
+        )
+        .on(Machine::row(2, 2, 512))
+        .vm(Vm::linux("alpha").workload("--mib 16 --seconds 14"))
+        .vm(Vm::linux("beta").workload("--mib 16 --seconds 14"))
+        .type_after("[alpha] WORKLOAD t=2 ", "vm alpha pause\r")
+        .type_after("alpha is paused", "")
+        .type_after("[beta] WORKLOAD t=", "")
+        .type_after("[beta] WORKLOAD t=", "")
+        .type_after("[beta] WORKLOAD t=", "vm alpha\r")
+        .type_after("[beta] WORKLOAD t=", "vm alpha resume\r"),
+        Scenario::quick(
+            "operator-stops-and-migrates",
+            "stopping a VM leaves the other alone; migrating that one moves every page and changes none",
+            stops_and_migrates,
+        )
+        .vm(Vm::linux("alpha").workload("--mib 16 --seconds 60"))
+        .vm(Vm::linux("beta").set("mode", "\"off\"").set("start_node", "0").workload("--mib 64 --seconds 8"))
+        .type_after("[beta] WORKLOAD t=1 ", "vm alpha stop\r")
+        .type_after("alpha is off", "migrate beta 2\r")
+        .type_after("[beta] WORKLOAD t=7 ", "vm beta\r"),
+        Scenario::quick(
+            "operator-types-into-a-guest",
+            "Ctrl-A brings keys to a guest's shell and back to Perigee, and shutdown ends all",
+            types_into_a_guest,
+        )
+        .on(Machine::row(1, 2, 512))
+        .vm(Vm::linux("alpha").append("console=ttyS0 quiet perigee.stay").workload("--mib 8 --seconds 1"))
+        .type_after("GUEST-SHELL", &format!("{TO_FIRST}echo the sum is $((600+66))\r"))
+        .type_after("[alpha] the sum is 666", &format!("{TO_PERIGEE}vm\r"))
+        .type_after("Ctrl-A and the key", "shutdown\r"),
+    ]
+}
+
+/// The lines between the echo of a command and the next prompt, without what guests and the log say.
+fn answer<'e>(e: &'e Evidence, command: &str) -> Result<Vec<&'e str>, String> {
+    let echo = format!("{PROMPT}{command}");
+    let at = e
+        .console
+        .iter()
+        .position(|line| line.what == echo)
+        .ok_or_else(|| format!("{command:?} was not taken as a command"))?;
+    let lines = e.console.iter().skip(at + 1).map(|line| line.what.as_str());
+    // A prompt that is drawn again stands by itself; one with the next command ends the answer.
+    let answer =
+        lines.take_while(|line| line.trim_end() == PROMPT.trim_end() || !line.starts_with(PROMPT));
+    Ok(answer
+        .filter(|line| !line.starts_with('[') && line.trim_end() != PROMPT.trim_end())
+        .collect())
+}
+
+fn answered(e: &Evidence, command: &str, words: &[&str]) -> Result<(), String> {
+    let lines = answer(e, command)?;
+    match words
+        .iter()
+        .find(|word| !lines.iter().any(|line| line.contains(**word)))
+    {
+        None => Ok(()),
+        Some(word) => Err(format!(
+            "the answer to {command:?} lacks {word:?}: {lines:?}"
+        )),
+    }
+}
+
+/// When a VM's record of this kind arrived.
+fn vm_event(e: &Evidence, vm: &str, is: impl Fn(&VmEvent) -> bool) -> Result<Duration, String> {
+    let found = e.records.iter().find(|r| match &r.what.event {
+        Event::Vm { name, what, .. } => name == vm && is(what),
+        _ => false,
+    });
+    found
+        .map(|r| r.at)
+        .ok_or_else(|| format!("the kernel's records lack an event of {vm}"))
+}
+
+/// When the guest's workload reported progress.
+fn progress(e: &Evidence, vm: &str) -> Vec<Duration> {
+    let is_progress = |line: &str| line.starts_with("WORKLOAD t=");
+    e.guest_lines(vm)
+        .filter(|line| is_progress(line.what))
+        .map(|line| line.at)
+        .collect()
+}
+
+/// What was on its way over the serial line when the VM was stopped.
+const IN_FLIGHT: Duration = Duration::from_millis(500);
+/// Linux' complaints about time that it did not see.
+const COMPLAINTS: [&str; 4] = ["soft lockup", "stall", "hung", "clocksource"];
+
+fn pauses(e: &Evidence) -> Result<(), String> {
+    let paused = vm_event(e, "alpha", |what| matches!(what, VmEvent::Paused))?;
+    let resumed = vm_event(e, "alpha", |what| matches!(what, VmEvent::Resumed))?;
+    if resumed.saturating_sub(paused) < Duration::from_secs(2) {
+        return Err(format!(
+            "the pause lasted from {paused:?} to {resumed:?} only"
+        ));
+    }
+    let meanwhile = |vm: &str| {
+        progress(e, vm)
+            .iter()
+            .filter(|at| **at > paused + IN_FLIGHT && **at < resumed)
+            .count()
+    };
+    if meanwhile("alpha") > 0 {
+        return Err("alpha reported progress while it was paused".into());
+    }
+    if meanwhile("beta") == 0 {
+        return Err("beta reported no progress while alpha was paused".into());
+    }
+    if !progress(e, "alpha").iter().any(|at| *at > resumed) {
+        return Err("alpha reported no progress after it was resumed".into());
+    }
+    answered(e, "vm alpha", &["alpha is paused"])?;
+    for vm in ["alpha", "beta"] {
+        if let Some(line) = e
+            .guest_lines(vm)
+            .find(|line| COMPLAINTS.iter().any(|c| line.what.contains(c)))
+        {
+            return Err(format!("{vm}'s kernel complains: {}", line.what));
+        }
+    }
+    // The workload counts steps back of its clock as failures.
+    e.every_guest_is_well(2)
+}
+
+fn stops_and_migrates(e: &Evidence) -> Result<(), String> {
+    let stopped = vm_event(e, "alpha", |what| {
+        matches!(what, VmEvent::Off(OffReason::Stopped))
+    })?;
+    if progress(e, "alpha")
+        .iter()
+        .any(|at| *at > stopped + IN_FLIGHT)
+    {
+        return Err("alpha reported progress after it was stopped".into());
+    }
+    let beta = e.guest("beta");
+    if beta.ok != Some(true) {
+        return Err(format!(
+            "beta is not well after its pages moved: {:?} {}",
+            beta.ok, beta.details
+        ));
+    }
+    let created = e.events().find_map(|event| match event {
+        Event::Vm {
+            name,
+            what: VmEvent::Created { memory_by_node, .. },
+            ..
+        } if name == "beta" => Some(memory_by_node),
+        _ => None,
+    });
+    let created = created.ok_or("the kernel did not record where beta's memory was")?;
+    let away: u64 = created
+        .iter()
+        .enumerate()
+        .filter(|(node, _)| *node != 2)
+        .map(|(_, bytes)| bytes)
+        .sum();
+    let mut moved = 0;
+    for event in e.events() {
+        if let Event::PagesMoved {
+            name,
+            to,
+            bytes,
+            failed,
+            reason,
+            ..
+        } = event
+        {
+            if name != "beta" || *to != NodeId(2) || *failed > 0 || !reason.contains("operator") {
+                return Err(format!("a move that was not ordered, or not made: {event}"));
+            }
+            moved += bytes;
+        }
+    }
+    if away == 0 || moved != away {
+        return Err(format!("{moved} of {away} bytes moved"));
+    }
+    answered(e, "vm beta", &["lie on node2"])?;
+    clean(e)
+}
+
+fn types_into_a_guest(e: &Evidence) -> Result<(), String> {
+    if !e
+        .guest_lines("alpha")
+        .any(|line| line.what == "the sum is 666")
+    {
+        return Err("the guest's shell did not get its line".into());
+    }
+    answered(e, "vm", &["alpha", "running"])?;
+    vm_event(e, "alpha", |what| {
+        matches!(what, VmEvent::Off(OffReason::Stopped))
+    })?;
+    clean(e)
+}
+
+fn clean(e: &Evidence) -> Result<(), String> {
+    match &e.outcome {
+        Outcome::Clean => Ok(()),
+        other => Err(format!("the run ended otherwise than cleanly: {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Stamped;
+
+    fn evidence(lines: &[&str]) -> Evidence {
+        Evidence {
+            machine: Machine::row(1, 1, 256),
+            vms: vec!["alpha".into()],
+            outcome: Outcome::Clean,
+            console: lines
+                .iter()
+                .map(|l| Stamped {
+                    at: Duration::ZERO,
+                    what: (*l).into(),
+                })
+                .collect(),
+            records: Vec::new(),
+            torn_records: 0,
+            plugin: None,
+            seed: None,
+        }
+    }
+
+    #[test]
+    fn an_answer_ends_at_the_next_command_and_holds_nothing_of_others() {
+        let e = evidence(&[
+            "perigee> vm",
+            "  alpha running",
+            "[alpha] vm halted",
+            "perigee> ",
+            "[   1.000] log",
+            "  beta running",
+            "perigee> memory",
+            "  node0",
+        ]);
+        assert_eq!(
+            answer(&e, "vm"),
+            Ok(vec!["  alpha running", "  beta running"])
+        );
+        assert_eq!(answer(&e, "memory"), Ok(vec!["  node0"]));
+        assert!(answer(&e, "cpu").is_err());
+        assert!(answered(&e, "vm", &["beta", "halted"]).is_err_and(|why| why.contains("halted")));
+    }
+
+    #[test]
+    fn a_run_without_the_records_convinces_nobody() {
+        let e = evidence(&["[alpha] GUEST-RESULT ok"]);
+        assert!(
+            pauses(&e).is_err()
+                && stops_and_migrates(&e).is_err()
+                && types_into_a_guest(&e).is_err()
+        );
+    }
+}
