@@ -10,6 +10,10 @@ use std::time::Duration;
 
 /// Visits between two looks at the clock.
 const VISITS_PER_LOOK: usize = 16;
+/// Time between two looks of the one who watches.
+const LOOK: Duration = Duration::from_millis(5);
+/// The same, for everybody, when nothing is to be done: a guest that wakes a hundred times a second does not idle.
+const IDLE_LOOK: Duration = Duration::from_millis(500);
 /// Damaged words that are printed; all are counted.
 const PRINTED: u64 = 10;
 const SECOND_NS: u64 = 1_000_000_000;
@@ -168,7 +172,7 @@ fn watch(args: &Args, threads: usize, shared: &Shared) -> u64 {
     };
     let mut end = None;
     while !finished() {
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(if args.idle { IDLE_LOOK } else { LOOK });
         let now = shared.clock.look();
         if now >= printed.saturating_add(SECOND_NS) && end.is_none() {
             let ops = shared.ops.load(Relaxed);
@@ -203,7 +207,7 @@ fn work(
     let mut part = filled?;
     if args.idle {
         while !shared.stop.load(SeqCst) && matches!(args.length, Length::Seconds(_)) {
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(IDLE_LOOK);
             shared.clock.look();
         }
     } else {
