@@ -77,7 +77,7 @@ pub fn scenarios() -> Vec<Scenario> {
             .set("vnuma", "true")
             .set("start_node", "3")
             .set("mode", "\"off\"")
-            .workload("--guest-node 1 --mib 64 --seconds 14 --tag 2"))
+            .workload("--guest-node 1 --mib 32 --seconds 20 --tag 2"))
         .type_after(COUNTED, SWITCH_ON),
         Scenario::quick("off-moves-nothing", "with mode = \"off\" a far VM stays far", stays_far)
             .vm(far().set("mode", "\"off\"")),
@@ -131,7 +131,7 @@ fn far() -> Vm {
     Vm::linux(NAME)
         .set("memory_nodes", "[3]")
         .set("start_node", "0")
-        .workload("--mib 64 --seconds 14 --tag 2")
+        .workload("--mib 32 --seconds 20 --tag 2")
 }
 
 /// Three quarters of its memory on the node `untouched`, reserved on the guest's command line, so that
@@ -145,7 +145,7 @@ fn with_untouched(home: &str, untouched: &str) -> Vm {
         .set("memory", "\"512M\"")
         .set("memory_nodes", &shares)
         .append("console=ttyS0 quiet panic=1 nokaslr memmap=384M$96M")
-        .workload("--mib 24 --seconds 14 --tag 2")
+        .workload("--mib 24 --seconds 16 --tag 2")
 }
 
 /// The guest is content: two CPUs, every word as it must be, a clean end.
@@ -281,9 +281,9 @@ fn pages_came(e: &Evidence) -> Result<(), String> {
             _ => None,
         })
         .sum();
-    if told < 60 << 20 {
+    if told < 30 << 20 {
         return Err(format!(
-            "64 MiB are touched, but records tell of {} MiB that came to node 0",
+            "32 MiB are touched, but records tell of {} MiB that came to node 0",
             told >> 20
         ));
     }
