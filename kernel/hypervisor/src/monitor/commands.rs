@@ -14,39 +14,20 @@ use units::NodeId;
 /// One command: its name, the words behind it, what it does.
 type Entry = (&'static str, &'static str, &'static str);
 
+#[rustfmt::skip] // a table, a line each
 const COMMANDS: [Entry; 12] = [
     ("help", "", "this list"),
-    (
-        "topology",
-        "",
-        "nodes with their memory and CPUs, latencies between them",
-    ),
+    ("topology", "", "nodes with their memory and CPUs, latencies between them"),
     ("memory", "", "free memory of each node"),
     ("vm", "[NAME]", "all VMs, or one and its vCPUs"),
-    (
-        "vm",
-        "NAME stop|pause|resume",
-        "ends a VM, holds it, lets it go on",
-    ),
+    ("vm", "NAME stop|pause|resume", "ends a VM, holds it, lets it go on"),
     ("vm", "NAME mode MODE", "what may move of a VM from now on"),
     ("cpu", "", "what each CPU does"),
     ("footprint", "[NAME]", "who touches which node's memory"),
-    (
-        "proximity",
-        "[NAME]",
-        "how near each CPU is to what a VM touches",
-    ),
-    (
-        "why",
-        "[NAME[.VCPU]]",
-        "the planner's last word, and the scheduler's sum for each vCPU",
-    ),
+    ("proximity", "[NAME]", "how near each CPU is to what a VM touches"),
+    ("why", "[NAME[.VCPU]]", "the planner's last word, and the scheduler's sum for each vCPU"),
     ("migrate", "NAME NODE", "moves all pages of a VM to a node"),
-    (
-        "log",
-        "[error|warn|info|debug|trace]",
-        "shows or sets which messages are shown",
-    ),
+    ("log", "[error|warn|info|debug|trace]", "shows or sets which messages are shown"),
 ];
 /// The last command stands apart: what it does cannot be undone.
 const SHUTDOWN: Entry = ("shutdown", "", "stops all VMs and powers the machine off");

@@ -253,7 +253,7 @@ pub fn proximity<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
     let Some(track) = tracking.of(vm.id) else {
         return format!("{} is not followed\n", vm.name);
     };
-    let mut table = Table::new(["CPUs", "of", "proximity"]);
+    let mut table = Table::new(["CPUs", "node", "proximity"]);
     for (node, score) in hv
         .machine
         .nodes

@@ -87,9 +87,13 @@ fn said(e: &Evidence, vm: &str, text: &str) -> Result<(), String> {
     }
 }
 
-/// With `quiet` on its command line Linux shows errors and worse only; there are to be none.
+/// With `quiet` on its command line Linux shows errors and worse only; there are to be none before it
+/// says that it switches off.
 fn quiet(e: &Evidence, vm: &str) -> Result<(), String> {
-    match e.guest_lines(vm).find(|line| is_kernel_line(line.what)) {
+    let mut life = e
+        .guest_lines(vm)
+        .take_while(|line| !line.what.starts_with("GUEST-RESULT"));
+    match life.find(|line| is_kernel_line(line.what)) {
         None => Ok(()),
         Some(line) => Err(format!(
             "{vm}'s kernel found this worth showing: {}",

@@ -17,11 +17,9 @@ const TO_FIRST: &str = "\u{1}1";
 const TO_PERIGEE: &str = "\u{1}0";
 
 /// What is typed one after the other, and words that the answer must have.
+#[rustfmt::skip] // a table, a line each
 const QUESTIONS: [(&str, &[&str]); 20] = [
-    (
-        "help",
-        &["topology", "vm NAME stop|pause|resume", "Ctrl-A 0"],
-    ),
+    ("help", &["topology", "vm NAME stop|pause|resume", "Ctrl-A 0"]),
     ("topology", &["node0", "node1", "MiB", "latency in ns"]),
     ("memory", &["free", "node1"]),
     ("vm", &["alpha", "running", "128 MiB"]),
