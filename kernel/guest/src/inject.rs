@@ -12,6 +12,8 @@ pub const DE: u8 = 0;
 pub const DB: u8 = 1;
 /// Breakpoint.
 pub const BP: u8 = 3;
+/// Overflow.
+pub const OF: u8 = 4;
 /// Invalid opcode.
 pub const UD: u8 = 6;
 /// Device not available.
@@ -94,6 +96,26 @@ pub enum Interrupted {
     Exception(Exception),
     /// INT n, INT3 or INTO: the instruction runs again by itself.
     Software(u8),
+}
+
+impl Interrupted {
+    /// An event that EXITINTINFO calls an exception. Of these #BP and #OF come from INT3 and INTO, which AMD-V
+    /// does not tell from faults: RIP is still at the instruction, and injecting them would push an address
+    /// before it, where it would run again after its handler (APM 2 15.7.2, 15.20).
+    #[must_use]
+    pub const fn exception(exception: Exception) -> Self {
+        match exception.vector {
+            BP | OF => Self::Software(exception.vector),
+            _ => Self::Exception(exception),
+        }
+    }
+
+    /// Whether it comes again when the guest runs on from the same RIP, so that giving it again by
+    /// injection would give it twice.
+    #[must_use]
+    pub const fn repeats_by_itself(self) -> bool {
+        matches!(self, Self::Software(_))
+    }
 }
 
 /// What to deliver now.
@@ -222,6 +244,27 @@ mod tests {
             combine(Some(Interrupted::Software(0x80)), Exception::GP0),
             Delivery::Exception {
                 now: Exception::GP0,
+                then: None
+            }
+        );
+    }
+
+    #[test]
+    fn breakpoint_and_overflow_instructions_are_not_given_twice() {
+        for vector in 0..32 {
+            let event = Interrupted::exception(Exception::new(vector, None));
+            assert_eq!(event.repeats_by_itself(), vector == BP || vector == OF);
+        }
+        assert!(Interrupted::Software(0x80).repeats_by_itself());
+        assert!(!Interrupted::External(0x80).repeats_by_itself());
+        assert!(!Interrupted::Nmi.repeats_by_itself());
+        assert_eq!(
+            combine(
+                Some(Interrupted::exception(Exception::new(BP, None))),
+                Exception::new(PF, Some(2))
+            ),
+            Delivery::Exception {
+                now: Exception::new(PF, Some(2)),
                 then: None
             }
         );
