@@ -23,6 +23,8 @@ mod execute;
 pub use decode::{DecodeError, decode};
 pub use execute::execute;
 
+use units::PAGE_BYTES;
+
 /// Default sizes of operands and addresses, from CS and EFER.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodeSize {
@@ -273,6 +275,18 @@ pub trait MmioBus {
     /// # Errors
     /// Whatever stops the instruction.
     fn write_linear(&mut self, address: u64, size: u8, value: u64) -> Result<(), Self::Error>;
+}
+
+/// How many of the `size` bytes from `address` on lie in its page, and how many in the next one: two
+/// pages that are next to each other in linear memory need not be so in guest-physical memory.
+#[must_use]
+pub const fn split_at_page(address: u64, size: u8) -> (u8, u8) {
+    let left = PAGE_BYTES - address % PAGE_BYTES;
+    if left < size as u64 {
+        (left as u8, size - left as u8)
+    } else {
+        (size, 0)
+    }
 }
 
 /// How an execution ended.

@@ -420,3 +420,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_access_is_split_where_its_page_ends() {
+    assert_eq!(split_at_page(0x1000, 8), (8, 0));
+    assert_eq!(split_at_page(0x1ff8, 8), (8, 0));
+    assert_eq!(split_at_page(0x1ff9, 8), (7, 1));
+    assert_eq!(split_at_page(0x1fff, 1), (1, 0));
+    assert_eq!(split_at_page(0x1fff, 8), (1, 7));
+    assert_eq!(split_at_page(u64::MAX, 2), (1, 1));
+    for size in [1, 2, 4, 8] {
+        for address in 0xff0..0x1010 {
+            let (first, second) = split_at_page(address, size);
+            assert_eq!(first + second, size);
+            let last = address + u64::from(size) - 1;
+            assert_eq!(second == 0, address / 4096 == last / 4096);
+            assert_eq!(
+                (address + u64::from(first)) % 4096 == 0,
+                second > 0 || last % 4096 == 4095
+            );
+        }
+    }
+}

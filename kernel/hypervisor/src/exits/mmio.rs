@@ -6,7 +6,7 @@ use crate::vm::{self, apic_now};
 use alloc::format;
 use devices::AccessSize;
 use guest::GuestMemory;
-use guest::mmio::{self, Completion, CpuState, MmioBus, SegmentRegister};
+use guest::mmio::{self, CodeSize, Completion, CpuState, MmioBus, SegmentRegister};
 use guest::walk::{self, Access, AccessKind, WalkError};
 use units::{Gpa, PAGE_BYTES};
 
@@ -185,6 +185,46 @@ impl<B: Backend> Bus<'_, '_, B> {
         (offset < PAGE_BYTES).then_some(offset as u16)
     }
 
+    /// Where `size` bytes at a linear address lie: in one piece, or, at the end of a page, in two. Both are
+    /// translated before either is touched, so that a fault leaves nothing done by halves.
+    fn pieces(
+        &mut self,
+        address: u64,
+        size: u8,
+        kind: AccessKind,
+    ) -> Result<[(Gpa, u8); 2], WalkError> {
+        let (first, second) = mmio::split_at_page(address, size);
+        let at = self.translate(address, kind)?;
+        if second == 0 {
+            return Ok([(at, first), (at, 0)]);
+        }
+        let next = address.wrapping_add(u64::from(first));
+        // Below 64-bit code linear addresses end at 4 GiB and begin again.
+        let next = match decode::code_size(self.ctx) {
+            CodeSize::Bits64 => next,
+            CodeSize::Bits32 | CodeSize::Bits16 => next & u64::from(u32::MAX),
+        };
+        Ok([(at, first), (self.translate(next, kind)?, second)])
+    }
+
+    fn read_at(&mut self, gpa: Gpa, size: u8) -> u64 {
+        let mut bytes = [0_u8; 8];
+        if let Some(buffer) = bytes.get_mut(..usize::from(size))
+            && self.ctx.vm.ram.read(gpa, buffer).is_ok()
+        {
+            return u64::from_le_bytes(bytes);
+        }
+        self.device_read(gpa, size)
+    }
+
+    fn write_at(&mut self, gpa: Gpa, size: u8, value: u64) {
+        let bytes = value.to_le_bytes();
+        let bytes = bytes.get(..usize::from(size)).unwrap_or(&bytes);
+        if self.ctx.vm.ram.write(gpa, bytes).is_err() {
+            self.device_write(gpa, size, value);
+        }
+    }
+
     fn translate(&mut self, address: u64, kind: AccessKind) -> Result<Gpa, WalkError> {
         let access = Access {
             kind,
@@ -205,22 +245,18 @@ impl<B: Backend> MmioBus for Bus<'_, '_, B> {
         Ok(())
     }
     fn read_linear(&mut self, address: u64, size: u8) -> Result<u64, WalkError> {
-        let gpa = self.translate(address, AccessKind::Read)?;
-        let mut bytes = [0_u8; 8];
-        let Some(buffer) = bytes.get_mut(..usize::from(size)) else {
-            return Ok(0);
-        };
-        if self.ctx.vm.ram.read(gpa, buffer).is_err() {
-            return Ok(self.device_read(gpa, size));
+        let [low, high] = self.pieces(address, size, AccessKind::Read)?;
+        let value = self.read_at(low.0, low.1);
+        if high.1 == 0 {
+            return Ok(value);
         }
-        Ok(u64::from_le_bytes(bytes))
+        Ok(value | self.read_at(high.0, high.1) << (8 * u32::from(low.1)))
     }
     fn write_linear(&mut self, address: u64, size: u8, value: u64) -> Result<(), WalkError> {
-        let gpa = self.translate(address, AccessKind::Write)?;
-        let bytes = value.to_le_bytes();
-        let bytes = bytes.get(..usize::from(size)).unwrap_or(&bytes);
-        if self.ctx.vm.ram.write(gpa, bytes).is_err() {
-            self.device_write(gpa, size, value);
+        let [low, high] = self.pieces(address, size, AccessKind::Write)?;
+        self.write_at(low.0, low.1, value);
+        if high.1 != 0 {
+            self.write_at(high.0, high.1, value >> (8 * u32::from(low.1)));
         }
         Ok(())
     }
