@@ -9,10 +9,11 @@
 //! 3. [`Vcpu::apic`]: one local APIC
 //! 4. [`Hypervisor::sched`]: run queues
 //! 5. [`Hypervisor::timers`]: one queue per CPU
-//! 6. [`Vm::ram`]'s access lock (inside), then the frame allocators, then the console
+//! 6. [`Vm::ram`]'s access lock (inside), then the frame allocators
+//! 7. [`Vm::console`], then whose line stands unfinished (`monitor`), then the UART
 //!
 //! Interrupts are off while any of them is held, and nobody waits for another CPU's reaction under
-//! 2 to 6, but for a page move, which holds only the access lock and needs no lock to be answered.
+//! 2 to 7, but for a page move, which holds only the access lock and needs no lock to be answered.
 //!
 //! Reading order: this file, `create.rs`, `bus.rs` (interrupts between vCPUs and devices), `clock.rs`,
 //! `ram.rs`, `console.rs`.
@@ -144,6 +145,9 @@ pub struct Vcpu<B: Backend> {
     pub blocked: AtomicBool,
     /// It halted with interrupts off: maskable ones do not wake it.
     pub deaf: AtomicBool,
+    /// What the guest wrote to its TSC, relative to the VM's common TSC. Its runner changes it; whoever
+    /// looks after its timer while it waits reads it.
+    pub tsc_adjust: AtomicU64,
     /// Time it has run, in ns.
     pub ran_ns: AtomicU64,
     /// Time it has run on each node since the footprint last asked, in ns.
@@ -170,8 +174,6 @@ pub struct VcpuCore<B: Backend> {
     pub clock: Option<clock::ClockPage>,
     /// Where the guest wants its steal time.
     pub steal: Option<clock::StealPage>,
-    /// What the guest wrote to its TSC, relative to the VM's common TSC.
-    pub tsc_adjust: u64,
     /// Guest TSC minus host TSC on the CPU that runs it.
     pub tsc_offset: u64,
     /// Generations of the nested table that its TLB has seen.
