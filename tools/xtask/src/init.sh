@@ -12,8 +12,8 @@ read -r uptime rest </proc/uptime
 read -r clock </sys/devices/system/clocksource/clocksource0/current_clocksource
 echo "GUEST-UP cpus=$($b grep -c ^processor /proc/cpuinfo) kernel=$($b uname -r) clock=$clock uptime=$uptime"
 for node in /sys/devices/system/node/node*; do
-    read -r cpus <$node/cpulist
-    read -r distance <$node/distance
+    cpus=$($b cat $node/cpulist)
+    distance=$($b cat $node/distance)
     memory=$($b awk '/MemTotal/ { print $4 }' $node/meminfo)
     echo "GUEST-NODE ${node##*/node} cpus=$cpus memory_kib=$memory distance=$distance"
 done
