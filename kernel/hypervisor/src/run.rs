@@ -14,7 +14,7 @@ use crate::arch::time;
 use crate::exits::{self, After, Context};
 use crate::shootdown;
 use crate::timers::{self, Timer};
-use crate::virt::{Backend, Event, Exit, TlbState, VcpuState};
+use crate::virt::{Backend, Event, EventKind, Exit, TlbState, VcpuState};
 use crate::vm::{self, Hypervisor, NOWHERE, Vcpu, VcpuCore, Vm, VmState, clock};
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use sched::Next;
@@ -163,7 +163,7 @@ fn slice<B: Backend>(
         if vm.state() != VmState::Running {
             return End::Gone;
         }
-        match prepare(hv, vm, vcpu, core, now) {
+        match prepare(hv, vm, vcpu, core) {
             Prepared::Enter => {}
             Prepared::Waits => return End::Waits,
         }
@@ -172,13 +172,12 @@ fn slice<B: Backend>(
             continue;
         };
         vcpu.exits.fetch_add(1, Relaxed);
-        let _ = vcpu.apic.lock().set_cr8(u64::from(core.hw.cr8()));
+        note_task_priority(vcpu, core);
         let mut ctx = Context {
             hv,
             vm,
             vcpu,
             core,
-            cpu,
             interrupted: None,
         };
         match exits::handle(&mut ctx, exit) {
@@ -193,6 +192,16 @@ fn slice<B: Backend>(
             }
             After::Fault(sentence) => return End::Fault(sentence),
         }
+    }
+}
+
+/// Where a guest changes its task priority without an exit, its local APIC learns of it now. Only the
+/// class can have changed: what TPR holds besides stays.
+fn note_task_priority<B: Backend>(vcpu: &Vcpu<B>, core: &VcpuCore<B>) {
+    let mut apic = vcpu.apic.lock();
+    if apic.cr8() != core.hw.cr8() {
+        // The backend's field has four bits, which is all that is checked.
+        let _taken = apic.set_cr8(u64::from(core.hw.cr8()));
     }
 }
 
@@ -212,7 +221,7 @@ fn arrive<B: Backend>(
         core.last_cpu = Some(cpu);
         clock::arrive(hv, vm, vcpu, core);
     }
-    clock::resumed(hv, vm, core);
+    clock::resumed(hv, vm, vcpu, core);
     if let Some(since) = core.runnable_since.take() {
         clock::resume_steal(vm, core, now.since(since));
     }
@@ -229,7 +238,6 @@ fn prepare<B: Backend>(
     vm: &Vm<B>,
     vcpu: &Vcpu<B>,
     core: &mut VcpuCore<B>,
-    _now: Nanos,
 ) -> Prepared {
     let mut apic = vcpu.apic.lock();
     apic.poll(vm::apic_now(vm, core.tsc_offset));
@@ -249,9 +257,16 @@ fn prepare<B: Backend>(
         core.hw.want_interrupt_window(apic.pending().is_some());
         return Prepared::Enter;
     }
-    if let Some(event) = core.postponed.take() {
-        core.hw.inject(event);
-        core.hw.want_interrupt_window(apic.pending().is_some());
+    if let Some(event) = core.postponed {
+        // It was accepted before the exception that it gave way to, whose handler may have closed the
+        // door: it waits, and nothing may overtake it.
+        let may = event.kind != EventKind::Interrupt || core.hw.interruptible();
+        if may {
+            core.postponed = None;
+            core.hw.inject(event);
+        }
+        core.hw
+            .want_interrupt_window(!may || apic.pending().is_some());
         return Prepared::Enter;
     }
     if apic.nmi_pending() && core.hw.nmi_allowed() && apic.take_nmi() {
@@ -261,8 +276,9 @@ fn prepare<B: Backend>(
     }
     let from_pic = vm.pic_line.load(SeqCst) && apic.extint_enabled();
     if !core.hw.interruptible() {
-        core.hw
-            .want_interrupt_window(from_pic || apic.pending().is_some());
+        // An NMI that must wait waits for an IRET or the end of a shadow: both open the window, too.
+        let waits = from_pic || apic.pending().is_some() || apic.nmi_pending();
+        core.hw.want_interrupt_window(waits);
         return Prepared::Enter;
     }
     if let Some(vector) = apic.accept() {

@@ -8,8 +8,7 @@ use crate::arch;
 use crate::arch::percpu::Activity;
 use crate::virt::Backend;
 use crate::vm::{self, Hypervisor};
-use alloc::collections::BinaryHeap;
-use core::cmp::Reverse;
+use alloc::vec::Vec;
 use telemetry::Event;
 use units::{Nanos, VcpuId, VmId};
 
@@ -28,27 +27,38 @@ pub enum Timer {
     Watchdog,
 }
 
-/// One CPU's queue.
+/// One CPU's queue: at most one entry for each [`Timer`], so that a guest that arms its timer a million
+/// times holds no more of the kernel's memory than one that does so once.
 #[derive(Debug, Default)]
 pub struct TimerQueue {
-    heap: BinaryHeap<Reverse<(Nanos, Timer)>>,
+    /// Latest first.
+    entries: Vec<(Nanos, Timer)>,
 }
 
 impl TimerQueue {
     /// When the first entry is due.
     pub fn next(&self) -> Option<Nanos> {
-        self.heap.peek().map(|Reverse((at, _))| *at)
+        self.entries.last().map(|(at, _)| *at)
     }
-    /// Adds an entry.
+    /// Adds an entry. If there is one for the same, the earlier of the two stays: what is looked at
+    /// too early is armed again.
     pub fn push(&mut self, at: Nanos, what: Timer) {
-        self.heap.push(Reverse((at, what)));
+        match self.entries.iter().position(|(_, other)| *other == what) {
+            Some(i) if self.entries.get(i).is_some_and(|(old, _)| *old <= at) => return,
+            Some(i) => {
+                self.entries.remove(i);
+            }
+            None => {}
+        }
+        let place = self.entries.partition_point(|(other, _)| *other > at);
+        self.entries.insert(place, (at, what));
     }
     /// Takes the first entry if it is due.
     pub fn pop_due(&mut self, now: Nanos) -> Option<Timer> {
         if self.next()? > now {
             return None;
         }
-        self.heap.pop().map(|Reverse((_, what))| what)
+        self.entries.pop().map(|(_, what)| what)
     }
 }
 
@@ -111,8 +121,8 @@ fn vcpu_due<B: Backend>(hv: &Hypervisor<B>, vm: &vm::Vm<B>, vcpu: &vm::Vcpu<B>) 
     }
     let (fired, next) = {
         let mut apic = vcpu.apic.lock();
-        // The TSC part of `Now` is read by register accesses only; a deadline is kept in guest time.
-        let fired = apic.poll(vm::apic_now(vm, 0));
+        let offset = vm::clock::tsc_offset_here(hv, vm, vcpu);
+        let fired = apic.poll(vm::apic_now(vm, offset));
         (fired, apic.next_deadline())
     };
     if fired {

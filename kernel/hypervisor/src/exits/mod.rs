@@ -17,7 +17,6 @@ use crate::virt::{Backend, Event, Exit, VcpuState};
 use crate::vm::{Hypervisor, Vcpu, VcpuCore, Vm};
 use alloc::format;
 use alloc::string::String;
-use units::CpuId;
 
 /// A virtual CPU that stopped, with all that its handler may need.
 pub struct Context<'a, B: Backend> {
@@ -29,8 +28,6 @@ pub struct Context<'a, B: Backend> {
     pub vcpu: &'a Vcpu<B>,
     /// Its registers.
     pub core: &'a mut VcpuCore<B>,
-    /// The CPU it runs on.
-    pub cpu: CpuId,
     /// The event whose delivery the exit interrupted, until somebody deals with it.
     pub interrupted: Option<Event>,
 }
@@ -102,7 +99,7 @@ fn dispatch<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit) -> After {
         )),
         Exit::Shutdown => After::Fault(String::from("the guest triple-faulted")),
         Exit::PlatformEvent(what) => {
-            log::warn!(
+            log::debug!(
                 "{} arrived for the host while {} ran; it was left to the platform",
                 what,
                 ctx.vcpu.id

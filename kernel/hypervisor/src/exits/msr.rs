@@ -4,6 +4,7 @@ use super::{After, Context, complete, general_protection};
 use crate::arch;
 use crate::virt::{Backend, ControlRegister, Direction, Gpr, VcpuState};
 use crate::vm::{self, clock};
+use core::sync::atomic::Ordering::Relaxed;
 use devices::{Effect, LocalApic};
 use guest::msr::{self, EmulatedMsr, MsrAction, StoredMsr};
 use units::Gpa;
@@ -51,7 +52,7 @@ fn read<B: Backend>(ctx: &mut Context<'_, B>, number: u32) -> Result<u64, Refuse
     let guest_tsc = arch::tsc::read().wrapping_add(ctx.core.tsc_offset);
     Ok(match emulated {
         EmulatedMsr::Tsc => guest_tsc,
-        EmulatedMsr::TscAdjust => ctx.core.tsc_adjust,
+        EmulatedMsr::TscAdjust => ctx.vcpu.tsc_adjust.load(Relaxed),
         EmulatedMsr::Efer => ctx.core.hw.efer(),
         EmulatedMsr::Pat => ctx.core.msrs.read(StoredMsr::Pat),
         EmulatedMsr::Xss => ctx.core.xss,
@@ -90,7 +91,10 @@ fn write<B: Backend>(ctx: &mut Context<'_, B>, number: u32, value: u64) -> Resul
             let guest_tsc = arch::tsc::read().wrapping_add(ctx.core.tsc_offset);
             adjust_tsc(ctx, value.wrapping_sub(guest_tsc));
         }
-        EmulatedMsr::TscAdjust => adjust_tsc(ctx, value.wrapping_sub(ctx.core.tsc_adjust)),
+        EmulatedMsr::TscAdjust => {
+            let delta = value.wrapping_sub(ctx.vcpu.tsc_adjust.load(Relaxed));
+            adjust_tsc(ctx, delta);
+        }
         EmulatedMsr::Efer => return write_efer(ctx, value),
         EmulatedMsr::Pat => {
             ctx.core
@@ -108,7 +112,8 @@ fn write<B: Backend>(ctx: &mut Context<'_, B>, number: u32, value: u64) -> Resul
         EmulatedMsr::TscAux => ctx.core.hw.set_tsc_aux(value & u64::from(u32::MAX)),
         EmulatedMsr::Stored(stored) => ctx.core.msrs.write(stored, value).map_err(|_| Refused)?,
         EmulatedMsr::KvmSystemTime => {
-            clock::set_clock_page(ctx.hv, ctx.vm, ctx.core, value).map_err(|_| Refused)?;
+            clock::set_clock_page(ctx.hv, ctx.vm, ctx.vcpu, ctx.core, value)
+                .map_err(|_| Refused)?;
         }
         EmulatedMsr::KvmStealTime => {
             clock::set_steal_page(ctx.vm, ctx.core, value).map_err(|_| Refused)?
@@ -136,7 +141,7 @@ pub fn apic_effect<B: Backend>(ctx: &Context<'_, B>, effect: Option<Effect>) {
 
 /// The guest's TSC jumps by `delta`.
 fn adjust_tsc<B: Backend>(ctx: &mut Context<'_, B>, delta: u64) {
-    ctx.core.tsc_adjust = ctx.core.tsc_adjust.wrapping_add(delta);
+    ctx.vcpu.tsc_adjust.fetch_add(delta, Relaxed); // wraps, as the register does
     clock::arrive(ctx.hv, ctx.vm, ctx.vcpu, ctx.core);
 }
 

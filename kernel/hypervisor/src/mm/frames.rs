@@ -278,6 +278,8 @@ pub fn allocate_on(node: NodeId, size: PageSize) -> Result<Allocation, OutOfFram
 /// # Errors
 /// [`OutOfFrames`] for the first that a node cannot give; always before [`init_nodes`].
 pub fn claim_all(wants: &[Want]) -> Result<Vec<Claim>, OutOfFrames> {
+    // The list of claims is made under the allocator's lock, which the heap needs to grow.
+    heap::reserve();
     match (FRAMES.lock().as_mut(), wants.first()) {
         (Some(frames), _) => frames.claim_all(wants),
         (None, None) => Ok(Vec::new()),

@@ -9,7 +9,7 @@ use super::{GuestRam, Hypervisor, Vcpu, VcpuCore, Vm};
 use crate::arch;
 use crate::arch::time;
 use crate::virt::{Backend, VcpuState};
-use core::sync::atomic::Ordering::Acquire;
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use guest::GuestMemory;
 use guest::pvclock::{
     ClockScale, FLAG_GUEST_STOPPED, FLAG_TSC_STABLE, Preempted, SharedPage, StealTime, TimeInfo,
@@ -42,6 +42,7 @@ pub struct Malformed;
 pub fn set_clock_page<B: Backend>(
     hv: &Hypervisor<B>,
     vm: &Vm<B>,
+    vcpu: &Vcpu<B>,
     core: &mut VcpuCore<B>,
     value: u64,
 ) -> Result<(), Malformed> {
@@ -49,7 +50,7 @@ pub fn set_clock_page<B: Backend>(
         SharedPage::Disabled => None,
         SharedPage::At(gpa) => Some(ClockPage { gpa, version: 0 }),
     };
-    update_clock(hv, vm, core);
+    update_clock(hv, vm, vcpu, core);
     Ok(())
 }
 
@@ -81,6 +82,19 @@ pub fn write_wall_clock<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, gpa: Gpa) {
 
 /// The virtual CPU is on this processor from now on: its TSC offset and its clock follow.
 pub fn arrive<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, vcpu: &Vcpu<B>, core: &mut VcpuCore<B>) {
+    let offset = tsc_offset_here(hv, vm, vcpu);
+    if offset != core.tsc_offset {
+        core.tsc_offset = offset;
+        core.hw.set_tsc_offset(offset);
+        vcpu.apic
+            .lock()
+            .tsc_changed(super::bus::apic_now(vm, offset));
+    }
+    update_clock(hv, vm, vcpu, core);
+}
+
+/// What the virtual CPU's TSC is ahead of the calling processor's.
+pub fn tsc_offset_here<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, vcpu: &Vcpu<B>) -> u64 {
     // Ticks since the VM started, from the kernel's clock where TSCs disagree, and by plain
     // subtraction where they agree: that is exact, and the same on every processor.
     let host = arch::tsc::read();
@@ -91,33 +105,36 @@ pub fn arrive<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, vcpu: &Vcpu<B>, core: 
         let ticks = (u128::from(elapsed.0) * u128::from(hv.tsc_hz) / 1_000_000_000) as u64;
         ticks.wrapping_sub(host)
     };
-    let offset = offset.wrapping_add(core.tsc_adjust);
-    if offset != core.tsc_offset {
-        core.tsc_offset = offset;
-        core.hw.set_tsc_offset(offset);
-        vcpu.apic
-            .lock()
-            .tsc_changed(super::bus::apic_now(vm, offset));
-    }
-    update_clock(hv, vm, core);
+    offset.wrapping_add(vcpu.tsc_adjust.load(Relaxed))
 }
 
 /// Rewrites the clock page from the present.
-pub fn update_clock<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, core: &mut VcpuCore<B>) {
-    write_clock(hv, vm, core, 0);
+pub fn update_clock<B: Backend>(
+    hv: &Hypervisor<B>,
+    vm: &Vm<B>,
+    vcpu: &Vcpu<B>,
+    core: &mut VcpuCore<B>,
+) {
+    write_clock(hv, vm, vcpu, core, 0);
 }
 
 /// The virtual CPU is about to enter the guest: after a pause of the VM its clock says so, which quiets
 /// Linux' watchdogs for once.
-pub fn resumed<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, core: &mut VcpuCore<B>) {
+pub fn resumed<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, vcpu: &Vcpu<B>, core: &mut VcpuCore<B>) {
     let resumes = vm.resumes.load(Acquire);
     if core.seen_resumes != resumes {
         core.seen_resumes = resumes;
-        write_clock(hv, vm, core, FLAG_GUEST_STOPPED);
+        write_clock(hv, vm, vcpu, core, FLAG_GUEST_STOPPED);
     }
 }
 
-fn write_clock<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, core: &mut VcpuCore<B>, news: u8) {
+fn write_clock<B: Backend>(
+    hv: &Hypervisor<B>,
+    vm: &Vm<B>,
+    vcpu: &Vcpu<B>,
+    core: &mut VcpuCore<B>,
+    news: u8,
+) {
     let (Some(page), Some(scale)) = (core.clock.as_mut(), ClockScale::from_tsc_hz(hv.tsc_hz))
     else {
         return;
@@ -127,7 +144,7 @@ fn write_clock<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, core: &mut VcpuCore<B
         // One line through guest time zero for all virtual CPUs: two pages made at different moments
         // would differ by the rounding of `scale`, and time could go back between virtual CPUs.
         TimeInfo {
-            tsc_timestamp: core.tsc_adjust,
+            tsc_timestamp: vcpu.tsc_adjust.load(Relaxed),
             system_time: Nanos::ZERO,
             scale,
             flags: flags | FLAG_TSC_STABLE,

@@ -109,7 +109,7 @@ pub fn build<B: Backend>(
 
     let mut ram = GuestRam::<B::Format>::new(id, home).map_err(|e| e.to_string())?;
     if let Err(why) = claim_memory(&mut ram, &shape, &placement) {
-        for (frame, size) in ram.take_leaves() {
+        for (frame, size) in ram.take_leaves(u64::MAX) {
             mm::free(frame, size);
         }
         return Err(format!("{}: {why}", config.name));
@@ -117,7 +117,7 @@ pub fn build<B: Backend>(
     let (cpuid, vcpus) = match make_vcpus::<B>(world, id, config, images, &shape, home, &ram) {
         Ok(made) => made,
         Err(why) => {
-            for (frame, size) in ram.take_leaves() {
+            for (frame, size) in ram.take_leaves(u64::MAX) {
                 mm::free(frame, size);
             }
             return Err(why);
@@ -416,7 +416,6 @@ fn make_vcpus<B: Backend>(
                 xss: 0,
                 clock: None,
                 steal: None,
-                tsc_adjust: 0,
                 tsc_offset: 0,
                 seen_map: 0,
                 seen_sample: 0,
@@ -428,6 +427,7 @@ fn make_vcpus<B: Backend>(
             running_on: AtomicU32::new(NOWHERE),
             blocked: AtomicBool::new(true),
             deaf: AtomicBool::new(false),
+            tsc_adjust: AtomicU64::new(0),
             ran_ns: AtomicU64::new(0),
             ran_on_node_ns: world
                 .machine

@@ -47,6 +47,9 @@ impl fmt::Display for VmState {
     }
 }
 
+/// Memory that [`Vm::release`] scrubs in one go: about 10 ms.
+const RELEASED_AT_ONCE_BYTES: u64 = 64 << 20;
+
 impl<B: Backend> Vm<B> {
     /// What it is doing.
     pub fn state(&self) -> VmState {
@@ -69,10 +72,10 @@ impl<B: Backend> Vm<B> {
     /// It did something that cannot be honoured: it stops, nobody else does.
     pub fn fault(&self, hv: &Hypervisor<B>, vcpu: VcpuId, sentence: String) {
         log::error!("{}: {vcpu} stopped the VM: {sentence}", self.name);
-        if let Some(v) = self.vcpus.get(usize::from(vcpu.index)) {
-            if let Some(core) = v.core.try_lock() {
-                dump(&core.hw);
-            }
+        if let Some(v) = self.vcpus.get(usize::from(vcpu.index))
+            && let Some(core) = v.core.try_lock()
+        {
+            dump(&core.hw);
         }
         self.end(hv, Outcome::Faulted, OffReason::Fault { what: sentence });
     }
@@ -103,7 +106,11 @@ impl<B: Backend> Vm<B> {
         )
     }
 
-    /// Gives its memory back, once no CPU runs it any more.
+    /// Gives a part of its memory back, once no CPU runs it any more. To be called until [`super::GuestRam`] is
+    /// empty: scrubbing takes a while, and the caller has guests that wait.
+    ///
+    /// No CPU can be about to enter: one that is first says so in [`super::Vcpu::running_on`] and then looks at
+    /// the state, which became [`VmState::Off`] before this call.
     pub fn release(&self) {
         let running = self
             .vcpus
@@ -112,7 +119,7 @@ impl<B: Backend> Vm<B> {
         if running {
             return;
         }
-        for (frame, size) in self.ram.take_leaves() {
+        for (frame, size) in self.ram.take_leaves(RELEASED_AT_ONCE_BYTES) {
             crate::mm::free(frame, size);
         }
     }

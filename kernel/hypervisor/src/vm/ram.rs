@@ -148,10 +148,17 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
         self.table.read().all_leaves().next().is_none()
     }
 
-    /// Takes all leaves out of the table, for the frames to be freed. The VM is off and runs nowhere.
-    pub fn take_leaves(&self) -> Vec<(Frame, PageSize)> {
+    /// Takes leaves of about `bytes` out of the table, for the frames to be freed. The VM is off and runs
+    /// nowhere, or was never started.
+    pub fn take_leaves(&self, bytes: u64) -> Vec<(Frame, PageSize)> {
         self.change_table(|table, shootdown| {
-            let leaves: Vec<_> = table.all_leaves().collect();
+            let mut sum = 0_u64;
+            let some = table.all_leaves().take_while(|leaf| {
+                let more = sum < bytes;
+                sum = sum.saturating_add(leaf.size.bytes());
+                more
+            });
+            let leaves: Vec<_> = some.collect();
             let mut frames = Vec::with_capacity(leaves.len());
             for leaf in leaves {
                 if let Ok(unmapped) = table.unmap(leaf.at, leaf.size) {
