@@ -2,6 +2,7 @@
 
 use super::{After, Context, complete, decode, general_protection};
 use crate::virt::{Backend, ControlRegister, CrSource, Direction, Gpr, VcpuState};
+use alloc::string::String;
 use iced_x86::{Code, Instruction, Register};
 
 const CR0_PE: u64 = 1 << 0;
@@ -32,8 +33,8 @@ pub fn register<B: Backend>(
         CrSource::Mov(gpr) => Operand::Gpr(gpr),
         CrSource::Undecoded => match decode::instruction(ctx) {
             Ok(instruction) => match operand(ctx, &instruction) {
-                Some(operand) => operand,
-                None => return After::Resume, // rewritten meanwhile: look again
+                Ok(operand) => operand,
+                Err(after) => return after,
             },
             Err(after) => return after,
         },
@@ -70,20 +71,26 @@ enum Operand {
     Value(u64),
 }
 
-/// The other operand of a MOV, LMSW or CLTS.
-fn operand<B: Backend>(ctx: &Context<'_, B>, instruction: &Instruction) -> Option<Operand> {
+/// The other operand of a MOV, LMSW or CLTS. `Err` says how to go on without one.
+fn operand<B: Backend>(ctx: &Context<'_, B>, instruction: &Instruction) -> Result<Operand, After> {
     let cr0 = ctx.core.hw.cr(ControlRegister::Cr0);
-    match instruction.code() {
-        Code::Mov_cr_r32 | Code::Mov_cr_r64 => gpr(instruction.op1_register()).map(Operand::Gpr),
-        Code::Mov_r32_cr | Code::Mov_r64_cr => gpr(instruction.op0_register()).map(Operand::Gpr),
-        Code::Clts => Some(Operand::Value(cr0 & !CR0_TS)),
+    let register = match instruction.code() {
+        Code::Mov_cr_r32 | Code::Mov_cr_r64 => instruction.op1_register(),
+        Code::Mov_r32_cr | Code::Mov_r64_cr => instruction.op0_register(),
+        Code::Clts => return Ok(Operand::Value(cr0 & !CR0_TS)),
         Code::Lmsw_rm16 | Code::Lmsw_r32m16 | Code::Lmsw_r64m16 => {
-            let word = ctx.core.hw.regs().get(gpr(instruction.op0_register())?) & 0xf;
+            let Some(from) = gpr(instruction.op0_register()) else {
+                let sentence = "the guest loaded its machine status word from memory, which Perigee does not do";
+                return Err(After::Fault(String::from(sentence)));
+            };
+            let word = ctx.core.hw.regs().get(from) & 0xf;
             // LMSW loads bits 3:0 and cannot clear PE (APM 3, LMSW).
-            Some(Operand::Value(cr0 & !(CR0_MP | CR0_EM | CR0_TS) | word))
+            return Ok(Operand::Value(cr0 & !(CR0_MP | CR0_EM | CR0_TS) | word));
         }
-        _ => None,
-    }
+        _ => Register::None,
+    };
+    // Another CPU rewrote the instruction meanwhile: the guest executes what is there now.
+    gpr(register).map(Operand::Gpr).ok_or(After::Resume)
 }
 
 /// The number of a general-purpose register of 16, 32 or 64 bits.

@@ -20,7 +20,9 @@ pub fn raise<B: Backend>(ctx: &mut Context<'_, B>, vector: u8, error: Option<u32
     match combine(first, Exception::new(vector, error)) {
         Delivery::Exception { now, then } => {
             ctx.core.hw.inject(exception(now));
-            ctx.core.postponed = then.and_then(postponed);
+            // One that waits already stays: nobody else would deliver it.
+            let then = then.and_then(postponed);
+            ctx.core.postponed = ctx.core.postponed.or(then);
             After::Resume
         }
         Delivery::DoubleFault => {
@@ -36,8 +38,7 @@ pub fn redeliver<B: Backend>(ctx: &mut Context<'_, B>) {
     let Some(event) = ctx.interrupted.take() else {
         return;
     };
-    // A software interrupt's instruction has not completed: executing it again delivers it again.
-    if event.kind != EventKind::SoftwareInterrupt {
+    if !interrupted(event).is_some_and(Interrupted::repeats_by_itself) {
         ctx.core.hw.inject(event);
     }
 }
@@ -47,11 +48,8 @@ pub fn intercepted<B: Backend>(ctx: &mut Context<'_, B>, vector: u8, error: u32)
     match vector {
         VECTOR_DEBUG => raise(ctx, VECTOR_DEBUG, None),
         VECTOR_ALIGNMENT => raise(ctx, VECTOR_ALIGNMENT, Some(error)),
-        // The host's handler reports the banks; the state of the guest that ran cannot be trusted.
-        VECTOR_MACHINE_CHECK => After::Fault(format!(
-            "a machine check struck while it ran on {}",
-            ctx.cpu
-        )),
+        // The exit has used it up: the host's handler, which reports the banks, is called instead.
+        VECTOR_MACHINE_CHECK => crate::arch::trap::take_machine_check(),
         other => After::Fault(format!(
             "an exception with vector {other} was intercepted without being asked for"
         )),
@@ -70,7 +68,7 @@ fn interrupted(event: Event) -> Option<Interrupted> {
     Some(match event.kind {
         EventKind::Interrupt => Interrupted::External(event.vector),
         EventKind::Nmi => Interrupted::Nmi,
-        EventKind::Exception => Interrupted::Exception(Exception::new(event.vector, event.error)),
+        EventKind::Exception => Interrupted::exception(Exception::new(event.vector, event.error)),
         EventKind::SoftwareInterrupt => Interrupted::Software(event.vector),
     })
 }
