@@ -5,15 +5,20 @@
 //! they nest in one order only (outer first):
 //!
 //! 1. [`Vcpu::core`]: registers; held for a whole time slice by the CPU that runs the virtual CPU
-//! 2. [`Vm::board`]: devices behind ports and the I/O APIC
-//! 3. [`Vcpu::apic`]: one local APIC
-//! 4. [`Hypervisor::sched`]: run queues
-//! 5. [`Hypervisor::timers`]: one queue per CPU
-//! 6. [`Vm::ram`]'s access lock (inside), then the frame allocators
-//! 7. [`Vm::console`], then whose line stands unfinished (`monitor`), then the UART
+//! 2. what the operator has typed (`monitor`)
+//! 3. [`Hypervisor::tracking`]: footprints and the planner
+//! 4. [`Vm::board`]: devices behind ports and the I/O APIC
+//! 5. [`Vcpu::apic`]: one local APIC
+//! 6. [`Hypervisor::sched`]: run queues
+//! 7. [`Hypervisor::timers`]: one queue per CPU
+//! 8. [`Vm::ram`]'s access lock (inside), then the heap, then the frame allocators
+//! 9. [`Vm::console`], then whose line stands unfinished (`monitor`), then the UART
+//!
+//! [`Vm::state`], [`Vm::first_seen`] and the lists of waiting page work and ended VMs (`drive`) are leaves: no lock
+//! is taken under them but the heap's.
 //!
 //! Interrupts are off while any of them is held, and nobody waits for another CPU's reaction under
-//! 2 to 7, but for a page move, which holds only the access lock and needs no lock to be answered.
+//! one of them, but for a page move, which holds only the access lock and needs no lock to be answered.
 //!
 //! Reading order: this file, `create.rs`, `bus.rs` (interrupts between vCPUs and devices), `clock.rs`,
 //! `ram.rs`, `console.rs`.
