@@ -165,8 +165,11 @@ impl Planner {
         history.forget(now, &tunables);
         let pricer = Pricer::new(host, vm, &tunables);
         if let Some(hold) = history.unfit(host, vm) {
-            history.agreed = None;
-            history.under_way = None;
+            // An order that is still being carried out says nothing against going on with it.
+            if !matches!(hold, Hold::Settling { .. }) {
+                history.agreed = None;
+                history.under_way = None;
+            }
             return Some(sentence::held(vm, hold, &pricer, &[]));
         }
         let gamma = if history.bounced.is_some() {

@@ -44,6 +44,9 @@ struct Lab {
     decisions: Vec<Decision>,
     bytes_moved: u64,
     fails: bool,
+    /// How long an order of page moves takes, and those that are under way with their end.
+    copying_takes: Nanos,
+    copying: Vec<(Nanos, Decision)>,
 }
 
 /// 80 ns at home, 130 to a neighbour, 180 and 260 farther away: nodes in a row.
@@ -65,6 +68,8 @@ impl Lab {
             decisions: Vec::new(),
             bytes_moved: 0,
             fails: false,
+            copying_takes: Nanos::ZERO,
+            copying: Vec::new(),
         }
     }
 
@@ -217,18 +222,28 @@ impl Lab {
         };
         let decisions = self.planner.plan(self.sim.now, &host, &views);
         for d in &decisions {
-            self.carry_out(d);
+            if d.acts() {
+                self.sim.event(Told::PreferredNode {
+                    vm: d.vm,
+                    node: d.preferred,
+                });
+            }
+            self.copying
+                .push((self.sim.now + self.copying_takes, d.clone()));
         }
+        self.copy();
         self.decisions.extend(decisions);
     }
 
-    fn carry_out(&mut self, d: &Decision) {
-        if d.acts() {
-            self.sim.event(Told::PreferredNode {
-                vm: d.vm,
-                node: d.preferred,
-            });
-        }
+    /// Ends the page moves whose time is up.
+    fn copy(&mut self) {
+        let now = self.sim.now;
+        let due = self.copying.extract_if(.., |(end, _)| *end <= now);
+        let due: Vec<_> = due.collect();
+        due.iter().for_each(|(_, d)| self.move_pages(d));
+    }
+
+    fn move_pages(&mut self, d: &Decision) {
         let Action::MovePages(orders) = &d.action else {
             return;
         };
@@ -261,6 +276,7 @@ impl Lab {
         let end = self.sim.now + time;
         while self.sim.now < end {
             self.sim.run(PASS);
+            self.copy();
             for i in 0..self.vms.len() {
                 self.harvest(i);
             }
@@ -378,6 +394,21 @@ fn where_vcpus_are_pinned_the_pages_come() {
         lab.sentences()
     );
     assert_eq!(lab.bytes_moved, 48 * PAGE, "only what is touched");
+}
+
+#[test]
+fn moves_that_outlast_a_pass_go_on_without_new_evidence() {
+    let mut lab = Lab::new(row());
+    lab.copying_takes = Nanos::from_millis(700);
+    let pin = Some(vec![NodeId(0)]);
+    // Two orders' worth.
+    let beta = lab.vm_with("beta", 0, &[(3, 128)], |p, _| p < 48, Load::Busy, pin);
+    lab.run(SECONDS(5));
+    assert_eq!(lab.bytes_moved, 48 * PAGE, "{}", lab.sentences());
+    assert_eq!(lab.orders().len(), 2, "{}", lab.sentences());
+    let waited = lab.holds(beta).into_iter();
+    let waited = waited.filter(|h| matches!(h, Hold::Waiting { .. }));
+    assert_eq!(waited.count(), 1, "{}", lab.sentences());
 }
 
 #[test]
