@@ -8,6 +8,7 @@ use super::caps::Caps;
 use crate::arch::msr;
 use crate::mm;
 use crate::virt::Unsupported;
+use crate::virt::fpu::Xfeatures;
 use units::{Hpa, NodeId, PageSize};
 
 const MSR_EFER: u32 = 0xc000_0080;
@@ -17,8 +18,9 @@ const MSR_VM_HSAVE_PA: u32 = 0xc001_0117;
 
 /// A translation tag given to one virtual CPU on one physical CPU.
 ///
-/// A tag is good as long as its generation is the CPU's current one. A flush is simply a new
-/// tag: nothing was ever cached under it since the generation began with a full flush.
+/// A tag is good as long as its generation is the CPU's current one. Where the processor cannot flush
+/// one tag alone, a flush is simply a new tag: nothing was ever cached under it since the generation
+/// began with a full flush.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Asid {
     pub number: u32,
@@ -41,6 +43,7 @@ impl SvmCpu {
     pub fn enable(node: NodeId) -> Result<Self, Unsupported> {
         let caps = Caps::read();
         caps.check()?;
+        Xfeatures::read().enable();
         let out_of_memory = |_| Unsupported("no memory for the host-state pages of AMD-V");
         let host_save = mm::alloc(node, PageSize::Size4K).map_err(out_of_memory)?;
         let host_vmcb = mm::alloc(node, PageSize::Size4K).map_err(out_of_memory)?;

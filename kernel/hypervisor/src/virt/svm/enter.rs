@@ -9,7 +9,7 @@
 
 use super::cpu::SvmCpu;
 use super::vcpu::SvmVcpu;
-use super::vmcb::{TLB_FLUSH_ALL, TLB_KEEP};
+use super::vmcb::{TLB_FLUSH_ALL, TLB_FLUSH_ASID, TLB_KEEP};
 use super::{bitmap, exit};
 use crate::mm;
 use crate::virt::{Exit, Regs, TlbState};
@@ -18,15 +18,23 @@ use units::Hpa;
 
 /// Runs the guest until it stops.
 pub fn enter(cpu: &mut SvmCpu, vcpu: &mut SvmVcpu, tlb: TlbState) -> Exit {
-    if tlb == TlbState::Stale || !cpu.is_current(vcpu.asid) {
+    let stale = tlb == TlbState::Stale || vcpu.stale;
+    vcpu.stale = false;
+    // With a new tag nothing needs to be flushed; one that is known here can be flushed alone.
+    let keeps_tag = cpu.is_current(vcpu.asid) && (!stale || cpu.caps.flush_by_asid);
+    if !keeps_tag {
         vcpu.asid = cpu.fresh_asid();
     }
-    let flush_all = cpu.take_flush_all();
+    let tlb_control = match (cpu.take_flush_all(), keeps_tag && stale) {
+        (true, _) => TLB_FLUSH_ALL,
+        (false, true) => TLB_FLUSH_ASID,
+        (false, false) => TLB_KEEP,
+    };
     vcpu.before_entry();
     let control = &mut vcpu.vmcb_mut().control;
     control.iopm_base = image_address(&raw const bitmap::IO_PERMISSIONS);
     control.msrpm_base = image_address(&raw const bitmap::MSR_PERMISSIONS);
-    control.tlb_control = if flush_all { TLB_FLUSH_ALL } else { TLB_KEEP };
+    control.tlb_control = tlb_control;
     // No clean bits: each entry reloads everything. What they save is small beside an exit's cost,
     // and a bit wrongly left set after a move between CPUs is silent corruption.
     control.clean = 0;

@@ -4,11 +4,12 @@
 )]
 //! One virtual CPU under SVM: its VMCB and the state that the VMCB does not hold.
 
+use super::caps::Caps;
 use super::cpu::{Asid, SvmCpu};
 use super::vmcb::{self, Intercept1, Intercept2, Segment as VmcbSegment, Vmcb};
 use crate::arch::msr;
 use crate::mm;
-use crate::virt::fpu::{FpuState, Xfeatures};
+use crate::virt::fpu::FpuState;
 use crate::virt::{
     ControlRegister, Event, EventKind, Gpr, Regs, SegmentName, Unsupported, VcpuSetup, VcpuState,
 };
@@ -22,6 +23,9 @@ const EFER_SVME: u64 = 1 << 12;
 const CR0_NW: u64 = 1 << 29;
 const CR0_CD: u64 = 1 << 30;
 const CR0_CACHE: u64 = CR0_NW | CR0_CD;
+/// Always set while a guest runs, as every x86-64 has it: a machine check with MCE clear shuts the
+/// processor down, and it is the host's affair. The guest may see the bit set that it cleared.
+const CR4_MCE: u64 = 1 << 6;
 const RFLAGS_IF: u64 = 1 << 9;
 const MSR_TSC_AUX: u32 = 0xc000_0103;
 /// Write-back, write-through, uncached-, uncacheable, twice: PAT after reset (APM 2 7.8.2).
@@ -51,6 +55,12 @@ const INTERCEPT2: Intercept2 = Intercept2::all().difference(Intercept2::ICEBP);
 /// CR4 and CR8 writes; CR0 by the selective intercept.
 const CR_WRITES: u32 = 1 << (16 + 4) | 1 << (16 + 8);
 
+/// PAUSEs in a row after which a guest counts as waiting for a lock, and how many cycles may lie
+/// between two of the row (APM 2 15.14.4; the values that KVM uses). Only where the processor counts:
+/// an exit for each PAUSE would cost more than the waiting.
+const PAUSE_COUNT: u16 = 3000;
+const PAUSE_THRESHOLD: u16 = 128;
+
 /// One virtual CPU.
 #[derive(Debug)]
 pub struct SvmVcpu {
@@ -65,8 +75,13 @@ pub struct SvmVcpu {
     /// CR0.CD and CR0.NW as the guest sees them; the processor's caches stay on.
     cr0_cache: u64,
     nmi_blocked: bool,
+    /// Where the IRET is that ends the NMI handler, from its interception until it has been executed.
+    iret_at: Option<u64>,
     /// Tag under which this virtual CPU last ran.
     pub asid: Asid,
+    /// What is cached under the tag no longer fits the registers: software changed how addresses
+    /// translate (APM 2 15.16).
+    pub stale: bool,
 }
 
 // SAFETY: the VMCB is owned memory reached through the direct map, which every CPU maps alike; nothing in
@@ -93,13 +108,23 @@ impl SvmVcpu {
                 .is_some_and(|f| f.has_rdtscp()),
             cr0_cache: 0,
             nmi_blocked: false,
+            iret_at: None,
             asid: Asid::default(),
+            stale: false,
         };
+        let caps = Caps::read();
         let control = &mut vcpu.vmcb_mut().control;
         control.intercept_cr = CR_WRITES;
         control.intercept_exceptions = EXCEPTIONS;
         control.intercept1 = INTERCEPT1.bits();
         control.intercept2 = INTERCEPT2.bits();
+        if caps.pause_filter {
+            control.intercept1 |= Intercept1::PAUSE.bits();
+            control.pause_filter_count = PAUSE_COUNT;
+            if caps.pause_threshold {
+                control.pause_filter_threshold = PAUSE_THRESHOLD;
+            }
+        }
         control.v_intr = vmcb::V_INTR_MASKING;
         control.nested = vmcb::NP_ENABLE;
         control.n_cr3 = setup.nested_root.address().0;
@@ -145,15 +170,19 @@ impl SvmVcpu {
         self.regs.set(Gpr::RAX, rax);
         self.regs.set(Gpr::RSP, rsp);
         self.vmcb_mut().control.event_injection = 0;
+        let rip = self.vmcb().save.rip;
         if self.vmcb().control.exit_code == vmcb::code::IRET {
-            self.nmi_blocked = false;
+            // The exit comes before the IRET: another NMI now would overwrite the frame that it returns by.
             self.intercept_iret(false);
+            self.iret_at = Some(rip);
+        } else if self.iret_at.is_some_and(|at| at != rip) {
+            self.iret_at = None;
+            self.nmi_blocked = false;
         }
     }
 
     /// Brings the state that the VMCB does not hold onto this CPU.
     pub fn load(&mut self, _cpu: &mut SvmCpu) {
-        Xfeatures::read().enable();
         self.fpu.load();
         let [dr0, dr1, dr2, dr3] = self.debug;
         // SAFETY: DR0 to DR3 hold addresses only; no breakpoint is armed while the host's DR7 is clear, which
@@ -233,11 +262,10 @@ impl VcpuState for SvmVcpu {
             }
             ControlRegister::Cr2 => self.vmcb_mut().save.cr2 = value,
             ControlRegister::Cr3 => self.vmcb_mut().save.cr3 = value,
-            ControlRegister::Cr4 => self.vmcb_mut().save.cr4 = value,
+            ControlRegister::Cr4 => self.vmcb_mut().save.cr4 = value | CR4_MCE,
             ControlRegister::Cr8 => self.set_cr8(value as u8),
         }
-        // Paging may mean something else now: nothing cached under the old tag may be used.
-        self.asid = Asid::default();
+        self.stale = true;
     }
 
     fn efer(&self) -> u64 {
@@ -245,7 +273,7 @@ impl VcpuState for SvmVcpu {
     }
     fn set_efer(&mut self, efer: u64) {
         self.vmcb_mut().save.efer = efer | EFER_SVME;
-        self.asid = Asid::default();
+        self.stale = true;
     }
     fn xcr0(&self) -> u64 {
         self.fpu.xcr0()
@@ -304,6 +332,7 @@ impl VcpuState for SvmVcpu {
         self.fpu.reset();
         self.debug = [0; 4];
         self.nmi_blocked = false;
+        self.iret_at = None;
         self.set_cr(ControlRegister::Cr0, state.cr0);
         self.set_efer(state.efer);
         self.intercept_iret(false);
@@ -334,7 +363,7 @@ impl VcpuState for SvmVcpu {
         save.cpl = 0;
         save.cr2 = state.cr2;
         save.cr3 = state.cr3;
-        save.cr4 = state.cr4;
+        save.cr4 = state.cr4 | CR4_MCE;
         save.dr6 = state.dr6;
         save.dr7 = state.dr7;
         save.rip = state.rip;
@@ -363,6 +392,7 @@ impl VcpuState for SvmVcpu {
         };
         if event.kind == EventKind::Nmi {
             self.nmi_blocked = true;
+            self.iret_at = None;
             self.intercept_iret(true);
         }
         let mut word = vmcb::EVENT_VALID | kind << vmcb::EVENT_TYPE_SHIFT | u64::from(event.vector);
