@@ -188,8 +188,8 @@ fn take_ended() -> Vec<VmId> {
     core::mem::take(&mut *ENDED.lock())
 }
 
-/// Gives back what ended VMs held, and ends the run when all are off. Called from the sampling timer: no
-/// virtual CPU is being run by the caller.
+/// Gives back what ended VMs held, and ends the run when all are off. Called from the sampling timer, with
+/// whatever virtual CPU the boot CPU has in hand: a VM that somebody runs keeps its memory until the next call.
 pub fn tidy<B: Backend>(hv: &Hypervisor<B>) {
     let off = |vm: &Vm<B>| matches!(vm.state(), VmState::Off(_));
     if hv.config.host.poweroff && hv.vms.iter().all(off) {

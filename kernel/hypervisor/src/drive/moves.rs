@@ -63,13 +63,7 @@ impl PageWork {
 pub fn order<B: Backend>(hv: &Hypervisor<B>, work: PageWork) {
     let to = work.to;
     QUEUE.lock().push_back(work);
-    let workers = hv
-        .machine
-        .cpus
-        .iter()
-        .filter(|c| c.node == to)
-        .map(|c| c.id);
-    let worker = workers.min_by_key(|cpu| cpu.0).unwrap_or(CpuId(0));
+    let worker = workers(hv, to).min().unwrap_or(CpuId(0));
     if let Some(cpu) = percpu::of(worker) {
         cpu.defer(WORK);
         crate::arch::apic::kick(worker);
@@ -123,9 +117,16 @@ pub fn work<B: Backend>(hv: &Hypervisor<B>) {
     timers::arm(hv, now + now.since(began), Timer::Pages);
 }
 
+/// CPUs of a node, without those that did not come up.
+fn workers<B: Backend>(hv: &Hypervisor<B>, node: NodeId) -> impl Iterator<Item = CpuId> {
+    let online = |cpu: &CpuId| percpu::of(*cpu).is_some_and(|c| c.is_online());
+    let mine = hv.machine.cpus.iter().filter(move |c| c.node == node);
+    mine.map(|c| c.id).filter(online)
+}
+
 /// Whether this CPU copies for that node: its own node, or any node without CPUs if it is the first CPU.
 fn serves<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId, node: NodeId, to: NodeId) -> bool {
-    node == to || cpu == CpuId(0) && !hv.machine.cpus.iter().any(|c| c.node == to)
+    node == to || cpu == CpuId(0) && workers(hv, to).next().is_none()
 }
 
 fn carry_out<B: Backend>(vm: &Vm<B>, order: PageOrder, work: &mut PageWork) -> MoveOutcome {

@@ -266,10 +266,10 @@ pub fn set_mode<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, mode: config::Mode) 
 pub fn moved<B: Backend>(hv: &Hypervisor<B>, result: MoveResult) {
     let now = time::now();
     let mut tracking = hv.tracking.lock();
-    if result.outcome == MoveOutcome::Moved {
-        if let Some(track) = tracking.vms.iter_mut().find(|t| t.vm == result.vm) {
-            track.footprint.relocated(result.order.gpa, result.order.to);
-        }
+    if result.outcome == MoveOutcome::Moved
+        && let Some(track) = tracking.vms.iter_mut().find(|t| t.vm == result.vm)
+    {
+        track.footprint.relocated(result.order.gpa, result.order.to);
     }
     tracking.planner.handle(now, migrate::Event::Moved(result));
 }

@@ -190,7 +190,7 @@ pub fn cpus<B: Backend>(hv: &Hypervisor<B>) -> String {
             report.node.to_string(),
             doing,
             report.waiting.to_string(),
-            format!("{} %", report.demand * 100 >> 16),
+            format!("{} %", (report.demand * 100) >> 16),
         ]);
     }
     table.to_string()
