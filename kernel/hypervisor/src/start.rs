@@ -14,7 +14,6 @@ use crate::{mm, platform};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use config::{HostConfig, LogLevel};
-use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use handoff::ModuleKind;
 use sched::{CpuPlace, Event, Scheduler, Tunables, VcpuSpec};
 use spin::{Mutex, Once};
@@ -159,10 +158,7 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
         let taken = Taken::by(machine, &vms, waiting);
         match vm::build::<B>(world, VmId(number), entry, &BootImages, &taken) {
             Ok(vm) => vms.push(vm),
-            Err(why) => {
-                log::error!("{why}");
-                refused(VmId(number), &entry.name, why);
-            }
+            Err(why) => refused(VmId(number), &entry.name, why),
         }
     }
     for vm in &vms {
@@ -281,11 +277,11 @@ fn refused(vm: VmId, name: &str, why: String) {
         name: name.to_string(),
         what,
     });
-    FAILED.store(true, SeqCst);
+    REFUSED.lock().push(name.to_string());
 }
 
-/// A VM could not be started, so the run is no success even if all others end well.
-static FAILED: AtomicBool = AtomicBool::new(false);
+/// VMs that could not be started: the run is no success even if all others end well.
+static REFUSED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Switches virtualization on for this processor and runs guests on it.
 fn join<B: Backend>() -> ! {
@@ -304,13 +300,10 @@ fn join<B: Backend>() -> ! {
 
 /// All VMs are off, or the operator wants it so: the machine is switched off.
 pub fn shutdown<B: Backend>(hv: &Hypervisor<B>) -> ! {
-    let vms: Vec<String> = hv
-        .vms
-        .iter()
-        .filter(|vm| vm.failed())
-        .map(|vm| vm.name.clone())
-        .collect();
-    if vms.is_empty() && !FAILED.load(SeqCst) {
+    let failed = hv.vms.iter().filter(|vm| vm.failed());
+    let mut vms = core::mem::take(&mut *REFUSED.lock());
+    vms.extend(failed.map(|vm| vm.name.clone()));
+    if vms.is_empty() {
         finish(Outcome::Clean)
     } else {
         finish(Outcome::GuestFailed { vms })

@@ -3,7 +3,7 @@
 use crate::arch::time;
 use crate::console;
 use core::sync::atomic::{AtomicU64, Ordering};
-use telemetry::{Event, MoveReason, Record, wire};
+use telemetry::{Event, MoveReason, OffReason, Record, VmEvent, wire};
 
 static SEQUENCE: AtomicU64 = AtomicU64::new(0);
 
@@ -41,6 +41,10 @@ fn level(event: &Event) -> log::Level {
             }
             _ => log::Level::Debug,
         },
+        Event::Vm {
+            what: VmEvent::Off(OffReason::Fault { .. }),
+            ..
+        } => log::Level::Error,
         _ => log::Level::Info,
     }
 }

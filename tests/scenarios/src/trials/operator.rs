@@ -78,10 +78,14 @@ pub fn scenarios() -> Vec<Scenario> {
             stops_and_migrates,
         )
         .vm(Vm::linux("alpha").workload("--mib 16 --seconds 60"))
-        .vm(Vm::linux("beta").set("mode", "\"off\"").set("start_node", "0").workload("--mib 64 --seconds 8"))
+        .vm(Vm::linux("beta")
+            .set("mode", "\"off\"")
+            .set("start_node", "0")
+            .set("memory", "\"96M\"")
+            .workload("--mib 16 --seconds 20"))
         .type_after("[beta] WORKLOAD t=1 ", "vm alpha stop\r")
         .type_after("alpha is off", "migrate beta 2\r")
-        .type_after("[beta] WORKLOAD t=7 ", "vm beta\r"),
+        .type_after("moved from node0 to node2", "vm beta\r"),
         Scenario::quick(
             "operator-types-into-a-guest",
             "Ctrl-A brings keys to a guest's shell and back to Perigee, and shutdown ends all",
