@@ -2,7 +2,8 @@
 //! The world switch (APM 2 15.5, 15.14).
 //!
 //! With V_INTR_MASKING the host's own RFLAGS.IF decides, while the guest runs, whether an
-//! interrupt for the host ends the guest: so GIF is cleared, IF is set, and VMRUN follows. An
+//! interrupt for the host ends the guest: so GIF is cleared, IF is set, and VMRUN follows, though not
+//! at once: processors let STI's shadow pass into the guest's when event delivery exits. An
 //! interrupt that arrives in between stays pending and ends the guest at its first instruction.
 //! After the exit IF is cleared before GIF is set again: the interrupt is taken where the run loop opens its
 //! window, on the run loop's stack.
@@ -77,6 +78,7 @@ unsafe extern "sysv64" fn world_switch(regs: *mut Regs, guest: u64, host: u64) {
         "push r15",
         "push rdx", // host VMCB
         "push rdi", // registers
+        "sti",      // GIF is 0: nothing comes yet
         "mov rax, rsi",
         "vmload rax",
         "mov rcx, [rdi + 0x08]",
@@ -93,7 +95,6 @@ unsafe extern "sysv64" fn world_switch(regs: *mut Regs, guest: u64, host: u64) {
         "mov r14, [rdi + 0x70]",
         "mov r15, [rdi + 0x78]",
         "mov rdi, [rdi + 0x38]",
-        "sti",
         "vmrun rax",
         "cli",
         "vmsave rax", // RAX is the host's again: the guest's VMCB
