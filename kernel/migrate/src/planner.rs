@@ -107,12 +107,15 @@ impl Planner {
         let Tunables {
             page_rest,
             page_retry,
+            lost_after,
             ..
         } = self.tunables;
         let Some(history) = self.vms.get_mut(&result.vm) else {
             return;
         };
         history.in_flight = history.in_flight.saturating_sub(1);
+        // Slow is not lost.
+        history.lost_at = now + lost_after;
         let note = history.notes.entry(result.order.gpa).or_insert(PageNote {
             rests_until: now,
             failures: 0,

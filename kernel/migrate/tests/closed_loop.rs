@@ -44,9 +44,9 @@ struct Lab {
     decisions: Vec<Decision>,
     bytes_moved: u64,
     fails: bool,
-    /// How long an order of page moves takes, and those that are under way with their end.
+    /// How long a page's move takes, and those that are under way with their end.
     copying_takes: Nanos,
-    copying: Vec<(Nanos, Decision)>,
+    copying: Vec<(Nanos, VmId, PageOrder)>,
 }
 
 /// 80 ns at home, 130 to a neighbour, 180 and 260 farther away: nodes in a row.
@@ -228,8 +228,14 @@ impl Lab {
                     node: d.preferred,
                 });
             }
-            self.copying
-                .push((self.sim.now + self.copying_takes, d.clone()));
+            let Action::MovePages(orders) = &d.action else {
+                continue;
+            };
+            let last = self.copying.last().map_or(self.sim.now, |(end, ..)| *end);
+            for (i, order) in (1..).zip(orders) {
+                let end = last.max(self.sim.now) + Nanos(self.copying_takes.0 * i);
+                self.copying.push((end, d.vm, *order));
+            }
         }
         self.copy();
         self.decisions.extend(decisions);
@@ -238,38 +244,30 @@ impl Lab {
     /// Ends the page moves whose time is up.
     fn copy(&mut self) {
         let now = self.sim.now;
-        let due = self.copying.extract_if(.., |(end, _)| *end <= now);
+        let due = self.copying.extract_if(.., |(end, ..)| *end <= now);
         let due: Vec<_> = due.collect();
-        due.iter().for_each(|(_, d)| self.move_pages(d));
+        due.into_iter()
+            .for_each(|(_, vm, order)| self.move_page(vm, order));
     }
 
-    fn move_pages(&mut self, d: &Decision) {
-        let Action::MovePages(orders) = &d.action else {
-            return;
+    fn move_page(&mut self, vm: VmId, order: PageOrder) {
+        let page = (order.gpa.0 / PAGE) as usize;
+        let outcome = if self.fails {
+            MoveOutcome::Failed
+        } else {
+            let vm = &mut self.vms[usize::from(vm.0)];
+            assert_eq!(
+                vm.pages[page], order.from,
+                "the planner knows where pages are"
+            );
+            vm.pages[page] = order.to;
+            vm.footprint.relocated(order.gpa, order.to);
+            self.bytes_moved += order.size.bytes();
+            MoveOutcome::Moved
         };
-        for order in orders {
-            let page = (order.gpa.0 / PAGE) as usize;
-            let outcome = if self.fails {
-                MoveOutcome::Failed
-            } else {
-                let vm = &mut self.vms[usize::from(d.vm.0)];
-                assert_eq!(
-                    vm.pages[page], order.from,
-                    "the planner knows where pages are"
-                );
-                vm.pages[page] = order.to;
-                vm.footprint.relocated(order.gpa, order.to);
-                self.bytes_moved += order.size.bytes();
-                MoveOutcome::Moved
-            };
-            self.free(order.to.index());
-            let result = MoveResult {
-                vm: d.vm,
-                order: *order,
-                outcome,
-            };
-            self.planner.handle(self.sim.now, Event::Moved(result));
-        }
+        self.free(order.to.index());
+        let result = MoveResult { vm, order, outcome };
+        self.planner.handle(self.sim.now, Event::Moved(result));
     }
 
     fn run(&mut self, time: Nanos) {
@@ -397,13 +395,13 @@ fn where_vcpus_are_pinned_the_pages_come() {
 }
 
 #[test]
-fn moves_that_outlast_a_pass_go_on_without_new_evidence() {
+fn slow_moves_are_waited_for_and_go_on_without_new_evidence() {
     let mut lab = Lab::new(row());
-    lab.copying_takes = Nanos::from_millis(700);
+    lab.copying_takes = Nanos::from_millis(200);
     let pin = Some(vec![NodeId(0)]);
-    // Two orders' worth.
+    // Two orders' worth, the first of which takes longer than an order may be silent.
     let beta = lab.vm_with("beta", 0, &[(3, 128)], |p, _| p < 48, Load::Busy, pin);
-    lab.run(SECONDS(5));
+    lab.run(SECONDS(15));
     assert_eq!(lab.bytes_moved, 48 * PAGE, "{}", lab.sentences());
     assert_eq!(lab.orders().len(), 2, "{}", lab.sentences());
     let waited = lab.holds(beta).into_iter();
