@@ -48,7 +48,7 @@ impl fmt::Display for VmState {
 }
 
 /// Memory that [`Vm::release`] scrubs in one go: about 10 ms.
-const RELEASED_AT_ONCE_BYTES: u64 = 64 << 20;
+const RELEASED_AT_ONCE_BYTES: u64 = 8 << 20;
 
 impl<B: Backend> Vm<B> {
     /// What it is doing.
