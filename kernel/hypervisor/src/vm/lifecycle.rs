@@ -47,7 +47,7 @@ impl fmt::Display for VmState {
     }
 }
 
-/// Memory that [`Vm::release`] scrubs in one go: about 10 ms.
+/// Memory that [`Vm::release`] scrubs in one go: about a millisecond, in an emulator on a busy host a hundred times that.
 const RELEASED_AT_ONCE_BYTES: u64 = 8 << 20;
 
 impl<B: Backend> Vm<B> {
