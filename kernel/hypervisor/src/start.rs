@@ -8,6 +8,7 @@ use crate::arch::{percpu, time, tsc};
 use crate::drive::{self, Tracking};
 use crate::virt::Backend;
 use crate::virt::svm::Svm;
+use crate::virt::vmx::Vmx;
 use crate::vm::{self, Hypervisor, Images, Taken, Vm, World};
 use crate::{console, run, shootdown, timers};
 use crate::{mm, platform};
@@ -25,6 +26,7 @@ use units::{Nanos, PerMille, VmId};
 #[derive(Clone, Copy, Debug)]
 enum Choice {
     Svm,
+    Vmx,
 }
 
 static CHOICE: Once<Choice> = Once::new();
@@ -33,6 +35,7 @@ static CHOICE: Once<Choice> = Once::new();
 pub fn cpu_main() -> ! {
     match CHOICE.wait() {
         Choice::Svm => join::<Svm>(),
+        Choice::Vmx => join::<Vmx>(),
     }
 }
 
@@ -42,13 +45,17 @@ pub fn prepare(discovery: &'static Discovery) {
     tell_topology(discovery);
     let config = read_config();
     log::set_max_level(level(config.host.log));
-    let choice = match Svm::probe() {
+    let choice = match Svm::probe().map_err(|amd| (amd, Vmx::probe())) {
         Ok(()) => {
             publish::<Svm>(machine, config);
             Choice::Svm
         }
-        Err(why) => {
-            log::error!("no guests can be hosted: {why}");
+        Err((_, Ok(()))) => {
+            publish::<Vmx>(machine, config);
+            Choice::Vmx
+        }
+        Err((amd, Err(intel))) => {
+            log::error!("no guests can be hosted: {amd}, and {intel}");
             finish(Outcome::GuestFailed {
                 vms: config.vms.iter().map(|vm| vm.name.clone()).collect(),
             })

@@ -31,6 +31,7 @@ pub fn register<B: Backend>(
 ) -> After {
     let operand = match source {
         CrSource::Mov(gpr) => Operand::Gpr(gpr),
+        CrSource::Value(value) => Operand::Value(value),
         CrSource::Undecoded => match decode::instruction(ctx) {
             Ok(instruction) => match operand(ctx, &instruction) {
                 Ok(operand) => operand,

@@ -106,7 +106,16 @@ fn dispatch<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit) -> After {
             );
             After::Resume
         }
-        Exit::InvalidState { detail } => After::Fault(format!(
+        Exit::InvalidState {
+            detail,
+            culprit: Some(culprit),
+        } => After::Fault(format!(
+            "the processor rejected the guest's state (code {detail:#x}): {culprit}"
+        )),
+        Exit::InvalidState {
+            detail,
+            culprit: None,
+        } => After::Fault(format!(
             "the processor rejected the guest's state (code {detail:#x})"
         )),
         Exit::Unexpected { code, info1, info2 } => After::Fault(format!(

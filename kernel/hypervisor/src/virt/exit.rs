@@ -1,6 +1,7 @@
 //! Why a guest stopped: one vocabulary for both vendors.
 
 use super::Gpr;
+use core::fmt;
 use units::Gpa;
 
 /// Which way data flows.
@@ -60,8 +61,30 @@ pub enum ControlRegister {
 pub enum CrSource {
     /// A MOV between a general-purpose register and the control register.
     Mov(Gpr),
+    /// CLTS or LMSW: the register's new value.
+    Value(u64),
     /// The hardware does not say: the instruction must be decoded.
     Undecoded,
+}
+
+/// A field of the guest's state that the hardware does not accept.
+#[derive(Clone, Copy, Debug)]
+pub struct Culprit {
+    /// Its name.
+    pub field: &'static str,
+    /// What it holds.
+    pub value: u64,
+    /// The rule that it breaks.
+    pub rule: &'static str,
+    /// Where the manual says so.
+    pub section: &'static str,
+}
+
+impl fmt::Display for Culprit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { field, value, rule, section } = self;
+        write!(f, "{field} is {value:#x}, but {rule} ({section})")
+    }
 }
 
 /// Why a guest stopped.
@@ -123,6 +146,8 @@ pub enum Exit {
     InvalidState {
         /// Vendor's code for it.
         detail: u64,
+        /// The field that breaks a rule, where it could be found.
+        culprit: Option<Culprit>,
     },
     /// A code that nobody asked for.
     Unexpected {

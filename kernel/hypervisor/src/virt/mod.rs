@@ -8,14 +8,16 @@
 //!
 //! The run loop is monomorphised per backend; which one runs is decided once, at boot, by CPUID.
 //!
-//! Reading order: `exit.rs` (the vocabulary), this file (the traits), then `svm/`.
+//! Reading order: `exit.rs` (the vocabulary), this file (the traits), then `svm/` and `vmx/`,
+//! which lie beside each other in the same shape.
 
 mod exit;
 pub mod fpu;
 mod regs;
 pub mod svm;
+pub mod vmx;
 
-pub use exit::{ControlRegister, CrSource, Direction, Exit, IoAccess, NestedFault};
+pub use exit::{ControlRegister, CrSource, Culprit, Direction, Exit, IoAccess, NestedFault};
 pub use regs::{Event, EventKind, Gpr, Regs, SegmentName};
 
 use crate::vm::Hypervisor;
@@ -42,6 +44,8 @@ pub struct VcpuSetup {
     pub node: NodeId,
     /// Root of the nested page table.
     pub nested_root: Frame,
+    /// CR4 bits that the guest's CPUID offers.
+    pub allowed_cr4: u64,
 }
 
 /// What must be dropped from this CPU's TLB before the guest runs.

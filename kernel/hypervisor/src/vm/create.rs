@@ -389,6 +389,7 @@ fn make_vcpus<B: Backend>(
     let setup = VcpuSetup {
         node: home,
         nested_root: ram.root(),
+        allowed_cr4: cpuid.allowed_cr4(),
     };
     let mut vcpus = Vec::with_capacity(usize::from(shape.vcpus));
     for index in 0..shape.vcpus {

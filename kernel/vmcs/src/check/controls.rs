@@ -5,9 +5,9 @@ use crate::control::{Allowed, EntryControls, ExitControls, Pin, Primary, Seconda
 use crate::event;
 use crate::{Controls, EptVpid};
 
-const EXECUTION: Section = Section("27.2.1.1");
-const EXIT: Section = Section("27.2.1.2");
-const ENTRY: Section = Section("27.2.1.3");
+const EXECUTION: Section = Section("SDM 3C 27.2.1.1");
+const EXIT: Section = Section("SDM 3C 27.2.1.2");
+const ENTRY: Section = Section("SDM 3C 27.2.1.3");
 
 /// Judges the controls. `guest_cr0` decides whether an exception has an error code.
 ///

@@ -8,11 +8,11 @@ use crate::control::{EntryControls, Pin, Primary, Secondary};
 use crate::event;
 use crate::{Controls, Guest};
 
-const REGISTERS: Section = Section("27.3.1.1");
-const TABLES: Section = Section("27.3.1.3");
-const FLAGS: Section = Section("27.3.1.4");
-const NON_REGISTER: Section = Section("27.3.1.5");
-const PDPTES: Section = Section("27.3.1.6");
+const REGISTERS: Section = Section("SDM 3C 27.3.1.1");
+const TABLES: Section = Section("SDM 3C 27.3.1.3");
+const FLAGS: Section = Section("SDM 3C 27.3.1.4");
+const NON_REGISTER: Section = Section("SDM 3C 27.3.1.5");
+const PDPTES: Section = Section("SDM 3C 27.3.1.6");
 
 const CR0_NW_CD: u64 = 1 << 29 | 1 << 30;
 /// IA32_DEBUGCTL: LBR, BTF, TR, BTS, BTINT, the two BTS filters, the two freezes, SMM freeze, RTM.

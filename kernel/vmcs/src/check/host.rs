@@ -4,9 +4,9 @@ use super::{CR4_PAE, EFER_BITS, EFER_LMA, EFER_LME, Facts, Section, Violation, i
 use crate::control::ExitControls;
 use crate::{Controls, Host};
 
-const REGISTERS: Section = Section("27.2.2");
-const SEGMENTS: Section = Section("27.2.3");
-const ADDRESS_SPACE: Section = Section("27.2.4");
+const REGISTERS: Section = Section("SDM 3C 27.2.2");
+const SEGMENTS: Section = Section("SDM 3C 27.2.3");
+const ADDRESS_SPACE: Section = Section("SDM 3C 27.2.4");
 
 /// Judges the host-state area of a 64-bit host.
 ///

@@ -36,7 +36,7 @@ pub struct Violation {
     pub value: u64,
     /// The rule.
     pub rule: &'static str,
-    /// Section of SDM 3C.
+    /// Section of the manual.
     pub section: &'static str,
 }
 
@@ -48,7 +48,7 @@ impl fmt::Display for Violation {
             rule,
             section,
         } = self;
-        write!(f, "{field} is {value:#x}, but {rule} (SDM 3C {section})")
+        write!(f, "{field} is {value:#x}, but {rule} ({section})")
     }
 }
 

@@ -4,7 +4,7 @@ use super::guest::Mode;
 use super::{Facts, Section, Violation};
 use crate::{Guest, Segment};
 
-const SEGMENTS: Section = Section("27.3.1.2");
+const SEGMENTS: Section = Section("SDM 3C 27.3.1.2");
 
 /// A register with the names of its fields.
 #[derive(Clone, Copy)]

@@ -1,0 +1,71 @@
+//! VT-x: guests under VMX with extended page tables (SDM 3C, chapters 24 to 29).
+//!
+//! A VMCS differs from AMD's control block in one respect that shapes this room: it can be read and
+//! written only where it is current, on one CPU, by instructions. So a virtual CPU keeps its
+//! registers in memory ([`vmcs::Guest`]) and tells the VMCS at the entry what has changed; what an exit
+//! may have changed is read back, at once if every exit needs it, else when somebody asks. Loading a
+//! virtual CPU makes its VMCS current; unloading clears it, so that another CPU may load it.
+//!
+//! Which fields, controls and checks there are is the crate [`vmcs`]; here are the instructions.
+//!
+//! * `instruction`: the VMX instructions
+//! * `cpu`: switching VMX on; tags of translations
+//! * `host`: where an exit returns to
+//! * `bitmap`: which MSRs and ports the guest may touch directly
+//! * `vcpu`: one virtual CPU and its VMCS; `state`: its registers
+//! * `enter`: the world switch
+//! * `exit`: from exit reasons to [`super::Exit`]
+
+mod bitmap;
+mod cpu;
+mod enter;
+mod exit;
+mod host;
+mod instruction;
+mod state;
+mod vcpu;
+
+use super::{Backend, Exit, TlbState, Unsupported, VcpuSetup};
+use crate::vm::Hypervisor;
+use spin::Once;
+use units::NodeId;
+
+/// The VT-x backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Vmx;
+
+impl Backend for Vmx {
+    type Vcpu = vcpu::VmxVcpu;
+    type Cpu = cpu::VmxCpu;
+    type Format = memory::table::EptFormat;
+    const NAME: &'static str = "VT-x with extended page tables";
+
+    fn probe() -> Result<(), Unsupported> {
+        cpu::facts().map(|_| ())
+    }
+
+    fn enable(node: NodeId) -> Result<cpu::VmxCpu, Unsupported> {
+        cpu::VmxCpu::enable(node)
+    }
+
+    fn new_vcpu(setup: &VcpuSetup) -> Result<vcpu::VmxVcpu, Unsupported> {
+        vcpu::VmxVcpu::new(setup)
+    }
+
+    fn load(cpu: &mut cpu::VmxCpu, vcpu: &mut vcpu::VmxVcpu) {
+        vcpu.load(cpu);
+    }
+
+    fn unload(_cpu: &mut cpu::VmxCpu, vcpu: &mut vcpu::VmxVcpu) {
+        vcpu.unload();
+    }
+
+    fn enter(cpu: &mut cpu::VmxCpu, vcpu: &mut vcpu::VmxVcpu, tlb: TlbState) -> Exit {
+        enter::enter(cpu, vcpu, tlb)
+    }
+
+    fn hypervisor() -> &'static Once<Hypervisor<Self>> {
+        static HYPERVISOR: Once<Hypervisor<Vmx>> = Once::new();
+        &HYPERVISOR
+    }
+}
