@@ -296,13 +296,10 @@ impl Scheduler {
         };
         let loss = self.loss(vcpu, v.cpu, to);
         // An idle CPU was kicked for it and is about to come: whoever takes it away meanwhile gains
-        // nothing, and far away loses. Only a CPU that does not come is not waited for.
+        // nothing, and two neighbours would swap theirs for ever. Only a CPU that does not come is not
+        // waited for.
         if src.current.is_none() {
-            return if base == Nanos::ZERO {
-                t.min_run
-            } else {
-                t.kick_grace
-            };
+            return t.kick_grace;
         }
         (base + Nanos(loss.of(t.pull_limit.0))).min(t.pull_limit)
     }

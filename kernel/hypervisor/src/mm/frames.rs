@@ -10,7 +10,7 @@
 
 use alloc::vec::Vec;
 use core::fmt;
-use core::ptr;
+
 use core::slice;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,7 +24,7 @@ use spin::{Mutex, Once};
 use topology::{Machine, PhysRange};
 use units::{Frame, NodeId, PAGE_BYTES, PageSize};
 
-use super::{direct, early, heap, memory_map, mtrr, pci};
+use super::{direct, early, heap, memory_map, mtrr, pci, streaming};
 
 /// Frames below 1 MiB, where starting processors execute their first instructions in real mode.
 const LOW_FRAMES: FrameRange = FrameRange {
@@ -353,7 +353,7 @@ pub fn copy_frames(from: Frame, to: Frame, frames: u64) {
     // SAFETY: both are frames of the allocator, so the direct map covers them. Nobody writes the source
     // (its last translation is gone when this is called) and only the caller knows the target, so the copy
     // races with nobody; as raw memory any bytes are valid.
-    unsafe { ptr::copy_nonoverlapping(source, target, (frames * PAGE_BYTES) as usize) };
+    unsafe { streaming::copy(target, source, frames) };
 }
 
 fn zero(frame: Frame, frames: u64) {
@@ -361,7 +361,7 @@ fn zero(frame: Frame, frames: u64) {
     if !start.is_null() {
         // SAFETY: the block was just allocated, or is about to be freed and nobody else uses it; the
         // direct map covers all memory of the allocators, writable.
-        unsafe { start.write_bytes(0, (frames * PAGE_BYTES) as usize) };
+        unsafe { streaming::zero(start, frames) };
     }
 }
 

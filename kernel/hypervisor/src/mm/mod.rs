@@ -25,6 +25,7 @@ mod frames;
 mod heap;
 mod mtrr;
 mod pci;
+mod streaming;
 
 pub use boot_memory::{boot_info, init_early, memory_map, modules};
 pub use direct_map::{device, direct, hpa_of};
