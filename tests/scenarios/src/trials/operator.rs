@@ -75,7 +75,7 @@ pub fn scenarios() -> Vec<Scenario> {
                 |e| pauses(e, Duration::from_secs(22)),
             ),
         ),
-        Scenario::quick(
+        Scenario::full(
             "operator-stops-and-migrates",
             "stopping a VM leaves the other alone; migrating that one moves every page and changes none",
             stops_and_migrates,
@@ -85,7 +85,7 @@ pub fn scenarios() -> Vec<Scenario> {
             .set("mode", "\"off\"")
             .set("start_node", "0")
             .set("memory", "\"96M\"")
-            .workload("--mib 16 --seconds 20"))
+            .workload("--mib 16 --seconds 60"))
         .type_after("[beta] WORKLOAD t=", "vm alpha stop\r")
         .type_after("alpha is off", "migrate beta 2\r")
         .type_after("moved from node0 to node2", "vm beta\r"),
