@@ -1,8 +1,9 @@
 //! Frames of each node.
 //!
 //! Until [`init_nodes`] frames come from [`super::early`]; afterwards from `memory::buddy::Frames`, one buddy
-//! allocator for each stretch of each node's memory. What is given out reads as zeros and what comes back is
-//! scrubbed before anybody else can get it; both happen outside the lock.
+//! allocator for each stretch of each node's memory. What is given out reads as zeros (but to page
+//! moves, which overwrite it) and what comes back is scrubbed before anybody else can get it; both happen
+//! outside the lock.
 #![expect(
     unsafe_code,
     reason = "frames are zeroed and copied, and their metadata lie, in the direct map"
@@ -250,8 +251,8 @@ fn before_nodes(node: NodeId, size: PageSize) -> Result<Frame, OutOfFrames> {
     })
 }
 
-/// Frames of zeros of exactly `node`, as an [`Allocation`] for what insists on one; give it back by
-/// [`free_allocation`].
+/// Frames of exactly `node`, with whatever bytes are in them, for a page move, which overwrites all of them;
+/// give them back by [`free_allocation`].
 ///
 /// # Errors
 /// [`OutOfFrames`] if `node` has no block of that size, whatever the others have; always before
@@ -263,13 +264,8 @@ pub fn allocate_on(node: NodeId, size: PageSize) -> Result<Allocation, OutOfFram
         count: 1,
         free: 0,
     };
-    let block = FRAMES
-        .lock()
-        .as_mut()
-        .ok_or(nothing)?
-        .allocate(node, size, &[])?;
-    zero(block.frame(), size.pages());
-    Ok(block)
+    let mut frames = FRAMES.lock();
+    frames.as_mut().ok_or(nothing)?.allocate(node, size, &[])
 }
 
 /// Every one of `wants`, or nothing, in one critical section. What is not drawn by [`draw`] must be given

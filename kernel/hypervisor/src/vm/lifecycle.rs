@@ -1,6 +1,7 @@
 //! A VM's life: running, paused, off; and the machine's end when all are off.
 
 use super::{Hypervisor, Vm};
+use crate::arch::time;
 use crate::virt::{Backend, VcpuState};
 use alloc::format;
 use alloc::string::String;
@@ -8,7 +9,7 @@ use core::fmt;
 use core::sync::atomic::Ordering::SeqCst;
 use devices::PowerEvent;
 use telemetry::{Event, OffReason, VmEvent};
-use units::VcpuId;
+use units::{Nanos, VcpuId};
 
 /// What a VM is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +48,11 @@ impl fmt::Display for VmState {
     }
 }
 
-/// Memory that [`Vm::release`] scrubs in one go: about a millisecond, in an emulator on a busy host a hundred times that.
-const RELEASED_AT_ONCE_BYTES: u64 = 8 << 20;
+/// How long [`Vm::release`] scrubs in one go. A time and no size: an emulator may be a thousand times slower
+/// than a server.
+const RELEASE_TIME: Nanos = Nanos::from_millis(5);
+/// Memory between two looks at the clock.
+const RELEASE_STEP_BYTES: u64 = 2 << 20;
 
 impl<B: Backend> Vm<B> {
     /// What it is doing.
@@ -119,8 +123,11 @@ impl<B: Backend> Vm<B> {
         if running {
             return;
         }
-        for (frame, size) in self.ram.take_leaves(RELEASED_AT_ONCE_BYTES) {
-            crate::mm::free(frame, size);
+        let began = time::now();
+        while time::now().since(began) < RELEASE_TIME && !self.ram.is_empty() {
+            for (frame, size) in self.ram.take_leaves(RELEASE_STEP_BYTES) {
+                crate::mm::free(frame, size);
+            }
         }
     }
 
