@@ -9,15 +9,16 @@ const WRITE: u64 = 1 << 1;
 const EXECUTE: u64 = 1 << 2;
 const MEMORY_TYPE_SHIFT: u32 = 3;
 const MEMORY_TYPE: u64 = 0b111 << MEMORY_TYPE_SHIFT;
+const IGNORE_PAT: u64 = 1 << 6;
 /// Fetches from user-mode linear addresses; ignored unless mode-based execute control is on.
 const EXECUTE_USER: u64 = 1 << 10;
 
 /// EPT with 4 levels (SDM 3C 29.3.2, tables 29-1 to 29-6).
 ///
 /// Bits: 0 read, 1 write, 2 execute, 5:3 memory type of a leaf, 6 ignore PAT, 7 leaf, 8 accessed and
-/// 9 dirty (if EPTP bit 6 is 1), 10 execute for user mode, 11 ignored, 51:12 address. The leaf's memory
-/// type and the guest's PAT combine as MTRRs and PAT do (bit 6 stays 0), so a guest's own
-/// write-combining works. In an entry that refers to a table bits 6:3 are reserved.
+/// 9 dirty (if EPTP bit 6 is 1), 10 execute for user mode, 11 ignored, 51:12 address. A write-back leaf
+/// ignores the guest's PAT: the hypervisor reaches the same frames write-back, and no device does. With other
+/// types it combines with the PAT as MTRRs do. In an entry that refers to a table bits 6:3 are reserved.
 #[derive(Debug)]
 pub enum EptFormat {}
 
@@ -52,6 +53,7 @@ impl TableFormat for EptFormat {
         let mut set = |bits: u64, when: bool| entry |= if when { bits } else { 0 };
         set(WRITE, rights.contains(Rights::WRITE));
         set(EXECUTE | EXECUTE_USER, rights.contains(Rights::EXECUTE));
+        set(IGNORE_PAT, attributes.memory_type == MemoryType::WriteBack);
         set(LARGE, size != PageSize::Size4K);
         entry
     }
@@ -85,11 +87,11 @@ mod tests {
         let all = Attributes::GUEST_MEMORY;
         assert_eq!(
             EptFormat::leaf(Frame(0x12345), PageSize::Size4K, all),
-            0x1234_5437
+            0x1234_5477
         );
         assert_eq!(
             EptFormat::leaf(Frame(0x12200), PageSize::Size2M, all),
-            0x1220_04b7
+            0x1220_04f7
         );
         assert_eq!(
             EptFormat::leaf(Frame(0xfee00), PageSize::Size4K, Attributes::DEVICE),
