@@ -3,7 +3,9 @@
 use super::{After, Context, complete, decode, general_protection};
 use crate::virt::{Backend, ControlRegister, CrSource, Direction, Gpr, VcpuState};
 use alloc::string::String;
+use guest::GuestMemory;
 use iced_x86::{Code, Instruction, Register};
+use units::Gpa;
 
 const CR0_PE: u64 = 1 << 0;
 const CR0_MP: u64 = 1 << 1;
@@ -15,8 +17,11 @@ const CR0_CD: u64 = 1 << 30;
 const CR0_PG: u64 = 1 << 31;
 /// All bits of CR0 that are defined (APM 2 3.1.1).
 const CR0_DEFINED: u64 = 0xe005_003f;
+const CR4_PSE: u64 = 1 << 4;
 const CR4_PAE: u64 = 1 << 5;
+const CR4_PGE: u64 = 1 << 7;
 const CR4_PCIDE: u64 = 1 << 17;
+const CR4_SMEP: u64 = 1 << 20;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 /// Segment attribute L.
@@ -138,6 +143,10 @@ fn write_cr0<B: Backend>(ctx: &mut Context<'_, B>, value: u64) -> bool {
         }
         ctx.core.hw.set_efer(efer & !EFER_LMA);
     }
+    let reloads = (value ^ old) & (CR0_PG | CR0_CD | CR0_NW) != 0;
+    if reloads && !pdptes_are_accepted(ctx, value, cr4) {
+        return false;
+    }
     ctx.core.hw.set_cr(ControlRegister::Cr0, value);
     true
 }
@@ -160,8 +169,31 @@ fn write_cr4<B: Backend>(ctx: &mut Context<'_, B>, value: u64) -> bool {
     if value & CR4_PCIDE != 0 && old & CR4_PCIDE == 0 && (!long || cr3 & 0xfff != 0) {
         return false;
     }
+    let cr0 = ctx.core.hw.cr(ControlRegister::Cr0);
+    let reloads = (value ^ old) & (CR4_PSE | CR4_PAE | CR4_PGE | CR4_SMEP) != 0;
+    if reloads && !pdptes_are_accepted(ctx, cr0, value) {
+        return false;
+    }
     ctx.core.hw.set_cr(ControlRegister::Cr4, value);
     true
+}
+
+/// With PAE paging a MOV to CR0 or CR4 loads four page-directory pointers (SDM 3A 4.4.1).
+fn pdptes_are_accepted<B: Backend>(ctx: &mut Context<'_, B>, cr0: u64, cr4: u64) -> bool {
+    /// Bits 31:5 of CR3.
+    const TABLE: u64 = 0xffff_ffe0;
+    if cr0 & CR0_PG == 0 || cr4 & CR4_PAE == 0 || ctx.core.hw.efer() & EFER_LMA != 0 {
+        return true;
+    }
+    let at = Gpa(ctx.core.hw.cr(ControlRegister::Cr3) & TABLE);
+    let mut bytes = [0_u8; 32];
+    // Where no memory is, nothing is present.
+    let _ = ctx.vm.ram.read(at, &mut bytes);
+    let mut pdptes = [0; 4];
+    for (pdpte, word) in pdptes.iter_mut().zip(bytes.as_chunks().0) {
+        *pdpte = u64::from_le_bytes(*word);
+    }
+    ctx.core.hw.accept_pdptes(pdptes)
 }
 
 /// XSETBV: only XCR0, only at CPL 0, only what CPUID offers (SDM 1 13.3).

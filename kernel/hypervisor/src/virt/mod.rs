@@ -102,6 +102,11 @@ pub trait VcpuState {
     fn cr(&self, register: ControlRegister) -> u64;
     /// Sets CR0, CR2, CR3 or CR4; the caller has checked the value.
     fn set_cr(&mut self, register: ControlRegister, value: u64);
+    /// Takes the four page-directory pointers of PAE paging, where the processor does not load them itself when software
+    /// completes a MOV to CR0 or CR4; `false` if one has a reserved bit, which makes the MOV a #GP.
+    fn accept_pdptes(&mut self, _pdptes: [u64; 4]) -> bool {
+        true
+    }
     /// EFER as the guest sees it.
     fn efer(&self) -> u64;
     /// Sets EFER; the caller has checked the value.

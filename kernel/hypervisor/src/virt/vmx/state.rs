@@ -90,6 +90,22 @@ impl VcpuState for VmxVcpu {
         self.stale |= !matches!(register, ControlRegister::Cr2 | ControlRegister::Cr8);
     }
 
+    /// SDM 3A 4.4.1, SDM 3C 27.3.1.6: bits 2:1, 8:5 and those beyond the processor's width are reserved.
+    fn accept_pdptes(&mut self, pdptes: [u64; 4]) -> bool {
+        const RESERVED: u64 = 0x1e6;
+        let beyond = u64::MAX << self.facts().physical_bits;
+        if pdptes
+            .iter()
+            .any(|e| e & 1 != 0 && e & (RESERVED | beyond) != 0)
+        {
+            return false;
+        }
+        self.pull();
+        self.guest.set_pdptes(pdptes);
+        self.in_vmcs = false;
+        true
+    }
+
     fn efer(&self) -> u64 {
         self.guest.efer
     }
