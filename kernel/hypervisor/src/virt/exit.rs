@@ -82,7 +82,12 @@ pub struct Culprit {
 
 impl fmt::Display for Culprit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { field, value, rule, section } = self;
+        let Self {
+            field,
+            value,
+            rule,
+            section,
+        } = self;
         write!(f, "{field} is {value:#x}, but {rule} ({section})")
     }
 }

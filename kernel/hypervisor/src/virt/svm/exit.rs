@@ -14,7 +14,10 @@ pub fn classify(cpu: &SvmCpu, vcpu: &SvmVcpu) -> Exit {
     let control = &vcpu.vmcb().control;
     let (exit, info1, info2) = (control.exit_code, control.exit_info1, control.exit_info2);
     if exit as u32 == code::INVALID_LOW {
-        return Exit::InvalidState { detail: exit, culprit: None };
+        return Exit::InvalidState {
+            detail: exit,
+            culprit: None,
+        };
     }
     match exit {
         code::INTR => Exit::Interrupt,
