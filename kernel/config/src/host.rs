@@ -11,6 +11,7 @@ pub(crate) const KEYS: &[&str] = &[
     "sample_ms",
     "plan_ms",
     "console",
+    "sabotage",
 ];
 
 /// Reads the table; what is wrong goes to `issues` and is replaced by its default.
@@ -32,5 +33,6 @@ pub(crate) fn read(table: &TableReader<'_>, issues: &mut Issues<'_>) -> Host {
         sample_ms,
         plan_ms,
         console: table.keyword("console", issues).unwrap_or_default(),
+        sabotage: crate::sabotage::read(table, issues),
     }
 }

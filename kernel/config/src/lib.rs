@@ -19,6 +19,7 @@
 //! | `sample_ms` | 1 to 60000 | 100 | interval between two looks at accessed bits |
 //! | `plan_ms` | 10 to 600000 | 1000 | interval between two planner passes |
 //! | `console` | `"auto"` `"serial"` `"framebuffer"` `"none"` | `"auto"` | where messages go; `auto` is every device found |
+//! | `sabotage` | list of names ([`Sabotage`]) | `[]` | breaks the kernel on purpose; for tests, and refused by every ordinary kernel |
 //!
 //! | `[[vm]]` key | value | default | meaning |
 //! |---|---|---|---|
@@ -51,6 +52,7 @@ mod error;
 mod host;
 pub mod model;
 mod read;
+mod sabotage;
 mod size;
 mod suggest;
 mod vm;
@@ -58,6 +60,7 @@ mod write;
 
 pub use error::ConfigError;
 pub use model::{Affinity, Console, Host, HostConfig, LogLevel, Mode, NodeShare, Priority, Vm};
+pub use sabotage::Sabotage;
 pub use size::{parse_size, size_text};
 
 use alloc::format;

@@ -1,5 +1,6 @@
 //! The configuration as structures. `Default` of each is what an empty file means.
 
+use crate::Sabotage;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -31,6 +32,8 @@ pub struct Host {
     pub plan_ms: u32,
     /// Where messages go.
     pub console: Console,
+    /// How the kernel is to be broken, for tests.
+    pub sabotage: Vec<Sabotage>,
 }
 
 impl Default for Host {
@@ -43,6 +46,7 @@ impl Default for Host {
             sample_ms: 100,
             plan_ms: 1000,
             console: Console::default(),
+            sabotage: Vec::new(),
         }
     }
 }

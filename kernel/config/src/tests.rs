@@ -347,3 +347,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn sabotage_is_a_list_of_known_names() {
+    let config = parse("[host]\nsabotage = [\"foreign-frame\", \"leak-frame\"]").expect("known");
+    assert_eq!(
+        config.host.sabotage,
+        [Sabotage::ForeignFrame, Sabotage::LeakFrame]
+    );
+    assert_eq!(parse(&config.to_toml()), Ok(config));
+    assert_eq!(
+        errors("[host]\nsabotage = [\"foreign-fame\"]"),
+        [
+            "line 2, column 13: `sabotage` knows nothing called \"foreign-fame\"; did you mean \"foreign-frame\"?"
+        ]
+    );
+    assert_eq!(
+        errors("[host]\nsabotage = \"foreign-frame\""),
+        [
+            "line 2, column 12: `sabotage` must be a list such as [\"foreign-frame\"], but it is a string."
+        ]
+    );
+    assert_eq!(
+        errors("[host]\nsabotage = [1]"),
+        [
+            "line 2, column 13: each entry of `sabotage` must be a name in quotes, but this is a whole number."
+        ]
+    );
+}

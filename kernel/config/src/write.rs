@@ -24,6 +24,11 @@ impl fmt::Display for HostConfig {
         writeln!(f, "sample_ms = {}", host.sample_ms)?;
         writeln!(f, "plan_ms = {}", host.plan_ms)?;
         writeln!(f, "console = \"{}\"", host.console)?;
+        if !host.sabotage.is_empty() {
+            let names = host.sabotage.iter().map(|s| alloc::format!("\"{s}\""));
+            let names: Vec<String> = names.collect();
+            writeln!(f, "sabotage = [{}]", names.join(", "))?;
+        }
         self.vms.iter().try_for_each(|vm| vm_table(f, vm))
     }
 }

@@ -20,6 +20,7 @@ mod mm;
 mod monitor;
 mod platform;
 mod run;
+mod sabotage;
 mod shootdown;
 mod start;
 mod timers;

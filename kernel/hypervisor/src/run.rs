@@ -12,10 +12,12 @@ use crate::arch;
 use crate::arch::percpu::{self, Activity};
 use crate::arch::time;
 use crate::exits::{self, After, Context};
+use crate::sabotage;
 use crate::shootdown;
 use crate::timers::{self, Timer};
 use crate::virt::{Backend, Event, EventKind, Exit, TlbState, VcpuState};
 use crate::vm::{self, Hypervisor, NOWHERE, Vcpu, VcpuCore, Vm, VmState, clock};
+use config::Sabotage;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use sched::Next;
 use units::{CpuId, Nanos};
@@ -34,6 +36,9 @@ pub fn cpu_main<B: Backend>(hv: &Hypervisor<B>, mut hw: B::Cpu) -> ! {
         let asked = window();
         let now = time::now();
         percpu::current().beat(now);
+        if sabotage::on(Sabotage::HangCpu) {
+            sabotage::hang_if_last(now);
+        }
         timers::run_due(hv, now);
         crate::monitor::poll(hv, cpu);
         if asked & WORK != 0 {

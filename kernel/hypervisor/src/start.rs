@@ -10,11 +10,11 @@ use crate::virt::Backend;
 use crate::virt::svm::Svm;
 use crate::virt::vmx::Vmx;
 use crate::vm::{self, Hypervisor, Images, Taken, Vm, World};
-use crate::{console, run, shootdown, timers};
+use crate::{console, run, sabotage, shootdown, timers};
 use crate::{mm, platform};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use config::{HostConfig, LogLevel};
+use config::{HostConfig, LogLevel, Sabotage};
 use handoff::ModuleKind;
 use sched::{CpuPlace, Event, Scheduler, Tunables, VcpuSpec};
 use spin::{Mutex, Once};
@@ -101,13 +101,20 @@ fn read_config() -> HostConfig {
         log::error!("perigee.toml is not UTF-8 text; no VM is started");
         return HostConfig::default();
     };
-    config::parse(text).unwrap_or_else(|errors| {
+    let config = config::parse(text).unwrap_or_else(|errors| {
         for error in errors {
             log::error!("perigee.toml: {error}");
         }
         log::error!("perigee.toml has mistakes; no VM is started");
         HostConfig::default()
-    })
+    });
+    match sabotage::check(&config) {
+        Ok(()) => config,
+        Err(why) => {
+            log::error!("perigee.toml: {why}; no VM is started");
+            HostConfig::default()
+        }
+    }
 }
 
 const fn level(level: LogLevel) -> log::LevelFilter {
@@ -167,6 +174,9 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
             Ok(vm) => vms.push(vm),
             Err(why) => refused(VmId(number), &entry.name, why),
         }
+    }
+    if sabotage::on(Sabotage::ForeignFrame) {
+        sabotage::share_a_frame(&mut vms);
     }
     for vm in &vms {
         announce(machine, vm);

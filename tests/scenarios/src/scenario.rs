@@ -56,6 +56,8 @@ pub struct Scenario {
     pub machine: Machine,
     /// Keys of the `[host]` table, values written as in TOML.
     pub host: Vec<(String, String)>,
+    /// How the kernel is broken on purpose.
+    pub sabotage: Vec<String>,
     /// The VMs.
     pub vms: Vec<Vm>,
     /// ACPI tables that replace the firmware's.
@@ -93,6 +95,7 @@ impl Scenario {
             tier: Tier::Quick,
             machine: Machine::row(4, 2, 512),
             host: Vec::new(),
+            sabotage: Vec::new(),
             vms: Vec::new(),
             overrides: Vec::new(),
             steps: Vec::new(),
@@ -131,6 +134,25 @@ impl Scenario {
     pub fn host(mut self, key: &str, value: &str) -> Self {
         self.host.push((key.into(), value.into()));
         self
+    }
+
+    /// On a kernel that is broken in the way that `config::Sabotage` calls `name`.
+    pub fn sabotaged(mut self, name: &str) -> Self {
+        self.sabotage.push(name.into());
+        self
+    }
+
+    /// Whether it needs the kernel that was built to be sabotaged.
+    pub fn wants_sabotaged_kernel(&self) -> bool {
+        !self.sabotage.is_empty()
+    }
+
+    /// All keys of the `[host]` table.
+    pub fn host_table(&self) -> Vec<(String, String)> {
+        let names: Vec<String> = self.sabotage.iter().map(|n| format!("{n:?}")).collect();
+        let sabotage = ("sabotage".to_string(), format!("[{}]", names.join(", ")));
+        let wanted = self.wants_sabotaged_kernel().then_some(sabotage);
+        self.host.iter().cloned().chain(wanted).collect()
     }
 
     /// With this ACPI table in place of the firmware's.

@@ -77,14 +77,7 @@ impl Artifacts {
             "--target",
             LOADER_TARGET,
         ])?;
-        cargo(&[
-            "build",
-            "--release",
-            "--package",
-            "hypervisor",
-            "--target",
-            KERNEL_TARGET,
-        ])?;
+        build_kernel(&[])?;
         // A folder of its own: other flags for the same target would rebuild everything each time.
         let guest = target_folder().join("guest").display().to_string();
         let flags = format!(
@@ -107,6 +100,33 @@ impl Artifacts {
         }
         Ok(built)
     }
+}
+
+fn build_kernel(features: &[&str]) -> Result<()> {
+    let ordinary = [
+        "build",
+        "--release",
+        "--package",
+        "hypervisor",
+        "--target",
+        KERNEL_TARGET,
+    ];
+    cargo(&[&ordinary[..], features].concat())
+}
+
+/// Builds the kernel that obeys `sabotage` of the configuration. Before [`Artifacts::build`], which puts
+/// the ordinary kernel back in its place.
+///
+/// # Errors
+/// It does not compile, or cannot be put aside.
+pub fn build_sabotaged_kernel() -> Result<PathBuf> {
+    provision_targets()?;
+    build_kernel(&["--features", "sabotage"])?;
+    let built = Artifacts::places().kernel;
+    let aside = built.with_file_name("hypervisor-sabotaged");
+    std::fs::copy(&built, &aside)
+        .with_context(|| format!("cannot copy {} to {}", built.display(), aside.display()))?;
+    Ok(aside)
 }
 
 /// A `cargo` of the checkout's toolchain, in its root.

@@ -66,6 +66,23 @@ fn clippy() -> Result<(), String> {
             &strict,
         ]
         .concat(),
+    )?;
+    // The kernel for tests as well.
+    cargo(
+        &[
+            &[
+                "clippy",
+                "--quiet",
+                "-p",
+                "hypervisor",
+                "--features",
+                "sabotage",
+                "--target",
+                "x86_64-unknown-none",
+            ][..],
+            &strict,
+        ]
+        .concat(),
     )
 }
 

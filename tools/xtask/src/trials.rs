@@ -190,6 +190,8 @@ fn emulator_trials(scenarios: &[Scenario], jobs: u8) -> Tally {
 struct Bench {
     lab: Lab,
     artifacts: Artifacts,
+    /// The kernel that can be sabotaged, if a scenario wants it.
+    sabotaged: Option<PathBuf>,
     plugin: Option<PathBuf>,
 }
 
@@ -200,6 +202,10 @@ impl Bench {
             needed.extend(parts(&plan(scenario)?, true));
         }
         let lab = Lab::ensure(&needed)?;
+        let sabotaged = match scenarios.iter().any(Scenario::wants_sabotaged_kernel) {
+            true => Some(artifacts::build_sabotaged_kernel()?),
+            false => None,
+        };
         let artifacts = Artifacts::build()?;
         let plugin = if scenarios.iter().any(|s| s.plugin.is_some()) {
             Some(artifacts::build_plugin()?)
@@ -209,8 +215,22 @@ impl Bench {
         Ok(Self {
             lab,
             artifacts,
+            sabotaged,
             plugin,
         })
+    }
+
+    /// What the scenario's machine boots from.
+    fn artifacts_for(&self, scenario: &Scenario) -> Artifacts {
+        let mut artifacts = self.artifacts.clone();
+        if let Some(kernel) = self
+            .sabotaged
+            .iter()
+            .find(|_| scenario.wants_sabotaged_kernel())
+        {
+            artifacts.kernel = kernel.clone();
+        }
+        artifacts
     }
 
     /// Boots the scenario's machine and judges what it left; the inner error is the judge's.
@@ -225,7 +245,7 @@ impl Bench {
             &plan,
             &scenario.overrides,
             &self.lab,
-            &self.artifacts,
+            &self.artifacts_for(scenario),
             &disk,
         )?;
 
@@ -292,7 +312,7 @@ impl Bench {
 
 fn plan(scenario: &Scenario) -> Result<Plan> {
     let wishes = Wishes {
-        host: scenario.host.clone(),
+        host: scenario.host_table(),
         vms: scenario.vms.clone(),
         ..Wishes::default()
     };

@@ -9,7 +9,9 @@
     reason = "frames are zeroed and copied, and their metadata lie, in the direct map"
 )]
 
+use crate::sabotage;
 use alloc::vec::Vec;
+use config::Sabotage;
 use core::fmt;
 
 use core::slice;
@@ -292,7 +294,9 @@ pub fn claim_all(wants: &[Want]) -> Result<Vec<Claim>, OutOfFrames> {
 pub fn draw(claim: &mut Claim) -> Option<Allocation> {
     let drawn = FRAMES.lock().as_mut().map(|frames| frames.draw(claim))?;
     let block = complain(drawn).flatten()?;
-    zero(block.frame(), block.order().frames());
+    if !sabotage::on(Sabotage::DirtyFrames) {
+        zero(block.frame(), block.order().frames());
+    }
     Some(block)
 }
 
@@ -317,7 +321,11 @@ pub fn free(frame: Frame, size: PageSize) {
 
 /// Scrubs a block and gives it back.
 pub fn free_allocation(block: Allocation) {
-    let clean = block.scrub(zero);
+    let clean = block.scrub(|frame, frames| {
+        if !sabotage::on(Sabotage::DirtyFrames) {
+            zero(frame, frames);
+        }
+    });
     if let Some(freed) = FRAMES.lock().as_mut().map(|frames| frames.free(clean)) {
         complain(freed);
     }

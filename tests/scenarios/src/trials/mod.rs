@@ -7,6 +7,7 @@ pub mod guests;
 pub mod locality;
 pub mod operator;
 mod random;
+pub mod sabotage;
 pub mod topology;
 
 use crate::Scenario;
@@ -19,6 +20,7 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         guests::scenarios(),
         operator::scenarios(),
         locality::scenarios(),
+        sabotage::scenarios(),
         topology::scenarios(seed),
     ]
     .into_iter()

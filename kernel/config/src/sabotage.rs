@@ -1,0 +1,94 @@
+//! Ways to break a kernel on purpose, so that a test can show that it would notice.
+//!
+//! Only kernels built with the feature `sabotage` obey; every other one refuses a configuration that
+//! names one. To add a way: add its name here and ask `sabotage::on` at the place that it breaks.
+
+use crate::read::{Issues, TableReader, kind};
+use crate::suggest::nearest;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use toml::de::DeValue;
+
+macro_rules! sabotages {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal,)+) => {
+        /// One way to break the kernel.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Sabotage {
+            $($(#[$doc])* $variant,)+
+        }
+
+        impl Sabotage {
+            /// Every way there is.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+            /// Their names.
+            const NAMES: &'static [&'static str] = &[$($text),+];
+
+            /// The name in the configuration.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)+
+                }
+            }
+        }
+    };
+}
+
+sabotages! {
+    /// A page of the first VM is mapped into every other VM as well, beyond the end of its memory.
+    ForeignFrame = "foreign-frame",
+    /// Frames are neither scrubbed when they come back nor zeroed when they are given out.
+    DirtyFrames = "dirty-frames",
+    /// An ended VM keeps one frame.
+    LeakFrame = "leak-frame",
+    /// The last CPU stops for ever, with interrupts off, ten seconds after the start.
+    HangCpu = "hang-cpu",
+}
+
+impl fmt::Display for Sabotage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Reads `sabotage = ["NAME", ...]`.
+pub(crate) fn read(table: &TableReader<'_>, issues: &mut Issues<'_>) -> Vec<Sabotage> {
+    let Some(value) = table.get("sabotage") else {
+        return Vec::new();
+    };
+    let DeValue::Array(entries) = value.get_ref() else {
+        let is = kind(value.get_ref());
+        issues.report(
+            value.span(),
+            format!("`sabotage` must be a list such as [\"foreign-frame\"], but it is {is}."),
+        );
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for entry in entries.iter() {
+        let DeValue::String(word) = entry.get_ref() else {
+            let is = kind(entry.get_ref());
+            issues.report(
+                entry.span(),
+                format!("each entry of `sabotage` must be a name in quotes, but this is {is}."),
+            );
+            continue;
+        };
+        match Sabotage::ALL.iter().find(|s| s.as_str() == word.as_ref()) {
+            Some(sabotage) => found.push(*sabotage),
+            None => {
+                let known: Vec<String> = Sabotage::NAMES.iter().map(|n| format!("`{n}`")).collect();
+                let hint = match nearest(word, Sabotage::NAMES) {
+                    Some(near) => format!("did you mean \"{near}\"?"),
+                    None => format!("the known ones are {}.", known.join(", ")),
+                };
+                issues.report(
+                    entry.span(),
+                    format!("`sabotage` knows nothing called {word:?}; {hint}"),
+                );
+            }
+        }
+    }
+    found
+}
