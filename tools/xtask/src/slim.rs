@@ -18,7 +18,7 @@ fn number<const N: usize>(file: &[u8], at: usize) -> Option<u64> {
 struct Section(usize);
 
 impl Section {
-    fn content<'f>(self, file: &'f [u8]) -> Option<&'f [u8]> {
+    fn content(self, file: &[u8]) -> Option<&[u8]> {
         if number::<4>(file, self.0 + 4)? == SHT_NOBITS {
             return Some(&[]);
         }
