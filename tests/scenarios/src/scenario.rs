@@ -59,6 +59,8 @@ pub struct Scenario {
     pub bochs_tier: Tier,
     /// The machine.
     pub machine: Machine,
+    /// It is about VT-x.
+    pub bochs_only: bool,
     /// A smaller one for Bochs, where one thread emulates all CPUs.
     pub bochs_machine: Option<Machine>,
     /// Keys of the `[host]` table, values written as in TOML.
@@ -102,6 +104,7 @@ impl Scenario {
             tier: Tier::Quick,
             bochs_tier: Tier::Full,
             machine: Machine::row(4, 2, 512),
+            bochs_only: false,
             bochs_machine: None,
             host: Vec::new(),
             sabotage: Vec::new(),
@@ -130,6 +133,12 @@ impl Scenario {
     /// On this machine.
     pub fn on(mut self, machine: Machine) -> Self {
         self.machine = machine;
+        self
+    }
+
+    /// About VT-x: not in QEMU, which has none.
+    pub fn in_bochs_only(mut self) -> Self {
+        self.bochs_only = true;
         self
     }
 
@@ -248,7 +257,7 @@ impl Scenario {
     /// Why it cannot run there, as the beginning of a sentence.
     pub fn cannot_run_in(&self, emulator: Emulator) -> Option<String> {
         if emulator == Emulator::Qemu {
-            return None;
+            return self.bochs_only.then(|| "QEMU emulates no VT-x".into());
         }
         if self.steps.iter().any(|step| step.what == Action::Nmi) {
             return Some("Bochs lets nobody send an NMI from outside".into());
