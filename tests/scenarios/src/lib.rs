@@ -21,14 +21,13 @@
 //! for a reason that is known and accepted stand in `permitted-skips.toml`; no other skip passes.
 #![forbid(unsafe_code)]
 
-mod emulator;
 mod evidence;
 mod guests;
 mod machine;
 mod scenario;
+pub mod selftest;
 pub mod trials;
 
-pub use emulator::Emulator;
 pub use evidence::{Evidence, GuestResult, Outcome, Stamped};
 pub use guests::{GuestKernel, Vm};
 pub use machine::{Latency, Machine, Node};

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::micro;
 use crate::say;
 use crate::session::stop_flag;
 use crate::status::Interrupted;
@@ -12,7 +13,8 @@ use crate::status::Interrupted;
 /// The host's target, named so that its flags do not touch build scripts and macros.
 const HOST_TARGET: &str = "x86_64-unknown-linux-gnu";
 const LOADER_TARGET: &str = "x86_64-unknown-uefi";
-const KERNEL_TARGET: &str = "x86_64-unknown-none";
+/// What the kernel and the micro-kernels are built for.
+pub const KERNEL_TARGET: &str = "x86_64-unknown-none";
 
 /// What is built for a run.
 #[derive(Clone, Debug)]
@@ -92,6 +94,7 @@ impl Artifacts {
             HOST_TARGET,
         ];
         cargo(&[&workload[..], &["--target-dir", &guest, "--config", &flags]].concat())?;
+        micro::build()?;
         let built = Self::places();
         for file in [&built.loader, &built.kernel, &built.workload] {
             if !file.is_file() {
@@ -188,7 +191,7 @@ fn has_target(target: &str) -> bool {
 }
 
 /// Makes both bare-metal targets usable; does nothing when they are.
-fn provision_targets() -> Result<()> {
+pub fn provision_targets() -> Result<()> {
     if [LOADER_TARGET, KERNEL_TARGET].into_iter().all(has_target) {
         return Ok(());
     }

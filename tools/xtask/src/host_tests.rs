@@ -170,8 +170,7 @@ impl PermittedSkips {
         Ok(Self(skips))
     }
 
-    /// Why this trial may be skipped.
-    pub fn reason(&self, name: &str) -> Option<&str> {
+    fn reason(&self, name: &str) -> Option<&str> {
         self.0
             .iter()
             .find(|(n, _)| n == name)

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::artifacts::{cargo_command, root};
+use crate::artifacts::{KERNEL_TARGET, cargo_command, root};
+use crate::micro;
 
 /// A check with its name; `Err` says what is wrong.
 pub type Check = (&'static str, fn() -> Result<(), String>);
@@ -31,6 +32,12 @@ fn fmt() -> Result<(), String> {
 
 fn clippy() -> Result<(), String> {
     let strict = ["--", "-D", "warnings"];
+    for name in micro::NAMES {
+        let guest = ["clippy", "--quiet", "-p", name, "--target", KERNEL_TARGET];
+        cargo(&[&guest[..], &strict].concat())?;
+    }
+    let kit = ["clippy", "--quiet", "-p", "kit", "--target", KERNEL_TARGET];
+    cargo(&[&kit[..], &strict].concat())?;
     cargo(&[&["clippy", "--quiet", "--all-targets"][..], &strict].concat())?;
     cargo(
         &[

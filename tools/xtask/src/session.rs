@@ -16,7 +16,7 @@ use scenarios::{Action, Stamped, Step};
 use telemetry::{Event, Record};
 
 use crate::console::{Lines, Plain, RawTerminal};
-use crate::launch::Invocation;
+use crate::qemu::Invocation;
 
 /// Ctrl-C on a raw terminal.
 const CTRL_C: u8 = 3;
@@ -38,13 +38,8 @@ const PANIC_ENDS: &str = "==== end of report ====";
 /// Why the emulator is no longer running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// It ended by itself; whether in good order.
-    ByItself {
-        /// Its status.
-        status: ExitStatus,
-        /// It says that its machine switched itself off.
-        well: bool,
-    },
+    /// It ended by itself.
+    ByItself(ExitStatus),
     /// The hypervisor panicked; we ended it after the report.
     Panicked,
     /// The loader gave up and said why.
@@ -122,15 +117,21 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
     let records = records_file(manner.folder);
     File::create(&records).with_context(|| format!("cannot write {}", records.display()))?;
     let complaints = manner.folder.join("emulator.log");
-    let said = || std::fs::read_to_string(&complaints).unwrap_or_default();
-    let mut emulator = invocation
-        .spawn(File::create(&complaints)?)
-        .with_context(|| format!("the emulator said: {}", said().trim()))?;
+    let mut emulator = invocation.spawn(File::create(&complaints)?)?;
     let mut session = Session::new(manner, &records)?;
 
     let (to_us, from_machine) = channel();
-    let (console_out, mut console_in) = emulator.console()?;
+    let console_out = emulator
+        .child
+        .stdout
+        .take()
+        .context("the emulator has no output")?;
     read_in_thread(console_out, to_us);
+    let mut console_in = emulator
+        .child
+        .stdin
+        .take()
+        .context("the emulator has no input")?;
     let terminal = if manner.attended {
         RawTerminal::enter()
     } else {
@@ -188,13 +189,11 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
             while let Ok(bytes) = from_machine.recv_timeout(TICK) {
                 session.console(&bytes)?;
             }
-            emulator.settle();
             session.read_records()?;
             break if session.panicked.is_some() {
                 Ended::Panicked
             } else {
-                let well = invocation.ended_well(status, &said());
-                Ended::ByItself { status, well }
+                Ended::ByItself(status)
             };
         }
         if session.reported || session.panicked.is_some_and(|at| at.elapsed() > LAST_WORDS) {
@@ -220,7 +219,7 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
         torn_records: session.torn_records,
         ended,
         took,
-        complaints: said(),
+        complaints: std::fs::read_to_string(complaints).unwrap_or_default(),
     })
 }
 

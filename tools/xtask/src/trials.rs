@@ -7,20 +7,18 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use scenarios::{Action, Emulator, Scenario, Tier};
+use scenarios::{Action, Scenario, Tier};
 use serde_json::Value;
 
 use crate::artifacts::{self, Artifacts, root};
 use crate::host_tests::{PermittedSkips, Tally, host_packages, host_tests};
 use crate::plan::{Plan, Wishes};
-use crate::provision::Lab;
-use crate::run::{
-    Places, Scratch, Subject, emulator, emulator_parts, invocation, parts, prepare, tables,
-};
+use crate::provision::{Lab, Part};
+use crate::qemu::Invocation;
+use crate::run::{Scratch, Subject, parts, prepare};
 use crate::session::{self, Manner};
 use crate::status::usage;
-use crate::summary::{Result as Outcome, Summary};
-use crate::{lint, say};
+use crate::{lint, micro, say};
 
 /// The options of `test`.
 #[derive(Args, Clone, Debug)]
@@ -33,9 +31,6 @@ pub struct TestArgs {
     /// The long scenarios as well
     #[arg(long)]
     full: bool,
-    /// Scenarios in this laboratory only: qemu (AMD-V) or bochs (VT-x) [default: both]
-    #[arg(long, value_parser = emulator)]
-    lab: Option<Emulator>,
     /// Seed of the random scenarios [default: a new one, printed]
     #[arg(long)]
     seed: Option<u64>,
@@ -68,18 +63,16 @@ pub fn test(args: &TestArgs) -> Result<u8> {
         .into_iter()
         .filter(|p| wanted(&format!("{HOST}{p}")))
         .collect();
-    let scenarios = scenarios::all(seed);
-    let trials: Vec<Trial> = scenarios
-        .iter()
-        .flat_map(|scenario| Emulator::ALL.map(|emulator| Trial { scenario, emulator }))
-        .filter(|t| args.lab.is_none_or(|lab| lab == t.emulator) && wanted(&t.label()))
-        .filter(|t| args.full || args.list || t.tier() == Tier::Quick)
+    let scenarios: Vec<Scenario> = scenarios::all(seed)
+        .into_iter()
+        .filter(|s| wanted(&label(s)) && (args.full || args.list || s.tier == Tier::Quick))
         .collect();
+    let reference = wanted(micro::REFERENCE);
     if args.list {
-        list(&checks, &packages, &trials);
+        list(&checks, &packages, reference, &scenarios);
         return Ok(0);
     }
-    if checks.is_empty() && packages.is_empty() && trials.is_empty() {
+    if checks.is_empty() && packages.is_empty() && scenarios.is_empty() && !reference {
         return Err(usage(format!(
             "no trial's name contains {:?}; --list names them all (some run with --full only).",
             args.filter.as_deref().unwrap_or("")
@@ -96,8 +89,11 @@ pub fn test(args: &TestArgs) -> Result<u8> {
     if !packages.is_empty() {
         tally.add(host_tests(&packages, &permitted)?);
     }
-    if !trials.is_empty() && !stop.load(Ordering::Relaxed) {
-        tally.add(emulator_trials(&trials, args.jobs, &permitted));
+    if reference && !stop.load(Ordering::Relaxed) {
+        tally.add(told(micro::REFERENCE, prove_selftests()));
+    }
+    if !scenarios.is_empty() && !stop.load(Ordering::Relaxed) {
+        tally.add(emulator_trials(&scenarios, args.jobs));
     }
     let interrupted = stop.load(Ordering::Relaxed);
     if interrupted {
@@ -111,6 +107,14 @@ pub fn test(args: &TestArgs) -> Result<u8> {
     })
 }
 
+/// The self-tests on the plain emulator.
+fn prove_selftests() -> Result<(), String> {
+    let needed = [Part::Qemu].into();
+    Lab::ensure(&needed)
+        .and_then(|lab| micro::reference(&lab))
+        .unwrap_or_else(|error| Err(format!("{error:#}")))
+}
+
 fn unix_nanos() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |d| {
@@ -118,32 +122,8 @@ fn unix_nanos() -> u64 {
     })
 }
 
-/// One scenario in one emulator.
-#[derive(Clone, Copy)]
-struct Trial<'a> {
-    scenario: &'a Scenario,
-    emulator: Emulator,
-}
-
-impl Trial<'_> {
-    /// `NAME`, or `NAME@bochs`.
-    fn name(&self) -> String {
-        match self.emulator {
-            Emulator::Qemu => self.scenario.name.clone(),
-            other => format!("{}@{}", self.scenario.name, other.name()),
-        }
-    }
-    fn label(&self) -> String {
-        format!("scenario/{}", self.name())
-    }
-    fn tier(&self) -> Tier {
-        self.scenario.tier_in(self.emulator)
-    }
-    /// The observer's arguments, where the emulator can have one.
-    fn plugin(&self) -> Option<&str> {
-        let arguments = self.scenario.plugin.as_deref();
-        arguments.filter(|_| self.emulator == Emulator::Qemu)
-    }
+fn label(scenario: &Scenario) -> String {
+    format!("scenario/{}", scenario.name)
 }
 
 fn told(name: &str, result: Result<(), String>) -> Tally {
@@ -165,66 +145,63 @@ fn told(name: &str, result: Result<(), String>) -> Tally {
     }
 }
 
-fn list(checks: &[lint::Check], packages: &[String], trials: &[Trial<'_>]) {
+fn list(checks: &[lint::Check], packages: &[String], reference: bool, scenarios: &[Scenario]) {
     checks.iter().for_each(|(name, _)| say::line(*name));
     packages
         .iter()
         .for_each(|package| say::line(format!("{HOST}{package}")));
-    for trial in trials {
-        let full = if trial.tier() == Tier::Full {
+    if reference {
+        say::line(format!(
+            "{}: the self-test guest passes on the plain emulator, so that it may judge Perigee",
+            micro::REFERENCE
+        ));
+    }
+    for scenario in scenarios {
+        let full = if scenario.tier == Tier::Full {
             " [--full]"
         } else {
             ""
         };
-        say::line(format!("{}{full}: {}", trial.label(), trial.scenario.about));
+        say::line(format!("{}{full}: {}", label(scenario), scenario.about));
     }
 }
 
-/// Runs the trials, `jobs` at a time, after building what they need once.
-fn emulator_trials(trials: &[Trial<'_>], jobs: u8, permitted: &PermittedSkips) -> Tally {
-    let summary = Mutex::new(Summary::default());
-    let tell = |trial: &Trial<'_>, seconds: Option<u64>, outcome: Outcome| {
-        let label = match seconds {
-            Some(seconds) => format!("{} ({seconds} s)", trial.label()),
-            None => trial.label(),
-        };
-        say::line(outcome.line(&label));
-        let mut summary = summary
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        summary.add(&trial.scenario.name, trial.emulator, seconds, outcome);
+/// Runs the scenarios, `jobs` at a time, after building what they need once.
+fn emulator_trials(scenarios: &[Scenario], jobs: u8) -> Tally {
+    let bench = match Bench::set_up(scenarios) {
+        Ok(bench) => bench,
+        Err(error) => {
+            say::line(format!("no scenario can run: {error:#}"));
+            return Tally {
+                failed: scenarios.len(),
+                ..Tally::default()
+            };
+        }
     };
-    let mut hosted = Vec::new();
-    for trial in trials {
-        match trial.scenario.cannot_run_in(trial.emulator) {
-            None => hosted.push(*trial),
-            Some(why) => {
-                let skip = match permitted.reason(&trial.label()) {
-                    Some(reason) => Outcome::Skipped(reason.into()),
-                    None => Outcome::Failed(format!(
-                        "{why}, which tests/scenarios/permitted-skips.toml does not permit"
-                    )),
-                };
-                tell(trial, None, skip);
-            }
+    let (next, tally) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let begun = Instant::now();
+                    let result = bench
+                        .trial(scenario)
+                        .unwrap_or_else(|error| Err(format!("{error:#}")));
+                    let name = format!("{} ({} s)", label(scenario), begun.elapsed().as_secs());
+                    let mut tally = tally
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner);
+                    tally.add(told(&name, result));
+                    if session::stop_flag().is_ok_and(|stop| stop.load(Ordering::Relaxed)) {
+                        break;
+                    }
+                }
+            });
         }
-    }
-    if !hosted.is_empty() {
-        match Bench::set_up(&hosted) {
-            Ok(bench) => bench.run(&hosted, jobs, &tell),
-            Err(error) => {
-                let why = format!("nothing can run: {error:#}");
-                hosted
-                    .iter()
-                    .for_each(|trial| tell(trial, None, Outcome::Failed(why.clone())));
-            }
-        }
-    }
-    let summary = summary
+    });
+    tally
         .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    say::line(summary.table());
-    summary.tally()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// What all scenarios share.
@@ -237,19 +214,18 @@ struct Bench {
 }
 
 impl Bench {
-    fn set_up(trials: &[Trial<'_>]) -> Result<Self> {
-        let mut needed = std::collections::BTreeSet::new();
-        for trial in trials {
-            needed.extend(emulator_parts(trial.emulator));
-            needed.extend(parts(&plan(trial.scenario)?));
+    fn set_up(scenarios: &[Scenario]) -> Result<Self> {
+        let mut needed: std::collections::BTreeSet<Part> = [Part::Qemu, Part::Ovmf].into();
+        for scenario in scenarios {
+            needed.extend(parts(&plan(scenario)?, true));
         }
         let lab = Lab::ensure(&needed)?;
-        let sabotaged = match trials.iter().any(|t| t.scenario.wants_sabotaged_kernel()) {
+        let sabotaged = match scenarios.iter().any(Scenario::wants_sabotaged_kernel) {
             true => Some(artifacts::build_sabotaged_kernel()?),
             false => None,
         };
         let artifacts = Artifacts::build()?;
-        let plugin = if trials.iter().any(|t| t.plugin().is_some()) {
+        let plugin = if scenarios.iter().any(|s| s.plugin.is_some()) {
             Some(artifacts::build_plugin()?)
         } else {
             None
@@ -275,60 +251,36 @@ impl Bench {
         artifacts
     }
 
-    fn run(
-        &self,
-        trials: &[Trial<'_>],
-        jobs: u8,
-        tell: &(impl Fn(&Trial<'_>, Option<u64>, Outcome) + Sync),
-    ) {
-        let next = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..jobs {
-                scope.spawn(|| {
-                    while let Some(trial) = trials.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let begun = Instant::now();
-                        let result = self
-                            .trial(trial)
-                            .unwrap_or_else(|error| Err(format!("{error:#}")));
-                        let outcome = result.map_or_else(Outcome::Failed, |()| Outcome::Passed);
-                        tell(trial, Some(begun.elapsed().as_secs()), outcome);
-                        if session::stop_flag().is_ok_and(|stop| stop.load(Ordering::Relaxed)) {
-                            break;
-                        }
-                    }
-                });
-            }
-        });
-    }
-
     /// Boots the scenario's machine and judges what it left; the inner error is the judge's.
-    fn trial(&self, trial: &Trial<'_>) -> Result<Result<(), String>> {
-        let scenario = trial.scenario;
-        let machine = scenario.machine_in(trial.emulator);
-        machine.check().map_err(anyhow::Error::msg)?;
-        let folder = artifacts::folder(&format!("scenarios/{}", trial.name()))?;
+    fn trial(&self, scenario: &Scenario) -> Result<Result<(), String>> {
+        scenario.machine.check().map_err(anyhow::Error::msg)?;
+        let folder = artifacts::folder(&format!("scenarios/{}", scenario.name))?;
         let plan = plan(scenario)?;
         std::fs::write(folder.join("perigee.toml"), &plan.toml)?;
         let scratch = Scratch::new()?;
         let disk = scratch.path().join("medium.img");
-        let overrides = tables(trial.emulator, machine, &scenario.overrides);
         prepare(
             &plan,
-            &overrides,
+            &scenario.overrides,
             &self.lab,
             &self.artifacts_for(scenario),
             &disk,
         )?;
 
-        let places = Places {
-            disk: &disk,
-            folder: &folder,
-            scratch: scratch.path(),
-        };
-        let (mut invocation, _) = invocation(trial.emulator, &self.lab, machine, places)?;
+        let (qemu, firmware) = (
+            self.lab.qemu.as_ref().context("no QEMU")?,
+            self.lab.ovmf.as_ref().context("no firmware")?,
+        );
+        let mut invocation = Invocation::new(
+            qemu,
+            &scenario.machine,
+            firmware,
+            &disk,
+            &session::records_file(&folder),
+        );
         let counted = folder.join("plugin.json");
         let _ = std::fs::remove_file(&counted);
-        if let Some(arguments) = trial.plugin() {
+        if let Some(arguments) = &scenario.plugin {
             let library = self
                 .plugin
                 .as_ref()
@@ -336,7 +288,7 @@ impl Bench {
             let arguments = format!(
                 "out={},{},{arguments}",
                 counted.display(),
-                machine.plugin_args()
+                scenario.machine.plugin_args()
             );
             invocation = invocation.with_plugin(library, arguments.trim_end_matches(','));
         }
@@ -346,20 +298,19 @@ impl Bench {
         }
         std::fs::write(folder.join("command-line.txt"), format!("{invocation}\n"))?;
         let manner = Manner {
-            timeout: Some(scenario.timeout_in(trial.emulator)),
+            timeout: Some(scenario.timeout),
             attended: false,
             steps: &scenario.steps,
             control: Some(&control),
             folder: &folder,
         };
         let transcript = session::run(&invocation, &manner)?;
-        let plugin = match trial.plugin() {
+        let plugin = match &scenario.plugin {
             Some(_) => Some(read_json(&counted)?),
             None => None,
         };
         let subject = Subject {
-            emulator: trial.emulator,
-            machine,
+            machine: &scenario.machine,
             vms: &plan.vms,
             seed: scenario.seed,
         };

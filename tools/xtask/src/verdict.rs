@@ -21,13 +21,10 @@ pub fn outcome(transcript: &Transcript, vms: &[PlannedVm], evidence: &Evidence) 
                 .map_or("", |line| line.what.as_str());
             return Outcome::HypervisorPanic(sentence.trim().into());
         }
-        Ended::ByItself {
-            status,
-            well: false,
-        } => {
+        Ended::ByItself(status) if !status.success() => {
             return Outcome::EmulatorFailed(format!("{status}: {}", transcript.complaints.trim()));
         }
-        Ended::ByItself { well: true, .. } => {}
+        Ended::ByItself(_) => {}
     }
     let end = evidence.events().find_map(|event| match event {
         Event::RunEnd(outcome) => Some(outcome),

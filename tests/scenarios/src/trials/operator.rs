@@ -297,7 +297,6 @@ mod tests {
 
     fn evidence(lines: &[&str]) -> Evidence {
         Evidence {
-            emulator: crate::Emulator::Qemu,
             machine: Machine::row(1, 1, 256),
             vms: vec!["alpha".into()],
             outcome: Outcome::Clean,
