@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use telemetry::{Event, Topology};
 
-use crate::Machine;
+use crate::{Emulator, Machine};
 
 /// How a run ended, as its exit status tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +79,8 @@ pub struct GuestResult {
 /// Everything that a run leaves behind.
 #[derive(Clone, Debug)]
 pub struct Evidence {
+    /// What emulated the machine.
+    pub emulator: Emulator,
     /// The machine that was asked for.
     pub machine: Machine,
     /// The names of the VMs that were asked for.
@@ -207,6 +209,7 @@ mod tests {
             })
             .collect();
         Evidence {
+            emulator: Emulator::Qemu,
             machine: Machine::row(1, 1, 256),
             vms: vec!["alpha".into()],
             outcome: Outcome::Clean,

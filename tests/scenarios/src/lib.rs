@@ -21,6 +21,7 @@
 //! for a reason that is known and accepted stand in `permitted-skips.toml`; no other skip passes.
 #![forbid(unsafe_code)]
 
+mod emulator;
 mod evidence;
 mod guests;
 mod machine;
@@ -28,6 +29,7 @@ mod scenario;
 pub mod selftest;
 pub mod trials;
 
+pub use emulator::Emulator;
 pub use evidence::{Evidence, GuestResult, Outcome, Stamped};
 pub use guests::{GuestKernel, Vm};
 pub use machine::{Latency, Machine, Node};

@@ -30,8 +30,10 @@ pub struct Machine {
     pub distances: Vec<Vec<u8>>,
     /// HMAT: `latencies[initiator][target]`; empty for a machine without HMAT entries.
     pub latencies: Vec<Vec<Latency>>,
-    /// The emulator's CPU model with its features.
+    /// QEMU's CPU model with its features.
     pub cpu: String,
+    /// Bochs' CPU model.
+    pub bochs_cpu: String,
 }
 
 /// SLIT distance, latency and bandwidth by number of hops; further hops cost what the last one costs.
@@ -98,6 +100,9 @@ impl Machine {
     /// AMD's EPYC with nested paging. MONITOR is off because its MWAIT faults in the emulator.
     pub const CPU: &str = "EPYC,+svm,+x2apic,-monitor";
 
+    /// A processor whose VT-x has all that Perigee knows: accessed and dirty bits in its tables, PML, VPID, unrestricted guests.
+    pub const BOCHS_CPU: &str = "corei7_skylake_x";
+
     /// `nodes` equal nodes in a row, `cpus` and `memory_mib` each.
     pub fn row(nodes: usize, cpus: u32, memory_mib: u32) -> Self {
         Self::of(vec![Node { cpus, memory_mib }; nodes])
@@ -120,6 +125,7 @@ impl Machine {
             distances,
             latencies,
             cpu: Self::CPU.into(),
+            bochs_cpu: Self::BOCHS_CPU.into(),
         }
     }
 
@@ -130,7 +136,13 @@ impl Machine {
         self
     }
 
-    /// The same machine with another CPU model.
+    /// The same machine with another CPU model in Bochs.
+    pub fn with_bochs_cpu(mut self, model: &str) -> Self {
+        self.bochs_cpu = model.into();
+        self
+    }
+
+    /// The same machine with another CPU model in QEMU.
     pub fn with_cpu(mut self, cpu: &str) -> Self {
         self.cpu = cpu.into();
         self
@@ -147,7 +159,7 @@ impl Machine {
     }
 
     /// A node with CPUs that is nearest to `node`: QEMU asks each node for the one its accesses come from.
-    fn initiator(&self, node: usize) -> usize {
+    pub(crate) fn initiator(&self, node: usize) -> usize {
         let distance = |from: usize| {
             self.distances
                 .get(from)
@@ -205,6 +217,13 @@ impl Machine {
         )
     }
 
+    /// Equal nodes are sockets of several cores; otherwise each CPU is a socket, free to lie in any node.
+    pub(crate) fn cores_of_a_socket(&self) -> u32 {
+        let cores = self.nodes.first().map_or(1, |n| n.cpus).max(1);
+        let equal = self.nodes.iter().all(|n| n.cpus == cores);
+        if equal { cores } else { 1 }
+    }
+
     /// The QEMU options for CPUs, memory, SLIT and HMAT (everything but firmware and devices).
     pub fn qemu_args(&self) -> Vec<String> {
         let mut args = Vec::new();
@@ -217,14 +236,8 @@ impl Machine {
         push("cpu", self.cpu.clone());
         push("m", format!("{}M", self.memory_mib()));
 
-        // Equal nodes are sockets of several cores; otherwise each CPU is a socket, free to lie in any node.
-        let cores = self.nodes[0].cpus;
-        let equal = self.nodes.iter().all(|n| n.cpus == cores);
-        let (sockets, cores) = if equal {
-            (self.nodes.len() as u32, cores)
-        } else {
-            (self.cpus(), 1)
-        };
+        let cores = self.cores_of_a_socket();
+        let sockets = self.cpus() / cores;
         push(
             "smp",
             format!("{},sockets={sockets},cores={cores},threads=1", self.cpus()),

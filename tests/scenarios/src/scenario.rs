@@ -3,7 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::{Evidence, Machine, Vm};
+use crate::{Emulator, Evidence, Machine, Vm};
+
+/// What takes QEMU a second may take Bochs so many.
+const SLOWNESS_OF_BOCHS: u32 = 6;
 
 /// When a scenario runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,10 +53,16 @@ pub struct Scenario {
     pub name: String,
     /// What it shows, in a sentence.
     pub about: String,
-    /// When it runs.
+    /// When it runs in QEMU.
     pub tier: Tier,
+    /// When it runs in Bochs.
+    pub bochs_tier: Tier,
     /// The machine.
     pub machine: Machine,
+    /// It is about VT-x.
+    pub bochs_only: bool,
+    /// A smaller one for Bochs, where one thread emulates all CPUs.
+    pub bochs_machine: Option<Machine>,
     /// Keys of the `[host]` table, values written as in TOML.
     pub host: Vec<(String, String)>,
     /// How the kernel is broken on purpose.
@@ -93,7 +102,10 @@ impl Scenario {
             name: name.into(),
             about: about.into(),
             tier: Tier::Quick,
+            bochs_tier: Tier::Full,
             machine: Machine::row(4, 2, 512),
+            bochs_only: false,
+            bochs_machine: None,
             host: Vec::new(),
             sabotage: Vec::new(),
             vms: Vec::new(),
@@ -121,6 +133,24 @@ impl Scenario {
     /// On this machine.
     pub fn on(mut self, machine: Machine) -> Self {
         self.machine = machine;
+        self
+    }
+
+    /// About VT-x: not in QEMU, which has none.
+    pub fn in_bochs_only(mut self) -> Self {
+        self.bochs_only = true;
+        self
+    }
+
+    /// In Bochs on this machine.
+    pub fn on_bochs(mut self, machine: Machine) -> Self {
+        self.bochs_machine = Some(machine);
+        self
+    }
+
+    /// In Bochs in the quick set, too.
+    pub fn quick_in_bochs(mut self) -> Self {
+        self.bochs_tier = Tier::Quick;
         self
     }
 
@@ -198,6 +228,41 @@ impl Scenario {
     pub fn seeded(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
+    }
+
+    /// When it runs there.
+    pub fn tier_in(&self, emulator: Emulator) -> Tier {
+        match emulator {
+            Emulator::Qemu => self.tier,
+            Emulator::Bochs => self.bochs_tier,
+        }
+    }
+
+    /// The machine that it has there.
+    pub fn machine_in(&self, emulator: Emulator) -> &Machine {
+        match (emulator, &self.bochs_machine) {
+            (Emulator::Bochs, Some(machine)) => machine,
+            _ => &self.machine,
+        }
+    }
+
+    /// The time that it has there.
+    pub fn timeout_in(&self, emulator: Emulator) -> Duration {
+        match emulator {
+            Emulator::Qemu => self.timeout,
+            Emulator::Bochs => self.timeout * SLOWNESS_OF_BOCHS,
+        }
+    }
+
+    /// Why it cannot run there, as the beginning of a sentence.
+    pub fn cannot_run_in(&self, emulator: Emulator) -> Option<String> {
+        if emulator == Emulator::Qemu {
+            return self.bochs_only.then(|| "QEMU emulates no VT-x".into());
+        }
+        if self.steps.iter().any(|step| step.what == Action::Nmi) {
+            return Some("Bochs lets nobody send an NMI from outside".into());
+        }
+        self.machine_in(emulator).check_for_bochs().err()
     }
 
     /// Judges a run of this scenario.

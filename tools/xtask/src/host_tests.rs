@@ -170,7 +170,8 @@ impl PermittedSkips {
         Ok(Self(skips))
     }
 
-    fn reason(&self, name: &str) -> Option<&str> {
+    /// Why this trial may be skipped.
+    pub fn reason(&self, name: &str) -> Option<&str> {
         self.0
             .iter()
             .find(|(n, _)| n == name)

@@ -15,8 +15,10 @@ const SECTOR: u64 = 512;
 const MIB: u64 = 1 << 20;
 /// The partition starts here, where every partitioning tool would start it.
 const PARTITION_START: u64 = MIB;
-/// A FAT32 volume needs 65525 clusters: with 512-byte clusters, 33 MiB and some.
-const SMALLEST: u64 = 64 * MIB;
+/// Firmware looks up each cluster of a file by itself, which small ones make slow.
+const CLUSTER: u32 = 4096;
+/// A FAT32 volume needs 65525 clusters. Most of them are empty, and holes in the file.
+const SMALLEST: u64 = 260 * MIB;
 
 /// Files by their path on the medium, parts separated by `/`.
 pub type Files = BTreeMap<String, Vec<u8>>;
@@ -82,7 +84,7 @@ fn fat(volume: u64, files: &Files) -> Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(volume)?];
     let options = FormatVolumeOptions::new()
         .fat_type(FatType::Fat32)
-        .bytes_per_cluster(512)
+        .bytes_per_cluster(CLUSTER)
         .volume_label(*b"PERIGEE    ");
     fatfs::format_volume(Cursor::new(&mut bytes[..]), options)
         .context("cannot format the volume")?;

@@ -7,17 +7,19 @@
 //! * [`artifacts`] builds loader, kernel and workload, and provides the toolchain's targets;
 //! * [`micro`] does so for the test micro-kernels, and proves their tests on the plain emulator;
 //! * [`plan`] turns wishes into `perigee.toml` and a list of guest files;
-//! * [`medium`], [`initramfs`] and [`image`] make the disk that firmware boots;
-//! * [`qemu`] composes the emulator's command line, [`session`] runs it to its end, [`console`] is the
-//!   person's terminal meanwhile;
+//! * [`medium`], [`slim`], [`initramfs`] and [`image`] make the disk that firmware boots;
+//! * [`qemu`] and [`bochs`] compose an emulator's command line, [`launch`] starts it, [`session`] follows it to its
+//!   end, [`console`] is the person's terminal meanwhile;
 //! * [`verdict`] says what the run's transcript means; [`status`] which exit status that is;
-//! * [`trials`] does all this for each scenario, after [`host_tests`]; [`lint`] keeps the house rules.
+//! * [`trials`] does all this for each scenario in each emulator, which [`summary`] puts into a table, after [`host_tests`]; [`lint`] keeps the house rules.
 
 mod artifacts;
+mod bochs;
 mod console;
 mod host_tests;
 mod image;
 mod initramfs;
+mod launch;
 mod lint;
 mod medium;
 mod micro;
@@ -27,7 +29,9 @@ mod qemu;
 mod run;
 mod say;
 mod session;
+mod slim;
 mod status;
+mod summary;
 mod trials;
 mod verdict;
 
@@ -75,8 +79,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
-    if args.next().as_deref() == Some(qemu::GUARD) {
-        eprintln!("xtask: {:#}", qemu::guard(args));
+    if args.next().as_deref() == Some(launch::GUARD) {
+        eprintln!("xtask: {:#}", launch::guard(args));
         return ExitCode::from(5);
     }
     // clap ends usage errors with status 2 itself.

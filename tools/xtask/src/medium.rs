@@ -11,6 +11,7 @@ use crate::image::Files;
 use crate::initramfs;
 use crate::plan::{Plan, Source};
 use crate::provision::Lab;
+use crate::slim;
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
@@ -26,9 +27,13 @@ pub fn files(
     overrides: &[Override],
     lab: &Lab,
 ) -> Result<Files> {
+    let kernel = read(&artifacts.kernel)?;
     let mut files = Files::from([
         ("EFI/BOOT/BOOTX64.EFI".to_string(), read(&artifacts.loader)?),
-        ("perigee/kernel.elf".to_string(), read(&artifacts.kernel)?),
+        (
+            "perigee/kernel.elf".to_string(),
+            slim::without_debug(&kernel).unwrap_or(kernel),
+        ),
         (
             "perigee/perigee.toml".to_string(),
             plan.toml.clone().into_bytes(),

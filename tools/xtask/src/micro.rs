@@ -15,8 +15,8 @@ use scenarios::Machine;
 use scenarios::selftest;
 
 use crate::artifacts::{self, KERNEL_TARGET, cargo_command, target_folder};
+use crate::launch::Invocation;
 use crate::provision::{Lab, Qemu};
-use crate::qemu::Invocation;
 use crate::session::{self, Manner};
 
 /// Packages of the micro-kernels, each with one program of the same name.

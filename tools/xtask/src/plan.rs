@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use scenarios::{GuestKernel, Machine, Vm};
+use scenarios::{Emulator, GuestKernel, Machine, Vm};
 use toml::{Table, Value};
 
 use crate::status::usage;
@@ -95,25 +95,35 @@ pub struct Plan {
 }
 
 /// The two VMs of a run without a configuration: `alpha` wherever it is near its memory, `beta`
-/// with its pages on the last node and its CPUs on the first, for Perigee to find and mend.
-pub fn default_vms(machine: &Machine) -> Vec<Vm> {
+/// with its pages on the last node and its CPUs on the first, for Perigee to find and mend. In Bochs, where one
+/// thread emulates everything, they are smaller.
+pub fn default_vms(machine: &Machine, emulator: Emulator) -> Vec<Vm> {
     let last = machine
         .nodes
         .iter()
         .rposition(|n| n.memory_mib > 0)
         .unwrap_or(0);
-    // Each touches a third of its memory for a while, under a tag of its own for an observer outside.
-    let beta = Vm::linux("beta").workload("--mib 64 --seconds 15 --tag 2");
+    // Each touches part of its memory for a while, under a tag of its own for an observer outside.
+    let (alpha, beta) = match emulator {
+        Emulator::Qemu => (
+            Vm::linux("alpha").workload("--mib 64 --seconds 10 --tag 1"),
+            Vm::linux("beta").workload("--mib 64 --seconds 15 --tag 2"),
+        ),
+        Emulator::Bochs => {
+            let small = |name| Vm::linux(name).set("cpus", "1").set("memory", "\"96M\"");
+            (
+                small("alpha").workload("--mib 8 --seconds 4 --tag 1"),
+                small("beta").workload("--mib 8 --seconds 8 --tag 2"),
+            )
+        }
+    };
     let beta = if last > 0 {
         beta.set("memory_nodes", &format!("[{last}]"))
             .set("start_node", "0")
     } else {
         beta
     };
-    vec![
-        Vm::linux("alpha").workload("--mib 64 --seconds 10 --tag 1"),
-        beta,
-    ]
+    vec![alpha, beta]
 }
 
 /// The nearest of `known` to what was typed, as the end of a sentence.

@@ -3,7 +3,7 @@ use crate::status::Usage;
 
 fn wishes() -> Wishes {
     Wishes {
-        vms: default_vms(&Machine::row(4, 2, 512)),
+        vms: default_vms(&Machine::row(4, 2, 512), Emulator::Qemu),
         ..Wishes::default()
     }
 }

@@ -1,23 +1,11 @@
-//! The emulator's command line, and starting it so that it never outlives us.
+//! QEMU's command line.
 
-use std::fmt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal};
 use scenarios::Machine;
 
+use crate::launch::{Invocation, Wiring};
 use crate::provision::Qemu;
-
-/// A command line that can be pasted.
-#[derive(Clone, Debug)]
-pub struct Invocation {
-    env: Vec<(String, String)>,
-    program: String,
-    args: Vec<String>,
-}
 
 /// A path inside one of QEMU's comma-separated options.
 fn in_option(path: &Path) -> String {
@@ -27,7 +15,7 @@ fn in_option(path: &Path) -> String {
 impl Invocation {
     /// COM1 is the console, on the emulator's own input and output; COM2 writes the kernel's records
     /// to a file.
-    pub fn new(
+    pub fn qemu(
         qemu: &Qemu,
         machine: &Machine,
         firmware: &Path,
@@ -67,6 +55,7 @@ impl Invocation {
             env: qemu.env.clone(),
             program: qemu.program.display().to_string(),
             args,
+            wiring: Wiring::Stdio,
         }
     }
 
@@ -94,6 +83,7 @@ impl Invocation {
             env: qemu.env.clone(),
             program: qemu.program.display().to_string(),
             args,
+            wiring: Wiring::Stdio,
         }
     }
 
@@ -119,139 +109,5 @@ impl Invocation {
             format!("{},{arguments}", in_option(library)),
         ]);
         self
-    }
-
-    /// Starts it in a process group of its own that dies with us, console on pipes, complaints into `errors`.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn spawn(&self, errors: std::fs::File) -> Result<Emulator> {
-        // Not `current_exe`: building the tests may have put another file at that path meanwhile.
-        let child = Command::new("/proc/self/exe")
-            .arg(GUARD)
-            .arg(std::process::id().to_string())
-            .arg(&self.program)
-            .args(&self.args)
-            .envs(self.env.iter().cloned())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(errors)
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("cannot start {}", self.program))?;
-        Ok(Emulator { child })
-    }
-}
-
-impl fmt::Display for Invocation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.env.is_empty() {
-            f.write_str("env ")?;
-        }
-        for (key, value) in &self.env {
-            write!(f, "{key}={} ", quoted(value))?;
-        }
-        f.write_str(&quoted(&self.program))?;
-        self.args
-            .iter()
-            .try_for_each(|arg| write!(f, " {}", quoted(arg)))
-    }
-}
-
-/// A word for a POSIX shell.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/.,:=+-_@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.into()
-    } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
-    }
-}
-
-/// Hidden first argument: become the emulator, after asking to die with the parent.
-pub const GUARD: &str = "__guard";
-
-/// What a process started with [`GUARD`] does: `PARENT PROGRAM ARGS...`. Setting the death signal in
-/// the child, after the fork and before the exec, is what makes it reliable; doing it in a program of
-/// our own instead of between fork and exec needs no unsafe code.
-pub fn guard(mut args: impl Iterator<Item = String>) -> anyhow::Error {
-    let parent = args.next().and_then(|text| text.parse::<i32>().ok());
-    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(Signal::KILL)) {
-        return anyhow::Error::new(error).context("cannot ask to die with the parent");
-    }
-    // The parent may have died before that took effect.
-    if rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()) != parent {
-        return anyhow::anyhow!("the parent is gone");
-    }
-    let Some(program) = args.next() else {
-        return anyhow::anyhow!("no program named");
-    };
-    let error = Command::new(&program).args(args).exec();
-    anyhow::Error::new(error).context(format!("cannot start {program}"))
-}
-
-/// A running emulator; dropping it ends it.
-#[derive(Debug)]
-pub struct Emulator {
-    /// The process.
-    pub child: Child,
-}
-
-impl Emulator {
-    /// Ends it and everything it started: politely, then not.
-    pub fn end(&mut self) {
-        let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        for signal in [Signal::TERM, Signal::KILL] {
-            if matches!(self.child.try_wait(), Ok(Some(_))) {
-                break;
-            }
-            if let Some(group) = group {
-                let _ = rustix::process::kill_process_group(group, signal);
-            }
-            for _ in 0..100 {
-                if matches!(self.child.try_wait(), Ok(Some(_))) {
-                    break;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
-        }
-        // Whatever it started itself.
-        if let Some(group) = group {
-            let _ = rustix::process::kill_process_group(group, Signal::KILL);
-        }
-    }
-}
-
-impl Drop for Emulator {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_line_survives_a_shell() {
-        let invocation = Invocation {
-            env: vec![("A".into(), "x y".into())],
-            program: "/bin/echo".into(),
-            args: vec![
-                "it's".into(),
-                "file=a,,b".into(),
-                "$HOME".into(),
-                String::new(),
-            ],
-        };
-        let output = Command::new("sh")
-            .arg("-c")
-            .arg(invocation.to_string())
-            .output()
-            .expect("a shell");
-        assert_eq!(
-            String::from_utf8_lossy(&output.stdout),
-            "it's file=a,,b $HOME \n"
-        );
     }
 }

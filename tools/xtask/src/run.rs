@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use scenarios::{Evidence, Machine, Node, Outcome, Override};
+use scenarios::{Emulator, Evidence, Machine, Node, Outcome, Override};
 
 use crate::artifacts::{self, Artifacts};
+use crate::launch::Invocation;
 use crate::plan::{Plan, PlannedVm, Source, Wishes, default_vms};
 use crate::provision::{Lab, Part};
-use crate::qemu::Invocation;
 use crate::session::{self, Manner, Transcript};
 use crate::status::usage;
 use crate::{image, medium, say, verdict};
@@ -50,13 +50,16 @@ pub struct GuestArgs {
 /// The options of `run`.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
-    /// NUMA nodes of the machine
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_NODES)))]
-    nodes: u32,
-    /// CPUs of the machine, spread over its nodes [default: 2 for each node]
+    /// The laboratory: qemu emulates AMD-V, bochs emulates VT-x (and is much slower)
+    #[arg(long, default_value = "qemu", value_parser = emulator)]
+    lab: Emulator,
+    /// NUMA nodes of the machine [default: 4; 2 in bochs]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_NODES)))]
+    nodes: Option<u32>,
+    /// CPUs of the machine, spread over its nodes [default: 2 for each node; 1 in bochs]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_CPUS)))]
     cpus: Option<u32>,
-    /// Memory of the machine, spread over its nodes, for example 2G [default: 512M for each node]
+    /// Memory of the machine, spread over its nodes, for example 2G [default: 512M for each node; 256M in bochs]
     #[arg(long, value_name = "SIZE")]
     memory: Option<String>,
     #[command(flatten)]
@@ -78,12 +81,17 @@ pub struct RunArgs {
     image: Option<PathBuf>,
 }
 
+/// An emulator's name on the command line.
+pub fn emulator(name: &str) -> Result<Emulator, String> {
+    Emulator::parse(name).ok_or_else(|| "there are qemu and bochs".into())
+}
+
 impl GuestArgs {
-    fn wishes(&self, machine: &Machine) -> Wishes {
+    fn wishes(&self, machine: &Machine, emulator: Emulator) -> Wishes {
         Wishes {
             config: self.config.clone(),
             host: Vec::new(),
-            vms: default_vms(machine),
+            vms: default_vms(machine, emulator),
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
             append: self.append.clone(),
@@ -96,9 +104,14 @@ impl GuestArgs {
 impl RunArgs {
     /// The machine they describe.
     fn machine(&self) -> Result<Machine> {
-        let cpus = self.cpus.unwrap_or(2 * self.nodes);
+        let (nodes, cpus, memory) = match self.lab {
+            Emulator::Qemu => (4, 2, 512),
+            Emulator::Bochs => (2, 1, 256),
+        };
+        let nodes = self.nodes.unwrap_or(nodes);
+        let cpus = self.cpus.unwrap_or(cpus * nodes);
         let memory_mib = match &self.memory {
-            None => 512 * self.nodes,
+            None => memory * nodes,
             Some(text) => {
                 let bytes =
                     config::parse_size(text).map_err(|why| usage(format!("--memory {why}")))?;
@@ -106,22 +119,31 @@ impl RunArgs {
                     .map_err(|_| usage(format!("--memory {text} is more than can be emulated.")))?
             }
         };
-        let each = (memory_mib / self.nodes) & !1;
+        let each = (memory_mib / nodes) & !1;
         if each < 128 {
             return Err(usage(format!(
-                "--memory gives each of {} nodes {each} MiB; 128 are the least.",
-                self.nodes
+                "--memory gives each of {nodes} nodes {each} MiB; 128 are the least."
             )));
         }
-        let share = |n: u32| cpus / self.nodes + u32::from(n < cpus % self.nodes);
-        Ok(Machine::of(
-            (0..self.nodes)
+        let share = |n: u32| cpus / nodes + u32::from(n < cpus % nodes);
+        let machine = Machine::of(
+            (0..nodes)
                 .map(|n| Node {
                     cpus: share(n),
                     memory_mib: each,
                 })
                 .collect(),
-        ))
+        );
+        machine.check().map_err(usage)?;
+        if self.lab == Emulator::Bochs {
+            machine.check_for_bochs().map_err(usage)?;
+            if self.gdb {
+                return Err(usage(
+                    "--gdb: Bochs does not listen to gdb; use --lab qemu.",
+                ));
+            }
+        }
+        Ok(machine)
     }
 
     fn limit(&self) -> Option<Duration> {
@@ -132,21 +154,25 @@ impl RunArgs {
     }
 }
 
+/// What an emulator needs of the laboratory.
+pub fn emulator_parts(emulator: Emulator) -> [Part; 2] {
+    let program = match emulator {
+        Emulator::Qemu => Part::Qemu,
+        Emulator::Bochs => Part::Bochs,
+    };
+    [program, Part::Ovmf]
+}
+
 /// What a plan needs of the laboratory.
-pub fn parts(plan: &Plan, emulator: bool) -> BTreeSet<Part> {
-    let mut parts: BTreeSet<Part> = plan
-        .guests
+pub fn parts(plan: &Plan) -> BTreeSet<Part> {
+    plan.guests
         .values()
         .filter_map(|source| match source {
             Source::Kernel(kernel) => Part::of_kernel(kernel),
             Source::OurInitramfs => Some(Part::Busybox),
             Source::File(_) => None,
         })
-        .collect();
-    if emulator {
-        parts.extend([Part::Qemu, Part::Ovmf]);
-    }
-    parts
+        .collect()
 }
 
 /// A folder that disappears with its owner.
@@ -183,6 +209,8 @@ fn hash(value: impl std::hash::Hash) -> u64 {
 /// What was run, as far as judging needs to know it.
 #[derive(Debug)]
 pub struct Subject<'a> {
+    /// What emulates the machine.
+    pub emulator: Emulator,
     /// The machine.
     pub machine: &'a Machine,
     /// Its VMs.
@@ -195,6 +223,7 @@ impl Subject<'_> {
     /// The evidence in a transcript.
     pub fn evidence(&self, transcript: &Transcript, plugin: Option<serde_json::Value>) -> Evidence {
         let mut evidence = Evidence {
+            emulator: self.emulator,
             machine: self.machine.clone(),
             vms: self.vms.iter().map(|vm| vm.name.clone()).collect(),
             outcome: Outcome::Clean,
@@ -220,16 +249,67 @@ pub fn prepare(
     image::write_disk(disk, &medium::files(artifacts, plan, overrides, lab)?)
 }
 
+/// The ACPI tables on the medium: those that the emulator's firmware lacks, and over them what was asked for.
+pub fn tables(emulator: Emulator, machine: &Machine, wanted: &[Override]) -> Vec<Override> {
+    let mut tables = match emulator {
+        Emulator::Qemu => Vec::new(),
+        Emulator::Bochs => machine.bochs_tables(),
+    };
+    tables.retain(|table| wanted.iter().all(|w| w.name != table.name));
+    tables.extend(wanted.iter().cloned());
+    tables
+}
+
+/// Where a run's files are.
+#[derive(Clone, Copy, Debug)]
+pub struct Places<'a> {
+    /// The disk that is booted.
+    pub disk: &'a Path,
+    /// What remains of the run.
+    pub folder: &'a Path,
+    /// What does not.
+    pub scratch: &'a Path,
+}
+
+/// The line that starts `emulator` with this machine, and the emulator's version.
+///
+/// # Errors
+/// The laboratory lacks it.
+pub fn invocation(
+    emulator: Emulator,
+    lab: &Lab,
+    machine: &Machine,
+    places: Places<'_>,
+) -> Result<(Invocation, String)> {
+    let firmware = lab.ovmf.as_ref().context("no firmware")?;
+    let records = session::records_file(places.folder);
+    Ok(match emulator {
+        Emulator::Qemu => {
+            let qemu = lab.qemu.as_ref().context("no QEMU")?;
+            (
+                Invocation::qemu(qemu, machine, firmware, places.disk, &records),
+                qemu.version.clone(),
+            )
+        }
+        Emulator::Bochs => {
+            let bochs = lab.bochs.as_ref().context("no Bochs")?;
+            (
+                Invocation::bochs(bochs, machine, firmware, &records, places),
+                bochs.version.clone(),
+            )
+        }
+    })
+}
+
 /// `cargo xtask run`: the exit status.
 ///
 /// # Errors
 /// A usage error, or what cannot be built, installed or started.
 pub fn run(args: &RunArgs) -> Result<u8> {
     let machine = args.machine()?;
-    machine.check().map_err(usage)?;
     let plan = match &args.image {
         Some(_) => None,
-        None => Some(Plan::new(&args.guests.wishes(&machine))?),
+        None => Some(Plan::new(&args.guests.wishes(&machine, args.lab))?),
     };
     if let Some(missing) = args.image.as_ref().filter(|image| !image.is_file()) {
         return Err(usage(format!(
@@ -237,30 +317,19 @@ pub fn run(args: &RunArgs) -> Result<u8> {
             missing.display()
         )));
     }
+    let mut needed: BTreeSet<Part> = plan.as_ref().map_or(BTreeSet::new(), parts);
+    needed.extend(emulator_parts(args.lab));
     if args.dry_run {
-        return dry_run(args, &machine, plan.as_ref());
+        return dry_run(args, &machine, plan.as_ref(), &needed);
     }
     say::line(
         "Stop: Ctrl-C. Switch consoles: Ctrl-A then 0 for Perigee, 1 to 9 for a guest, n for the next, h for help.",
     );
     session::stop_flag()?;
-    let needed = plan
-        .as_ref()
-        .map_or(BTreeSet::from([Part::Qemu, Part::Ovmf]), |plan| {
-            parts(plan, true)
-        });
     let lab = Lab::ensure(&needed)?;
-    let (qemu, firmware) = (
-        lab.qemu.as_ref().context("no QEMU")?,
-        lab.ovmf.as_ref().context("no firmware")?,
-    );
-    say::step(format!(
-        "QEMU {} ({})",
-        qemu.version,
-        qemu.program.display()
-    ));
 
     let scratch = Scratch::new()?;
+    let folder = artifacts::folder("run")?;
     let (disk, build) = match (&args.image, &plan) {
         (Some(image), _) => (image.clone(), None),
         (None, plan) => {
@@ -270,7 +339,7 @@ pub fn run(args: &RunArgs) -> Result<u8> {
             let disk = scratch.path().join("medium.img");
             prepare(
                 plan.as_ref().context("no plan")?,
-                &[],
+                &tables(args.lab, &machine, &[]),
                 &lab,
                 &artifacts,
                 &disk,
@@ -278,14 +347,17 @@ pub fn run(args: &RunArgs) -> Result<u8> {
             (disk, Some(build))
         }
     };
-    let folder = artifacts::folder("run")?;
-    let mut invocation = Invocation::new(
-        qemu,
-        &machine,
-        firmware,
-        &disk,
-        &session::records_file(&folder),
-    );
+    let places = Places {
+        disk: &disk,
+        folder: &folder,
+        scratch: scratch.path(),
+    };
+    let (mut invocation, version) = invocation(args.lab, &lab, &machine, places)?;
+    say::step(format!(
+        "{} {version} ({})",
+        args.lab.title(),
+        invocation.program
+    ));
     if args.gdb {
         invocation = invocation.with_gdb();
         tell_gdb();
@@ -300,6 +372,7 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     };
     let transcript = session::run(&invocation, &manner)?;
     let evidence = Subject {
+        emulator: args.lab,
         machine: &machine,
         vms: &vms,
         seed: None,
@@ -308,7 +381,7 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     let phases = verdict::phases(build, &evidence, transcript.took);
     tell(&evidence, &phases, &folder);
     if let Some(path) = &args.report {
-        let report = verdict::report(&evidence, &phases, &qemu.version, &invocation.to_string());
+        let report = verdict::report(&evidence, &phases, &version, &invocation.to_string());
         fs::write(path, format!("{report:#}\n"))
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
@@ -356,32 +429,33 @@ fn tell_gdb() {
 
 /// Prints the line that would run. The disk it names is made here if everything for it is there;
 /// nothing is built or installed.
-fn dry_run(args: &RunArgs, machine: &Machine, plan: Option<&Plan>) -> Result<u8> {
-    let needed = plan.map_or(BTreeSet::from([Part::Qemu, Part::Ovmf]), |plan| {
-        parts(plan, true)
-    });
-    let lab = Lab::survey(&needed)?;
+fn dry_run(
+    args: &RunArgs,
+    machine: &Machine,
+    plan: Option<&Plan>,
+    needed: &BTreeSet<Part>,
+) -> Result<u8> {
+    let lab = Lab::survey(needed)?;
     let folder = artifacts::folder("run")?;
     let disk = args
         .image
         .clone()
         .unwrap_or_else(|| folder.join("medium.img"));
+    let tables = tables(args.lab, machine, &[]);
     if let (None, Some(plan)) = (&args.image, plan)
-        && let Err(error) = prepare(plan, &[], &lab, &Artifacts::places(), &disk)
+        && let Err(error) = prepare(plan, &tables, &lab, &Artifacts::places(), &disk)
     {
         say::step(format!(
             "{} is not written: {error:#}; `cargo xtask build` makes what it needs",
             disk.display()
         ));
     }
-    let (qemu, firmware) = lab.or_future_places()?;
-    let mut invocation = Invocation::new(
-        &qemu,
-        machine,
-        &firmware,
-        &disk,
-        &session::records_file(&folder),
-    );
+    let places = Places {
+        disk: &disk,
+        folder: &folder,
+        scratch: &folder,
+    };
+    let (mut invocation, _) = invocation(args.lab, &lab.or_future_places()?, machine, places)?;
     if args.gdb {
         invocation = invocation.with_gdb();
     }
@@ -395,8 +469,8 @@ fn dry_run(args: &RunArgs, machine: &Machine, plan: Option<&Plan>) -> Result<u8>
 /// As for [`run`].
 pub fn image(file: &Path, guests: &GuestArgs) -> Result<u8> {
     // A real machine's nodes are not known here: both VMs start where Perigee thinks best.
-    let plan = Plan::new(&guests.wishes(&Machine::row(1, 1, 1024)))?;
-    let lab = Lab::ensure(&parts(&plan, false))?;
+    let plan = Plan::new(&guests.wishes(&Machine::row(1, 1, 1024), Emulator::Qemu))?;
+    let lab = Lab::ensure(&parts(&plan))?;
     prepare(&plan, &[], &lab, &Artifacts::build()?, file)?;
     let megabytes = say::megabytes(fs::metadata(file)?.len());
     say::line(format!(

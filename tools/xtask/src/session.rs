@@ -16,7 +16,7 @@ use scenarios::{Action, Stamped, Step};
 use telemetry::{Event, Record};
 
 use crate::console::{Lines, Plain, RawTerminal};
-use crate::qemu::Invocation;
+use crate::launch::Invocation;
 
 /// Ctrl-C on a raw terminal.
 const CTRL_C: u8 = 3;
@@ -38,8 +38,13 @@ const PANIC_ENDS: &str = "==== end of report ====";
 /// Why the emulator is no longer running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// It ended by itself.
-    ByItself(ExitStatus),
+    /// It ended by itself; whether in good order.
+    ByItself {
+        /// Its status.
+        status: ExitStatus,
+        /// It says that its machine switched itself off.
+        well: bool,
+    },
     /// The hypervisor panicked; we ended it after the report.
     Panicked,
     /// The loader gave up and said why.
@@ -117,21 +122,15 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
     let records = records_file(manner.folder);
     File::create(&records).with_context(|| format!("cannot write {}", records.display()))?;
     let complaints = manner.folder.join("emulator.log");
-    let mut emulator = invocation.spawn(File::create(&complaints)?)?;
+    let said = || std::fs::read_to_string(&complaints).unwrap_or_default();
+    let mut emulator = invocation
+        .spawn(File::create(&complaints)?)
+        .with_context(|| format!("the emulator said: {}", said().trim()))?;
     let mut session = Session::new(manner, &records)?;
 
     let (to_us, from_machine) = channel();
-    let console_out = emulator
-        .child
-        .stdout
-        .take()
-        .context("the emulator has no output")?;
+    let (console_out, mut console_in) = emulator.console()?;
     read_in_thread(console_out, to_us);
-    let mut console_in = emulator
-        .child
-        .stdin
-        .take()
-        .context("the emulator has no input")?;
     let terminal = if manner.attended {
         RawTerminal::enter()
     } else {
@@ -189,11 +188,13 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
             while let Ok(bytes) = from_machine.recv_timeout(TICK) {
                 session.console(&bytes)?;
             }
+            emulator.settle();
             session.read_records()?;
             break if session.panicked.is_some() {
                 Ended::Panicked
             } else {
-                Ended::ByItself(status)
+                let well = invocation.ended_well(status, &said());
+                Ended::ByItself { status, well }
             };
         }
         if session.reported || session.panicked.is_some_and(|at| at.elapsed() > LAST_WORDS) {
@@ -219,7 +220,7 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
         torn_records: session.torn_records,
         ended,
         took,
-        complaints: std::fs::read_to_string(complaints).unwrap_or_default(),
+        complaints: said(),
     })
 }
 

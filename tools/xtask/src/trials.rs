@@ -7,17 +7,19 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use scenarios::{Action, Scenario, Tier};
+use scenarios::{Action, Emulator, Scenario, Tier};
 use serde_json::Value;
 
 use crate::artifacts::{self, Artifacts, root};
 use crate::host_tests::{PermittedSkips, Tally, host_packages, host_tests};
 use crate::plan::{Plan, Wishes};
 use crate::provision::{Lab, Part};
-use crate::qemu::Invocation;
-use crate::run::{Scratch, Subject, parts, prepare};
+use crate::run::{
+    Places, Scratch, Subject, emulator, emulator_parts, invocation, parts, prepare, tables,
+};
 use crate::session::{self, Manner};
 use crate::status::usage;
+use crate::summary::{Result as Outcome, Summary};
 use crate::{lint, micro, say};
 
 /// The options of `test`.
@@ -31,6 +33,9 @@ pub struct TestArgs {
     /// The long scenarios as well
     #[arg(long)]
     full: bool,
+    /// Scenarios in this laboratory only: qemu (AMD-V) or bochs (VT-x) [default: both]
+    #[arg(long, value_parser = emulator)]
+    lab: Option<Emulator>,
     /// Seed of the random scenarios [default: a new one, printed]
     #[arg(long)]
     seed: Option<u64>,
@@ -63,16 +68,19 @@ pub fn test(args: &TestArgs) -> Result<u8> {
         .into_iter()
         .filter(|p| wanted(&format!("{HOST}{p}")))
         .collect();
-    let scenarios: Vec<Scenario> = scenarios::all(seed)
-        .into_iter()
-        .filter(|s| wanted(&label(s)) && (args.full || args.list || s.tier == Tier::Quick))
+    let scenarios = scenarios::all(seed);
+    let trials: Vec<Trial> = scenarios
+        .iter()
+        .flat_map(|scenario| Emulator::ALL.map(|emulator| Trial { scenario, emulator }))
+        .filter(|t| args.lab.is_none_or(|lab| lab == t.emulator) && wanted(&t.label()))
+        .filter(|t| args.full || args.list || t.tier() == Tier::Quick)
         .collect();
     let reference = wanted(micro::REFERENCE);
     if args.list {
-        list(&checks, &packages, reference, &scenarios);
+        list(&checks, &packages, reference, &trials);
         return Ok(0);
     }
-    if checks.is_empty() && packages.is_empty() && scenarios.is_empty() && !reference {
+    if checks.is_empty() && packages.is_empty() && trials.is_empty() && !reference {
         return Err(usage(format!(
             "no trial's name contains {:?}; --list names them all (some run with --full only).",
             args.filter.as_deref().unwrap_or("")
@@ -92,8 +100,8 @@ pub fn test(args: &TestArgs) -> Result<u8> {
     if reference && !stop.load(Ordering::Relaxed) {
         tally.add(told(micro::REFERENCE, prove_selftests()));
     }
-    if !scenarios.is_empty() && !stop.load(Ordering::Relaxed) {
-        tally.add(emulator_trials(&scenarios, args.jobs));
+    if !trials.is_empty() && !stop.load(Ordering::Relaxed) {
+        tally.add(emulator_trials(&trials, args.jobs, &permitted));
     }
     let interrupted = stop.load(Ordering::Relaxed);
     if interrupted {
@@ -122,8 +130,32 @@ fn unix_nanos() -> u64 {
     })
 }
 
-fn label(scenario: &Scenario) -> String {
-    format!("scenario/{}", scenario.name)
+/// One scenario in one emulator.
+#[derive(Clone, Copy)]
+struct Trial<'a> {
+    scenario: &'a Scenario,
+    emulator: Emulator,
+}
+
+impl Trial<'_> {
+    /// `NAME`, or `NAME@bochs`.
+    fn name(&self) -> String {
+        match self.emulator {
+            Emulator::Qemu => self.scenario.name.clone(),
+            other => format!("{}@{}", self.scenario.name, other.name()),
+        }
+    }
+    fn label(&self) -> String {
+        format!("scenario/{}", self.name())
+    }
+    fn tier(&self) -> Tier {
+        self.scenario.tier_in(self.emulator)
+    }
+    /// The observer's arguments, where the emulator can have one.
+    fn plugin(&self) -> Option<&str> {
+        let arguments = self.scenario.plugin.as_deref();
+        arguments.filter(|_| self.emulator == Emulator::Qemu)
+    }
 }
 
 fn told(name: &str, result: Result<(), String>) -> Tally {
@@ -145,7 +177,7 @@ fn told(name: &str, result: Result<(), String>) -> Tally {
     }
 }
 
-fn list(checks: &[lint::Check], packages: &[String], reference: bool, scenarios: &[Scenario]) {
+fn list(checks: &[lint::Check], packages: &[String], reference: bool, trials: &[Trial<'_>]) {
     checks.iter().for_each(|(name, _)| say::line(*name));
     packages
         .iter()
@@ -156,52 +188,61 @@ fn list(checks: &[lint::Check], packages: &[String], reference: bool, scenarios:
             micro::REFERENCE
         ));
     }
-    for scenario in scenarios {
-        let full = if scenario.tier == Tier::Full {
+    for trial in trials {
+        let full = if trial.tier() == Tier::Full {
             " [--full]"
         } else {
             ""
         };
-        say::line(format!("{}{full}: {}", label(scenario), scenario.about));
+        say::line(format!("{}{full}: {}", trial.label(), trial.scenario.about));
     }
 }
 
-/// Runs the scenarios, `jobs` at a time, after building what they need once.
-fn emulator_trials(scenarios: &[Scenario], jobs: u8) -> Tally {
-    let bench = match Bench::set_up(scenarios) {
-        Ok(bench) => bench,
-        Err(error) => {
-            say::line(format!("no scenario can run: {error:#}"));
-            return Tally {
-                failed: scenarios.len(),
-                ..Tally::default()
-            };
-        }
+/// Runs the trials, `jobs` at a time, after building what they need once.
+fn emulator_trials(trials: &[Trial<'_>], jobs: u8, permitted: &PermittedSkips) -> Tally {
+    let summary = Mutex::new(Summary::default());
+    let tell = |trial: &Trial<'_>, seconds: Option<u64>, outcome: Outcome| {
+        let label = match seconds {
+            Some(seconds) => format!("{} ({seconds} s)", trial.label()),
+            None => trial.label(),
+        };
+        say::line(outcome.line(&label));
+        let mut summary = summary
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        summary.add(&trial.scenario.name, trial.emulator, seconds, outcome);
     };
-    let (next, tally) = (AtomicUsize::new(0), Mutex::new(Tally::default()));
-    std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let begun = Instant::now();
-                    let result = bench
-                        .trial(scenario)
-                        .unwrap_or_else(|error| Err(format!("{error:#}")));
-                    let name = format!("{} ({} s)", label(scenario), begun.elapsed().as_secs());
-                    let mut tally = tally
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner);
-                    tally.add(told(&name, result));
-                    if session::stop_flag().is_ok_and(|stop| stop.load(Ordering::Relaxed)) {
-                        break;
-                    }
-                }
-            });
+    let mut hosted = Vec::new();
+    for trial in trials {
+        match trial.scenario.cannot_run_in(trial.emulator) {
+            None => hosted.push(*trial),
+            Some(why) => {
+                let skip = match permitted.reason(&trial.label()) {
+                    Some(reason) => Outcome::Skipped(reason.into()),
+                    None => Outcome::Failed(format!(
+                        "{why}, which tests/scenarios/permitted-skips.toml does not permit"
+                    )),
+                };
+                tell(trial, None, skip);
+            }
         }
-    });
-    tally
+    }
+    if !hosted.is_empty() {
+        match Bench::set_up(&hosted) {
+            Ok(bench) => bench.run(&hosted, jobs, &tell),
+            Err(error) => {
+                let why = format!("nothing can run: {error:#}");
+                hosted
+                    .iter()
+                    .for_each(|trial| tell(trial, None, Outcome::Failed(why.clone())));
+            }
+        }
+    }
+    let summary = summary
         .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    say::line(summary.table());
+    summary.tally()
 }
 
 /// What all scenarios share.
@@ -214,18 +255,19 @@ struct Bench {
 }
 
 impl Bench {
-    fn set_up(scenarios: &[Scenario]) -> Result<Self> {
-        let mut needed: std::collections::BTreeSet<Part> = [Part::Qemu, Part::Ovmf].into();
-        for scenario in scenarios {
-            needed.extend(parts(&plan(scenario)?, true));
+    fn set_up(trials: &[Trial<'_>]) -> Result<Self> {
+        let mut needed = std::collections::BTreeSet::new();
+        for trial in trials {
+            needed.extend(emulator_parts(trial.emulator));
+            needed.extend(parts(&plan(trial.scenario)?));
         }
         let lab = Lab::ensure(&needed)?;
-        let sabotaged = match scenarios.iter().any(Scenario::wants_sabotaged_kernel) {
+        let sabotaged = match trials.iter().any(|t| t.scenario.wants_sabotaged_kernel()) {
             true => Some(artifacts::build_sabotaged_kernel()?),
             false => None,
         };
         let artifacts = Artifacts::build()?;
-        let plugin = if scenarios.iter().any(|s| s.plugin.is_some()) {
+        let plugin = if trials.iter().any(|t| t.plugin().is_some()) {
             Some(artifacts::build_plugin()?)
         } else {
             None
@@ -251,36 +293,60 @@ impl Bench {
         artifacts
     }
 
+    fn run(
+        &self,
+        trials: &[Trial<'_>],
+        jobs: u8,
+        tell: &(impl Fn(&Trial<'_>, Option<u64>, Outcome) + Sync),
+    ) {
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..jobs {
+                scope.spawn(|| {
+                    while let Some(trial) = trials.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let begun = Instant::now();
+                        let result = self
+                            .trial(trial)
+                            .unwrap_or_else(|error| Err(format!("{error:#}")));
+                        let outcome = result.map_or_else(Outcome::Failed, |()| Outcome::Passed);
+                        tell(trial, Some(begun.elapsed().as_secs()), outcome);
+                        if session::stop_flag().is_ok_and(|stop| stop.load(Ordering::Relaxed)) {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+    }
+
     /// Boots the scenario's machine and judges what it left; the inner error is the judge's.
-    fn trial(&self, scenario: &Scenario) -> Result<Result<(), String>> {
-        scenario.machine.check().map_err(anyhow::Error::msg)?;
-        let folder = artifacts::folder(&format!("scenarios/{}", scenario.name))?;
+    fn trial(&self, trial: &Trial<'_>) -> Result<Result<(), String>> {
+        let scenario = trial.scenario;
+        let machine = scenario.machine_in(trial.emulator);
+        machine.check().map_err(anyhow::Error::msg)?;
+        let folder = artifacts::folder(&format!("scenarios/{}", trial.name()))?;
         let plan = plan(scenario)?;
         std::fs::write(folder.join("perigee.toml"), &plan.toml)?;
         let scratch = Scratch::new()?;
         let disk = scratch.path().join("medium.img");
+        let overrides = tables(trial.emulator, machine, &scenario.overrides);
         prepare(
             &plan,
-            &scenario.overrides,
+            &overrides,
             &self.lab,
             &self.artifacts_for(scenario),
             &disk,
         )?;
 
-        let (qemu, firmware) = (
-            self.lab.qemu.as_ref().context("no QEMU")?,
-            self.lab.ovmf.as_ref().context("no firmware")?,
-        );
-        let mut invocation = Invocation::new(
-            qemu,
-            &scenario.machine,
-            firmware,
-            &disk,
-            &session::records_file(&folder),
-        );
+        let places = Places {
+            disk: &disk,
+            folder: &folder,
+            scratch: scratch.path(),
+        };
+        let (mut invocation, _) = invocation(trial.emulator, &self.lab, machine, places)?;
         let counted = folder.join("plugin.json");
         let _ = std::fs::remove_file(&counted);
-        if let Some(arguments) = &scenario.plugin {
+        if let Some(arguments) = trial.plugin() {
             let library = self
                 .plugin
                 .as_ref()
@@ -288,7 +354,7 @@ impl Bench {
             let arguments = format!(
                 "out={},{},{arguments}",
                 counted.display(),
-                scenario.machine.plugin_args()
+                machine.plugin_args()
             );
             invocation = invocation.with_plugin(library, arguments.trim_end_matches(','));
         }
@@ -298,19 +364,20 @@ impl Bench {
         }
         std::fs::write(folder.join("command-line.txt"), format!("{invocation}\n"))?;
         let manner = Manner {
-            timeout: Some(scenario.timeout),
+            timeout: Some(scenario.timeout_in(trial.emulator)),
             attended: false,
             steps: &scenario.steps,
             control: Some(&control),
             folder: &folder,
         };
         let transcript = session::run(&invocation, &manner)?;
-        let plugin = match &scenario.plugin {
+        let plugin = match trial.plugin() {
             Some(_) => Some(read_json(&counted)?),
             None => None,
         };
         let subject = Subject {
-            machine: &scenario.machine,
+            emulator: trial.emulator,
+            machine,
             vms: &plan.vms,
             seed: scenario.seed,
         };

@@ -21,10 +21,13 @@ pub fn outcome(transcript: &Transcript, vms: &[PlannedVm], evidence: &Evidence) 
                 .map_or("", |line| line.what.as_str());
             return Outcome::HypervisorPanic(sentence.trim().into());
         }
-        Ended::ByItself(status) if !status.success() => {
+        Ended::ByItself {
+            status,
+            well: false,
+        } => {
             return Outcome::EmulatorFailed(format!("{status}: {}", transcript.complaints.trim()));
         }
-        Ended::ByItself(_) => {}
+        Ended::ByItself { well: true, .. } => {}
     }
     let end = evidence.events().find_map(|event| match event {
         Event::RunEnd(outcome) => Some(outcome),

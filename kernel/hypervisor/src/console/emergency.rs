@@ -27,6 +27,8 @@ static CURSOR: AtomicU32 = AtomicU32::new(0);
 const STRIDE_SHIFT: u32 = 56;
 const LINE_STATUS: u8 = 5;
 const TRANSMIT_EMPTY: u8 = 1 << 5;
+/// The last bit of the last byte is out, too.
+const TRANSMITTER_IDLE: u8 = 1 << 6;
 const PATIENCE: u32 = 100_000;
 
 /// Remembers the UARTs for text and for records.
@@ -74,6 +76,14 @@ impl Write for EmergencyTelemetry {
         let port = RECORDS.load(Ordering::Relaxed);
         text.bytes().for_each(|byte| send(port, byte));
         Ok(())
+    }
+}
+
+/// Waits until both UARTs have sent what they took: a machine that goes off loses the rest.
+pub fn finish_sending() {
+    for port in [&PORT, &RECORDS] {
+        let port = port.load(Ordering::Relaxed);
+        let _idle = (0..PATIENCE).any(|_| read(port, LINE_STATUS) & TRANSMITTER_IDLE != 0);
     }
 }
 

@@ -34,7 +34,7 @@ use x86_64::instructions::interrupts::without_interrupts;
 use port::{COM1, COM2, Place, SerialPort};
 use screen::Screen;
 
-pub use emergency::{Emergency, EmergencyTelemetry};
+pub use emergency::{Emergency, EmergencyTelemetry, finish_sending};
 
 /// Bytes of early text that are kept for a screen that is found later.
 const BACKLOG_BYTES: usize = 8 << 10;

@@ -9,7 +9,7 @@ use x86_64::instructions::port::Port;
 
 use super::tables::{Tables, firmware_dsdt};
 use crate::arch::{cpu, paging, time};
-use crate::console::Emergency;
+use crate::console::{self, Emergency};
 
 /// How this machine is switched off.
 #[derive(Clone, Copy, Debug)]
@@ -120,6 +120,7 @@ fn memory(register: GenericAddress) -> *mut u16 {
 /// sentence. Takes no lock: the end of a report calls this.
 pub fn power_off() -> ! {
     x86_64::instructions::interrupts::disable();
+    console::finish_sending();
     if let Some(Power {
         fadt,
         s5: Some((a, b)),

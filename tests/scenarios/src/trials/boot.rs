@@ -23,6 +23,8 @@ pub fn scenarios() -> Vec<Scenario> {
             "two unmodified Linux guests with two CPUs each check their memory and power off",
             |e| e.every_guest_is_well(2),
         )
+        .on_bochs(Machine::row(4, 1, 256))
+        .quick_in_bochs()
         .vm(Vm::linux("alpha"))
         .vm(Vm::linux("beta")
             .set("memory_nodes", "[3]")

@@ -140,6 +140,7 @@ pub(crate) mod tests {
 
     pub(crate) fn evidence(plugin: Value) -> Evidence {
         Evidence {
+            emulator: crate::Emulator::Qemu,
             machine: Machine::row(4, 2, 512),
             vms: Vec::new(),
             outcome: Outcome::Clean,

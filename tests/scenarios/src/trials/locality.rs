@@ -1,9 +1,9 @@
 //! The main job and its counter-cases: what is far and touched comes near, everything else stays.
 //!
-//! The verdict comes from outside: the emulator plugin counts which CPU node touches which
+//! In QEMU the verdict comes from outside: the emulator plugin counts which CPU node touches which
 //! memory node behind the workload's tag, and the workload checks every word of its memory. The kernel's
 //! records are read as well, but only for what they must say besides: why something moved, or that
-//! nothing was ordered.
+//! nothing was ordered. Bochs has no such observer: there the workload's own record and the kernel's have to do.
 //!
 //! A guest takes seconds to reach userspace, and Perigee would have mended it by then. So that the
 //! plugin sees the time before as well, most trials start with `mode = "off"` and let the operator
@@ -15,7 +15,7 @@ use telemetry::{Choice, Event, Hold, MoveReason, VmEvent};
 use units::NodeId;
 
 use super::counted::{Counted, local};
-use crate::{Evidence, Machine, Scenario, Vm};
+use crate::{Emulator, Evidence, Machine, Scenario, Vm};
 
 /// The VM of every trial here, and its workload's tag.
 const NAME: &str = "far";
@@ -43,6 +43,8 @@ pub fn scenarios() -> Vec<Scenario> {
             },
         )
         .vm(far().set("mode", "\"off\""))
+        .on_bochs(Machine::row(4, 2, 256))
+        .quick_in_bochs()
         .type_after(COUNTED, &format!("{LOOK}{SWITCH_ON}"))
         .type_after(LATE, &format!("{LOOK}why far\r")),
         Scenario::quick(
@@ -89,7 +91,7 @@ pub fn scenarios() -> Vec<Scenario> {
         .vm(far()),
         Scenario::full("idle-vm-moves-nothing", "a far VM that idles stays where it is", |e| {
             well(e)?;
-            if Counted::of(e, TAG)?.is_some() {
+            if e.emulator == Emulator::Qemu && Counted::of(e, TAG)?.is_some() {
                 return Err("the workload did not idle".into());
             }
             nothing_ordered(e)?;
@@ -113,7 +115,9 @@ pub fn scenarios() -> Vec<Scenario> {
                 if on_3.is_none_or(|percent| percent < 74) {
                     return Err(format!("{on_3:?} % of the memory lay on node 3"));
                 }
-                let counted = Counted::enough(e, TAG)?;
+                let Some(counted) = counted(e)? else {
+                    return Ok(());
+                };
                 at_least("local accesses at the beginning", counted.first(local), NEAR)?;
                 at_least("local accesses at the end", counted.last(local), NEAR)
             },
@@ -173,11 +177,21 @@ fn below(what: &str, percent: u64, limit: u64) -> Result<(), String> {
     Err(format!("{what}: {percent} %, expected less than {limit} %"))
 }
 
+/// What the observer outside counted, which must be enough; `None` where there is no observer.
+fn counted(e: &Evidence) -> Result<Option<Counted>, String> {
+    match e.emulator {
+        Emulator::Qemu => Counted::enough(e, TAG).map(Some),
+        Emulator::Bochs => Ok(None),
+    }
+}
+
 /// Far before, near after, as counted outside.
 fn ends_local(e: &Evidence) -> Result<(), String> {
     well(e)?;
     switched_on(e)?;
-    let counted = Counted::enough(e, TAG)?;
+    let Some(counted) = counted(e)? else {
+        return Ok(());
+    };
     below("local accesses at the beginning", counted.first(local), FAR)?;
     at_least("local accesses at the end", counted.last(local), NEAR)
 }
@@ -186,7 +200,10 @@ fn ends_local(e: &Evidence) -> Result<(), String> {
 fn ends_at_node_1(e: &Evidence, near: u64) -> Result<(), String> {
     well(e)?;
     switched_on(e)?;
-    let counted = Counted::enough(e, TAG)?;
+    vcpus_went_to(e, NodeId(1))?;
+    let Some(counted) = counted(e)? else {
+        return Ok(());
+    };
     let from_3 = counted.first(|cpu, memory| (cpu, memory) == (3, 1));
     at_least(
         "accesses from node 3 to node 1 at the beginning",
@@ -194,8 +211,7 @@ fn ends_at_node_1(e: &Evidence, near: u64) -> Result<(), String> {
         100 - FAR,
     )?;
     let at_1 = counted.last(|cpu, memory| (cpu, memory) == (1, 1));
-    at_least("accesses from node 1 to node 1 at the end", at_1, near)?;
-    vcpus_went_to(e, NodeId(1))
+    at_least("accesses from node 1 to node 1 at the end", at_1, near)
 }
 
 /// The operator's switch was understood.
@@ -254,8 +270,10 @@ fn operator_saw(e: &Evidence) -> Result<(), String> {
 /// Far before, near after, by pages that came from node 3 to node 0 for a reason.
 fn pages_came(e: &Evidence) -> Result<(), String> {
     ends_local(e)?;
-    let at_0 = Counted::enough(e, TAG)?.last(|cpu, memory| (cpu, memory) == (0, 0));
-    at_least("accesses from node 0 to node 0 at the end", at_0, NEAR)?;
+    if let Some(counted) = counted(e)? {
+        let at_0 = counted.last(|cpu, memory| (cpu, memory) == (0, 0));
+        at_least("accesses from node 0 to node 0 at the end", at_0, NEAR)?;
+    }
     let told: u64 = e
         .events()
         .filter_map(|event| match event {
@@ -296,7 +314,9 @@ fn preferred(event: &Event) -> bool {
 fn stays_far(e: &Evidence) -> Result<(), String> {
     well(e)?;
     nothing_ordered(e)?;
-    let counted = Counted::enough(e, TAG)?;
+    let Some(counted) = counted(e)? else {
+        return Ok(());
+    };
     let far = |cpu, memory| (cpu, memory) == (0, 3);
     at_least(
         "accesses from node 0 to node 3 at the beginning",

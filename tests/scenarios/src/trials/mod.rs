@@ -8,6 +8,7 @@ pub mod locality;
 pub mod operator;
 mod random;
 pub mod sabotage;
+pub mod starved;
 pub mod topology;
 
 use crate::Scenario;
@@ -21,6 +22,7 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         operator::scenarios(),
         locality::scenarios(),
         sabotage::scenarios(),
+        starved::scenarios(),
         topology::scenarios(seed),
     ]
     .into_iter()

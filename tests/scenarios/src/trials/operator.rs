@@ -297,6 +297,7 @@ mod tests {
 
     fn evidence(lines: &[&str]) -> Evidence {
         Evidence {
+            emulator: crate::Emulator::Qemu,
             machine: Machine::row(1, 1, 256),
             vms: vec!["alpha".into()],
             outcome: Outcome::Clean,

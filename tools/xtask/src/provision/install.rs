@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Part;
 use super::apt::{Deb, PrivateApt, unpack};
+use super::bochs::bochs_root;
 use super::emulator::{QEMU_WANTED, qemu_root};
 use super::host::{Mirror, System};
 use crate::say;
@@ -22,6 +23,9 @@ use crate::say;
 const GUEST_RELEASE: &str = "bookworm";
 const GUEST_BACKPORTS: &str = "bookworm-backports";
 const KERNEL_METAPACKAGE: &str = "linux-image-cloud-amd64";
+
+/// Bochs' packages; the second is the smallest of those of which it wants one, for a screen.
+const BOCHS_PACKAGES: [&str; 4] = ["bochs", "bochs-term", "bochsbios", "vgabios"];
 
 /// Something to download and unpack.
 struct Job {
@@ -113,17 +117,19 @@ fn job(part: Part, tools: &PrivateApt, guests: &PrivateApt, cache: &Path) -> Res
         place: Place::File { pattern, name },
         guests,
     };
+    let tree = |packages: &[&str], root| -> Result<Job> {
+        let mut debs = tools.resolve(packages)?;
+        // The C library must be the one that the system's own dynamic linker belongs to.
+        debs.retain(|deb| !["libc6", "libc-bin"].contains(&deb.name.as_str()));
+        Ok(Job {
+            debs,
+            place: Place::Tree(root),
+            guests: false,
+        })
+    };
     Ok(match part {
-        Part::Qemu => {
-            let mut debs = tools.resolve(&["qemu-system-x86", "seabios"])?;
-            // The C library must be the one that the system's own dynamic linker belongs to.
-            debs.retain(|deb| !["libc6", "libc-bin"].contains(&deb.name.as_str()));
-            Job {
-                debs,
-                place: Place::Tree(qemu_root(cache)),
-                guests: false,
-            }
-        }
+        Part::Qemu => tree(&["qemu-system-x86", "seabios"], qemu_root(cache))?,
+        Part::Bochs => tree(&BOCHS_PACKAGES, bochs_root(cache))?,
         Part::Ovmf => one(
             tools.single("ovmf", None)?,
             "./usr/share/ovmf/OVMF.fd",
@@ -191,10 +197,11 @@ fn first_file(folder: &Path) -> Option<PathBuf> {
 /// so a failure here is told and not fatal.
 fn install_by_apt(missing: &mut BTreeSet<Part>, system: &System) {
     let own_qemu_is_old = matches!(system.tool_suites(), Some((_, Some(_))));
-    let wanted: Vec<(Part, &str)> = [
-        (Part::Qemu, "qemu-system-x86"),
-        (Part::Ovmf, "ovmf"),
-        (Part::Busybox, "busybox-static"),
+    let wanted: Vec<(Part, &[&str])> = [
+        (Part::Qemu, &["qemu-system-x86"][..]),
+        (Part::Bochs, &BOCHS_PACKAGES),
+        (Part::Ovmf, &["ovmf"]),
+        (Part::Busybox, &["busybox-static"]),
     ]
     .into_iter()
     .filter(|(part, _)| missing.contains(part) && !(*part == Part::Qemu && own_qemu_is_old))
@@ -207,24 +214,20 @@ fn install_by_apt(missing: &mut BTreeSet<Part>, system: &System) {
         say::step(format!("{error:#}; unpacking instead"));
         return;
     }
-    for (part, package) in wanted {
-        if part == Part::Qemu && !candidate_is_wanted(package) {
+    for (part, packages) in wanted {
+        if part == Part::Qemu && !packages.iter().all(|p| candidate_is_wanted(p)) {
             continue;
         }
-        let arguments = [
-            "-y",
-            "--no-install-recommends",
-            "--no-remove",
-            "install",
-            package,
-        ];
-        match simulated_size(package) {
+        let options = ["-y", "--no-install-recommends", "--no-remove", "install"];
+        let arguments = [&options[..], packages].concat();
+        let names = packages.join(" ");
+        match simulated_size(packages) {
             Some(bytes) => say::step(format!(
-                "apt-get install {package}: {}, {}",
+                "apt-get install {names}: {}, {}",
                 say::megabytes(bytes),
                 say::expected(bytes)
             )),
-            None => say::step(format!("apt-get install {package}")),
+            None => say::step(format!("apt-get install {names}")),
         }
         match apt(&arguments) {
             Ok(()) => {
@@ -261,18 +264,17 @@ fn apt(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that installing `package` downloads.
-fn simulated_size(package: &str) -> Option<u64> {
-    let arguments = [
+/// Bytes that installing `packages` downloads.
+fn simulated_size(packages: &[&str]) -> Option<u64> {
+    let options = [
         "-qq",
         "--no-install-recommends",
         "--no-remove",
         "--print-uris",
         "-y",
         "install",
-        package,
     ];
-    let output = apt_command().args(arguments).output().ok()?;
+    let output = apt_command().args(options).args(packages).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
     Some(
         text.lines()

@@ -5,6 +5,7 @@
 //! system the error says which file is missing and how to point to it.
 
 mod apt;
+mod bochs;
 mod emulator;
 mod host;
 mod install;
@@ -16,6 +17,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use scenarios::GuestKernel;
 
+pub use bochs::Bochs;
+use bochs::{bochs_root, find_bochs};
 pub use emulator::Qemu;
 use emulator::{QEMU_WANTED, find_qemu, qemu_root};
 use host::System;
@@ -25,7 +28,9 @@ use host::System;
 pub enum Part {
     /// QEMU for x86.
     Qemu,
-    /// UEFI firmware for it.
+    /// Bochs, which has VT-x.
+    Bochs,
+    /// UEFI firmware for either.
     Ovmf,
     /// A statically linked busybox for the guests.
     Busybox,
@@ -40,6 +45,7 @@ impl Part {
     pub fn variable(self) -> &'static str {
         match self {
             Self::Qemu => "PERIGEE_QEMU",
+            Self::Bochs => "PERIGEE_BOCHS",
             Self::Ovmf => "PERIGEE_OVMF",
             Self::Busybox => "PERIGEE_BUSYBOX",
             Self::Kernel61 => "PERIGEE_VMLINUZ",
@@ -53,7 +59,12 @@ impl Part {
             Self::Qemu => {
                 "qemu-system-x86_64, version 10.0.2 (7.2 or later works, with less to see)"
             }
-            Self::Ovmf => "OVMF.fd, UEFI firmware for QEMU with code and variables in one file",
+            Self::Bochs => {
+                "bochs-bin (or bochs), version 2.7 or later, with VT-x and more than one CPU"
+            }
+            Self::Ovmf => {
+                "OVMF.fd, UEFI firmware for emulators with code and variables in one file"
+            }
             Self::Busybox => "busybox, linked statically",
             Self::Kernel61 => "vmlinuz of Debian 12's linux-image-cloud-amd64 (6.1)",
             Self::Kernel612 => "vmlinuz of linux-image-cloud-amd64 in Debian 12's backports (6.12)",
@@ -73,8 +84,10 @@ impl Part {
 /// What the laboratory consists of, as far as it is there.
 #[derive(Clone, Debug, Default)]
 pub struct Lab {
-    /// The emulator.
+    /// The emulator with AMD-V.
     pub qemu: Option<Qemu>,
+    /// The emulator with VT-x.
+    pub bochs: Option<Bochs>,
     /// UEFI firmware.
     pub ovmf: Option<PathBuf>,
     /// Static busybox.
@@ -126,6 +139,7 @@ impl Lab {
             };
             match part {
                 Part::Qemu => lab.qemu = find_qemu(given, &cache)?,
+                Part::Bochs => lab.bochs = find_bochs(given, &cache)?,
                 Part::Ovmf => {
                     lab.ovmf = given
                         .or_else(|| cached(&cache, "OVMF.fd"))
@@ -205,6 +219,7 @@ impl Lab {
     fn really_lacks(&self, part: Part) -> bool {
         match part {
             Part::Qemu => self.qemu.is_none(),
+            Part::Bochs => self.bochs.is_none(),
             Part::Ovmf => self.ovmf.is_none(),
             Part::Busybox => self.busybox.is_none(),
             Part::Kernel61 => self.kernel_61.is_none(),
@@ -212,20 +227,18 @@ impl Lab {
         }
     }
 
-    /// Emulator and firmware, or where they will be once they are installed.
+    /// The same with emulators and firmware where they will be once they are installed, if they are not there.
     ///
     /// # Errors
     /// No folder for caches is known.
-    pub fn or_future_places(&self) -> Result<(Qemu, PathBuf)> {
+    pub fn or_future_places(mut self) -> Result<Self> {
         let cache = cache_folder()?;
-        let qemu = self
-            .qemu
-            .clone()
-            .unwrap_or_else(|| Qemu::unpacked(&qemu_root(&cache)));
-        Ok((
-            qemu,
-            self.ovmf.clone().unwrap_or_else(|| cache.join("OVMF.fd")),
-        ))
+        self.qemu
+            .get_or_insert_with(|| Qemu::unpacked(&qemu_root(&cache)));
+        self.bochs
+            .get_or_insert_with(|| Bochs::unpacked(&bochs_root(&cache)));
+        self.ovmf.get_or_insert_with(|| cache.join("OVMF.fd"));
+        Ok(self)
     }
 
     /// The file of a guest kernel.
