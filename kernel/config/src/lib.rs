@@ -26,8 +26,8 @@
 //! | `name` | 1 to 16 of `a-z 0-9 -` | required | unique name |
 //! | `cpus` | 1 to 64 | required | virtual CPUs |
 //! | `memory` | `"256M"`, `"1G"`; a multiple of 2 MiB | required | guest memory |
-//! | `kernel` | path | required | bzImage below `/perigee` on the boot medium |
-//! | `initrd` | path | none | initial RAM disk, same place |
+//! | `kernel` | path | required | kernel below `/perigee` on the boot medium |
+//! | `initrd` | path | none | initial RAM disk, same place; Multiboot modules, see below |
 //! | `append` | text | `""` | kernel command line |
 //! | `memory_nodes` | `[3]`, `[{ node = 3, size = "192M" }, { node = 1 }]` | near home | where pages start, in guest-physical order |
 //! | `start_node` | node number | the planner's choice | where the vCPUs start |
@@ -37,6 +37,14 @@
 //! | `priority` | `"low"` `"normal"` `"high"` | `"normal"` | scheduling class |
 //! | `mode` | as in `[host]` | the host's | what the planner may move of this VM |
 //! | `vnuma` | boolean | `false` | show the guest one node per entry of `memory_nodes` |
+//! | `boot` | `"linux"` `"multiboot"` | `"linux"` | what `kernel` is: a bzImage, or a Multiboot 1 image |
+//! | `test_devices` | boolean | `false` | give the VM the devices of test kernels (below) |
+//!
+//! Multiboot modules stand in `initrd` as QEMU has them: files separated by commas, each with
+//! the words of its command line behind it (`"guests/a.bin first,guests/b.bin"`; two commas are one).
+//!
+//! Test devices are an exit port (0xF4, whose value becomes the VM's outcome), `fw_cfg` (0x510) with the
+//! number of CPUs and the memory's size, and QEMU's `pc-testdev`: see `devices::test`.
 //!
 //! Entries of `memory_nodes` without a `size` share what the others leave, equally and in units of
 //! 2 MiB; the sizes add up to `memory`.
@@ -59,7 +67,9 @@ mod vm;
 mod write;
 
 pub use error::ConfigError;
-pub use model::{Affinity, Console, Host, HostConfig, LogLevel, Mode, NodeShare, Priority, Vm};
+pub use model::{
+    Affinity, BootProtocol, Console, Host, HostConfig, LogLevel, Mode, NodeShare, Priority, Vm,
+};
 pub use sabotage::Sabotage;
 pub use size::{parse_size, size_text};
 

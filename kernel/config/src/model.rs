@@ -83,6 +83,10 @@ pub struct Vm {
     pub mode: Option<Mode>,
     /// Whether the guest sees one NUMA node per entry of [`Vm::memory_nodes`].
     pub vnuma: bool,
+    /// How the kernel is loaded and entered.
+    pub boot: BootProtocol,
+    /// Whether the board has the devices that test kernels end and configure themselves by.
+    pub test_devices: bool,
 }
 
 impl Vm {
@@ -108,6 +112,8 @@ impl Vm {
             priority: Priority::default(),
             mode: None,
             vnuma: false,
+            boot: BootProtocol::default(),
+            test_devices: false,
         }
     }
 
@@ -255,5 +261,16 @@ keyword!(
         Normal = "normal",
         /// Before the others.
         High = "high",
+    }
+);
+
+keyword!(
+    /// How a VM's kernel is loaded and entered.
+    BootProtocol {
+        /// Linux' 64-bit boot protocol, for a bzImage.
+        #[default]
+        Linux = "linux",
+        /// Multiboot 0.6.96, for a 32-bit ELF file or a flat image with load addresses.
+        Multiboot = "multiboot",
     }
 );

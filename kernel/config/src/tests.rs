@@ -33,6 +33,8 @@ cpu_affinity = { cpus = [0, 1] }
 weight = 512
 mode = "off"
 vnuma = true
+boot = "multiboot"
+test_devices = true
 "#;
 
 fn errors(text: &str) -> Vec<String> {
@@ -115,6 +117,11 @@ fn every_key_arrives_where_it_belongs() {
         (Priority::High, 256, 150)
     );
     assert_eq!(far.mode_on(&config.host), Mode::DryRun);
+    assert_eq!((far.boot, far.test_devices), (BootProtocol::Linux, false));
+    assert_eq!(
+        (near.boot, near.test_devices),
+        (BootProtocol::Multiboot, true)
+    );
     assert_eq!(
         near.memory_nodes,
         vec![NodeShare {
@@ -240,6 +247,11 @@ fn each_value_is_held_to_its_rule() {
         ),
         ("priority = \"hihg\"", "Did you mean \"high\"?"),
         ("vnuma = 1", "`vnuma` must be true or false without quotes"),
+        ("boot = \"multibot\"", "Did you mean \"multiboot\"?"),
+        (
+            "test_devices = \"yes\"",
+            "`test_devices` must be true or false without quotes",
+        ),
         ("start_node = 65536", "from 0 to 65535"),
         (
             "memory_nodes = 3",

@@ -25,6 +25,8 @@ pub(crate) const KEYS: &[&str] = &[
     "priority",
     "mode",
     "vnuma",
+    "boot",
+    "test_devices",
 ];
 
 /// Longest name of a VM, in characters.
@@ -65,6 +67,8 @@ pub(crate) fn read(table: &TableReader<'_>, others: &[Vm], issues: &mut Issues<'
         priority: table.keyword("priority", issues).unwrap_or_default(),
         mode: table.keyword("mode", issues),
         vnuma: table.boolean("vnuma", false, issues),
+        boot: table.keyword("boot", issues).unwrap_or_default(),
+        test_devices: table.boolean("test_devices", false, issues),
     };
     if let (Some(start), Affinity::Nodes(allowed)) = (vm.start_node, &vm.affinity)
         && !allowed.contains(&start)

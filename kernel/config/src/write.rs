@@ -84,7 +84,9 @@ fn vm_table(f: &mut fmt::Formatter<'_>, vm: &Vm) -> fmt::Result {
     if let Some(mode) = vm.mode {
         writeln!(f, "mode = \"{mode}\"")?;
     }
-    writeln!(f, "vnuma = {}", vm.vnuma)
+    writeln!(f, "vnuma = {}", vm.vnuma)?;
+    writeln!(f, "boot = \"{}\"", vm.boot)?;
+    writeln!(f, "test_devices = {}", vm.test_devices)
 }
 
 /// A TOML basic string (TOML 1.0, "String").

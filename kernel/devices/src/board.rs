@@ -19,6 +19,7 @@ use crate::pci::Pci;
 use crate::pic::{Pic, Which};
 use crate::pit::Pit;
 use crate::rtc::Rtc;
+use crate::test::{Request, TestConfig, TestDevices};
 use crate::uart::Uart;
 use crate::unclaimed::Unclaimed;
 pub use crate::unclaimed::UnclaimedAccess;
@@ -29,6 +30,8 @@ use units::{Gpa, Nanos};
 pub struct BoardConfig {
     /// The real-time clock's UTC time at guest time zero, in seconds since 1970.
     pub unix_seconds: u64,
+    /// What the devices of test kernels tell; `None` for a board without them.
+    pub test: Option<TestConfig>,
 }
 
 /// What a machine asks its hypervisor to do with it.
@@ -38,6 +41,8 @@ pub enum PowerEvent {
     Off,
     /// Reset every processor and device.
     Reset,
+    /// End with this value: a test kernel wrote it to its exit port.
+    Exit(u32),
 }
 
 /// Bit 2 of the reset control register: reset the processors.
@@ -51,6 +56,8 @@ const PM1A_CNT_LAST: u16 = PM1A_CNT + PM1A_CNT_BYTES as u16 - 1;
 const PM_TMR_LAST: u16 = PM_TMR + PM_TMR_BYTES as u16 - 1;
 const COM1_LAST: u16 = COM1 + 7;
 const PCI_DATA_LAST: u16 = PCI_DATA + 3;
+/// Interrupt lines that go to both interrupt controllers; those from here on are the I/O APIC's alone.
+const ISA_LINES: u8 = 16;
 /// The other port that kernels write to wait a microsecond.
 const DELAY: u16 = 0xED;
 
@@ -68,6 +75,7 @@ pub struct Board {
     reset_control: u8,
     post_code: u8,
     power: Option<PowerEvent>,
+    test: Option<TestDevices>,
     unclaimed: Unclaimed,
     /// The latest time the board has seen: it never goes back.
     now: Nanos,
@@ -88,6 +96,7 @@ impl Board {
             reset_control: 0,
             post_code: 0,
             power: None,
+            test: config.test.map(TestDevices::new),
             unclaimed: Unclaimed::default(),
             now: Nanos::ZERO,
         }
@@ -103,7 +112,10 @@ impl Board {
             PM_TMR..=PM_TMR_LAST => AcpiPm::timer(self.now) >> lane(port, PM_TMR),
             PCI_ADDRESS if size > AccessSize::Word => self.pci.address(),
             PCI_DATA..=PCI_DATA_LAST => self.pci.read(port - PCI_DATA, size),
-            _ => self.read_bytes(port, size),
+            _ => match self.test.as_mut().and_then(|t| t.port_read(port, size)) {
+                Some(value) => value,
+                None => self.read_bytes(port, size),
+            },
         };
         self.drive_lines();
         value & ones
@@ -134,20 +146,32 @@ impl Board {
             PCI_DATA..=PCI_DATA_LAST => {}
             // Not the address register, and not the reset control register behind it.
             PCI_ADDRESS if size == AccessSize::Word => {}
-            _ => self.write_bytes(port, size, value),
+            _ => match self
+                .test
+                .as_mut()
+                .and_then(|t| t.port_write(port, size, value))
+            {
+                Some(request) => self.obey(request),
+                None => self.write_bytes(port, size, value),
+            },
         }
         self.drive_lines();
     }
 
     /// Whether a guest-physical address belongs to a device of the board.
     pub fn mmio_claims(&self, gpa: Gpa) -> bool {
-        (IOAPIC_BASE.0..IOAPIC_BASE.0 + IOAPIC_BYTES).contains(&gpa.0)
+        Self::is_ioapic(gpa) || self.test.is_some() && TestDevices::claims(gpa)
+    }
+
+    const fn is_ioapic(gpa: Gpa) -> bool {
+        gpa.0 >= IOAPIC_BASE.0 && gpa.0 - IOAPIC_BASE.0 < IOAPIC_BYTES
     }
 
     /// A load from a claimed address. Bits above `size` are zero; elsewhere all ones.
     pub fn mmio_read(&mut self, gpa: Gpa, size: AccessSize, now: Nanos) -> u64 {
-        if !self.mmio_claims(gpa) {
-            return size.ones();
+        if !Self::is_ioapic(gpa) {
+            let test = self.test.as_ref().filter(|_| TestDevices::claims(gpa));
+            return test.map_or(size.ones(), |t| t.memory_read(gpa, size));
         }
         self.poll(now);
         let offset = gpa.0 - IOAPIC_BASE.0;
@@ -158,10 +182,12 @@ impl Board {
 
     /// A store to a claimed address; elsewhere, or to the middle of a register, ignored.
     pub fn mmio_write(&mut self, gpa: Gpa, size: AccessSize, value: u64, now: Nanos) {
-        if self.mmio_claims(gpa) {
+        if Self::is_ioapic(gpa) {
             self.poll(now);
             self.ioapic
                 .write(gpa.0 - IOAPIC_BASE.0, (value & size.ones()) as u32);
+        } else if let Some(test) = self.test.as_mut().filter(|_| TestDevices::claims(gpa)) {
+            test.memory_write(gpa, size, value);
         }
     }
 
@@ -350,6 +376,16 @@ impl Board {
             _ => return false,
         }
         true
+    }
+
+    /// Does what a test device asked for.
+    fn obey(&mut self, request: Request) {
+        match request {
+            Request::Done => {}
+            Request::Exit(value) => self.power = Some(PowerEvent::Exit(value)),
+            Request::Line { line, asserted } if line < ISA_LINES => self.set_irq(line, asserted),
+            Request::Line { line, asserted } => self.ioapic.set_line(line, asserted),
+        }
     }
 
     fn reset(&mut self) {

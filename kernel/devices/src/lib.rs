@@ -27,6 +27,8 @@
 //! * No input panics. What no device claims reads all ones, is counted, and its first
 //!   occurrences are reported.
 //!
+//! [`test`] holds devices that no PC has, for VMs that run test kernels and ask for them.
+//!
 //! There is no HPET and no keyboard controller, and PCI is a host bridge with nothing behind it; reads
 //! there give the values that end a kernel's probing at once. Read on in [`apic`] for priorities and modes, in [`board`] for the
 //! port map, then in any device: each file names its data sheet.
@@ -47,6 +49,7 @@ mod pic;
 mod pit;
 mod rtc;
 mod scale;
+pub mod test;
 mod uart;
 mod unclaimed;
 

@@ -4,6 +4,7 @@ use devices::layout::{
     COM1, IOAPIC_BASE, PIC_MASTER, PIC_SLAVE, PIT, PM_TMR, PM1A_CNT, PM1A_EVT, RESET_PORT,
     RESET_VALUE, RTC, S5_SLP_TYP, SCI_IRQ,
 };
+use devices::test::TestConfig;
 use devices::{
     AccessSize, ApicConfig, Board, BoardConfig, Effect, InterruptMessage, LocalApic, Now,
     PowerEvent, Role, TriggerMode, UnclaimedAccess,
@@ -15,6 +16,18 @@ const T0: Nanos = Nanos::ZERO;
 fn board() -> Board {
     Board::new(BoardConfig {
         unix_seconds: 1_795_391_998,
+        test: None,
+    })
+}
+
+/// A board as test kernels want it.
+fn test_board() -> Board {
+    Board::new(BoardConfig {
+        unix_seconds: 0,
+        test: Some(TestConfig {
+            cpus: 4,
+            memory_bytes: 512 << 20,
+        }),
     })
 }
 
@@ -281,4 +294,52 @@ fn time_never_goes_back_for_the_board() {
         seen,
         b.port_read(PM_TMR, AccessSize::Dword, Nanos::from_millis(100))
     );
+}
+
+#[test]
+fn test_devices_are_there_only_when_asked_for() {
+    let mut plain = board();
+    for port in [0xE0, 0xE4, 0xF4, 0x510, 0x511, 0x200E] {
+        plain.port_write(port, AccessSize::Word, 1, T0);
+        assert_eq!(
+            plain.port_read(port, AccessSize::Byte, T0),
+            0xFF,
+            "{port:#x}"
+        );
+    }
+    assert_eq!(plain.power_event(), None);
+    assert!(!plain.mmio_claims(Gpa(0xFF00_0000)));
+    plain.mmio_write(Gpa(0xFF00_0000), AccessSize::Byte, 1, T0);
+    assert_eq!(
+        plain.mmio_read(Gpa(0xFF00_0000), AccessSize::Byte, T0),
+        0xFF
+    );
+
+    let mut b = test_board();
+    b.port_write(0x510, AccessSize::Word, 5, T0);
+    assert_eq!(b.port_read(0x511, AccessSize::Byte, T0), 4);
+    assert!(b.mmio_claims(Gpa(0xFF00_FFFF)) && b.mmio_claims(IOAPIC_BASE));
+    b.mmio_write(Gpa(0xFF00_0008), AccessSize::Dword, 0x1234_5678, T0);
+    assert_eq!(b.mmio_read(Gpa(0xFF00_000A), AccessSize::Word, T0), 0x1234);
+    assert_eq!(b.take_unclaimed(), None);
+    b.port_write(0xF4, AccessSize::Dword, 7, T0);
+    assert_eq!(b.power_event(), Some(PowerEvent::Exit(7)));
+}
+
+#[test]
+fn a_test_kernel_raises_lines_of_both_controllers() {
+    let mut b = test_board();
+    program_pin(&mut b, 14, 0x51);
+    program_pin(&mut b, 20, 0x52);
+    for line in [14, 20] {
+        out(&mut b, 0x2000 + line, 1);
+    }
+    let vectors: Vec<u8> = messages(&mut b).iter().map(|m| m.vector).collect();
+    assert_eq!(vectors, [0x51, 0x52]);
+    // Still high: no edge.
+    out(&mut b, 0x200E, 1);
+    assert!(messages(&mut b).is_empty());
+    out(&mut b, 0x200E, 0);
+    out(&mut b, 0x200E, 1);
+    assert_eq!(messages(&mut b).len(), 1);
 }

@@ -1,6 +1,7 @@
 //! Any sequence of accesses at any times: no panic, bounded queues, deadlines ahead.
 
 use devices::layout::IOAPIC_BASE;
+use devices::test::TestConfig;
 use devices::{AccessSize, Board, BoardConfig};
 use proptest::prelude::*;
 use units::{Gpa, Nanos};
@@ -35,6 +36,9 @@ fn port() -> impl Strategy<Value = u16> {
         0x40..0x44_u16,
         0x3F8..0x400_u16,
         0x5FE..0x610_u16,
+        0xE0..0xF8_u16,
+        0x50F..0x513_u16,
+        0x1FFF..0x2019_u16,
         any::<u16>(),
     ]
 }
@@ -64,8 +68,11 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn keeps_the_invariants(unix_seconds in any::<u64>(), steps in proptest::collection::vec(step(), 1..300)) {
-        let mut board = Board::new(BoardConfig { unix_seconds });
+    fn keeps_the_invariants(unix_seconds in any::<u64>(), cpus in proptest::option::of(any::<u16>()), steps in proptest::collection::vec(step(), 1..300)) {
+        let mut board = Board::new(BoardConfig {
+            unix_seconds,
+            test: cpus.map(|cpus| TestConfig { cpus, memory_bytes: unix_seconds }),
+        });
         let mut now = 0_u64;
         for step in steps {
             match step {
@@ -75,11 +82,14 @@ proptest! {
                 }
                 Step::Out(port, size, value) => board.port_write(port, size, value, Nanos(now)),
                 Step::Load(offset, size) => {
-                    let value = board.mmio_read(Gpa(IOAPIC_BASE.0 + offset), size, Nanos(now));
-                    prop_assert!(value <= size.ones());
+                    for base in [IOAPIC_BASE.0, 0xFF00_0000, 0xFF00_FF00] {
+                        let value = board.mmio_read(Gpa(base + offset), size, Nanos(now));
+                        prop_assert!(value <= size.ones());
+                    }
                 }
                 Step::Store(offset, size, value) => {
                     board.mmio_write(Gpa(IOAPIC_BASE.0 + offset), size, value, Nanos(now));
+                    board.mmio_write(Gpa(0xFF00_FFC0 + offset), size, value, Nanos(now));
                 }
                 Step::Eoi(vector) => board.eoi(vector),
                 Step::Acknowledge => { let _ = board.pic_vector(); }

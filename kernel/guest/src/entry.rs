@@ -1,7 +1,7 @@
 //! Register states in which a vCPU starts to run.
 //!
-//! Three exist: power-on (SDM 3A table 10-1), start-up by SIPI, and the entry of a kernel that
-//! was loaded directly ([`crate::linux`]). Vendor-neutral: a backend translates an [`EntryState`]
+//! Four exist: power-on (SDM 3A table 10-1), start-up by SIPI, and the entries of kernels that
+//! were loaded directly ([`crate::linux`], [`crate::multiboot`]). Vendor-neutral: a backend translates an [`EntryState`]
 //! into its control block, with [`Segment::vmcb_attributes`] or [`Segment::vmcs_access_rights`].
 
 /// A segment register with its hidden part.
@@ -259,6 +259,41 @@ pub(crate) fn long_mode_state(
             base: 0,
             limit: u32::MAX,
             attributes: attribute::CODE | attribute::LONG | attribute::GRANULARITY,
+        },
+        ds: data,
+        es: data,
+        ss: data,
+        fs: data,
+        gs: data,
+        gdtr,
+        gpr: [0; 16],
+        ..reset_state(0)
+    }
+}
+
+/// The state for a 32-bit kernel entered with flat segments and without paging, where `code` and
+/// `data` are the selectors of its descriptors (Multiboot 0.6.96, 3.2).
+#[must_use]
+pub(crate) fn protected_mode_state(
+    rip: u64,
+    gdtr: TableRegister,
+    code: u16,
+    data: u16,
+) -> EntryState {
+    let data = Segment {
+        selector: data,
+        base: 0,
+        limit: u32::MAX,
+        attributes: attribute::DATA | attribute::BIG | attribute::GRANULARITY,
+    };
+    EntryState {
+        rip,
+        cr0: CR0_PE | CR0_ET,
+        cs: Segment {
+            selector: code,
+            base: 0,
+            limit: u32::MAX,
+            attributes: attribute::CODE | attribute::BIG | attribute::GRANULARITY,
         },
         ds: data,
         es: data,

@@ -7,8 +7,8 @@
 //! over the VM's frames and the tests over a `Vec`.
 //!
 //! * **Birth.** [`shape`] says what the machine is: processors, memory, virtual nodes.
-//!   [`linux`] checks a bzImage and loads it by the 64-bit boot protocol; [`acpi`] writes the
-//!   tables that describe the board; [`entry`] holds register states: the kernel's entry, the
+//!   [`linux`] checks a bzImage and loads it by the 64-bit boot protocol, [`multiboot`] does the
+//!   same for a 32-bit kernel; [`acpi`] writes the tables that describe the board; [`entry`] holds register states: the kernel's entry, the
 //!   reset state, and that of a processor woken by SIPI.
 //! * **Questions.** [`cpuid`] and [`msr`] are policies as tables. Both deny by default: a guest
 //!   sees what somebody decided it may see, and a bit that a future CPU invents is off.
@@ -38,6 +38,7 @@ pub mod linux;
 pub mod memory;
 pub mod mmio;
 pub mod msr;
+pub mod multiboot;
 pub mod pvclock;
 pub mod shape;
 pub mod walk;

@@ -64,6 +64,53 @@ pub enum OffReason {
     },
     /// The operator stopped it.
     Stopped,
+    /// A test kernel wrote this value to its exit port.
+    TestExit {
+        /// The value; 0 is success.
+        value: u32,
+    },
+}
+
+/// The value by which kvm-unit-tests says that all its tests were skipped: 77 in the status that a process gets.
+const TEST_SKIPPED: u32 = 77 >> 1;
+
+/// What a test kernel's exit value says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TestVerdict {
+    /// All is well.
+    Passed,
+    /// Nothing could be tested on this machine.
+    Skipped,
+    /// Something is wrong.
+    Failed,
+}
+
+impl TestVerdict {
+    /// The verdict behind a value of the exit port.
+    #[must_use]
+    pub const fn of(value: u32) -> Self {
+        match value {
+            0 => Self::Passed,
+            TEST_SKIPPED => Self::Skipped,
+            _ => Self::Failed,
+        }
+    }
+
+    /// In one word.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Skipped => "skipped",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// The exit status that QEMU's `isa-debug-exit` makes of a value, by which such tests are usually known.
+#[must_use]
+pub const fn test_status(value: u32) -> u64 {
+    (value as u64) << 1 | 1
 }
 
 /// A step in a machine's life.

@@ -40,6 +40,8 @@ pub mod wire;
 
 pub use counter::{Counter, CounterValue, Counters};
 pub use decision::{Alternative, Choice, Class, Hold, MoveReason, Pick, Rival, Terms};
-pub use event::{CpuReport, Event, NodeReport, OffReason, Outcome, Topology, VmEvent};
+pub use event::{
+    CpuReport, Event, NodeReport, OffReason, Outcome, TestVerdict, Topology, VmEvent, test_status,
+};
 pub use ring::Ring;
 pub use wire::{Record, WireError, from_line, to_line, write_line};

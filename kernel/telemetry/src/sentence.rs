@@ -4,7 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::event::{Event, OffReason, Outcome, VmEvent};
+use crate::event::{Event, OffReason, Outcome, TestVerdict, VmEvent, test_status};
 
 /// Bytes as mebibytes, which is how operators size machines.
 fn mib(bytes: u64) -> u64 {
@@ -33,6 +33,12 @@ impl fmt::Display for OffReason {
             Self::Reset => f.write_str("asked for a reset"),
             Self::Fault { what } => write!(f, "stopped by a fault: {what}"),
             Self::Stopped => f.write_str("was stopped by the operator"),
+            Self::TestExit { value } => write!(
+                f,
+                "{} its test: exit value {value}, status {}",
+                TestVerdict::of(*value).word(),
+                test_status(*value)
+            ),
         }
     }
 }

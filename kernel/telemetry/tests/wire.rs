@@ -161,6 +161,7 @@ fn one_of_each() -> Vec<Event> {
             what: "triple fault".into(),
         }),
         VmEvent::Off(OffReason::Stopped),
+        VmEvent::Off(OffReason::TestExit { value: 38 }),
     ];
     events.extend(steps.map(|what| Event::Vm {
         vm: VmId(1),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde_json::Value;
-use telemetry::{Event, Topology};
+use telemetry::{Event, OffReason, TestVerdict, Topology, VmEvent, test_status};
 
 use crate::{Emulator, Machine};
 
@@ -74,6 +74,21 @@ pub struct GuestResult {
     pub ok: Option<bool>,
     /// The rest of the result's line.
     pub details: String,
+    /// The value that a test kernel wrote to its exit port.
+    pub test_exit: Option<u32>,
+}
+
+impl GuestResult {
+    /// What became of it in one word; nothing for one that never said.
+    pub fn result(&self) -> Option<&'static str> {
+        if let Some(value) = self.test_exit {
+            return Some(match TestVerdict::of(value) {
+                TestVerdict::Passed => "ok",
+                verdict => verdict.word(),
+            });
+        }
+        self.ok.map(|ok| if ok { "ok" } else { "mismatch" })
+    }
 }
 
 /// Everything that a run leaves behind.
@@ -130,6 +145,20 @@ impl Evidence {
                 result.ok = Some(verdict == "ok" && result.ok != Some(false));
                 result.details = details.trim().into();
             }
+        }
+        // A test kernel's verdict is not a line but a value.
+        let exit = self.events().find_map(|event| match event {
+            Event::Vm {
+                name,
+                what: VmEvent::Off(OffReason::TestExit { value }),
+                ..
+            } if name == vm => Some(*value),
+            _ => None,
+        });
+        if let Some(value) = exit {
+            result.test_exit = exit;
+            result.ok = Some(TestVerdict::of(value) == TestVerdict::Passed);
+            result.details = format!("exit value {value}, status {}", test_status(value));
         }
         result
     }
@@ -245,6 +274,30 @@ mod tests {
             e.every_guest_is_well(2)
                 .is_err_and(|why| why.contains("failure"))
         );
+    }
+
+    #[test]
+    fn a_test_kernel_s_value_is_its_verdict() {
+        let of = |value| {
+            let mut e = evidence(&[]);
+            e.records.push(Stamped {
+                at: Duration::ZERO,
+                what: telemetry::Record {
+                    at_ns: units::Nanos(0),
+                    seq: 0,
+                    event: Event::Vm {
+                        vm: units::VmId(0),
+                        name: "alpha".into(),
+                        what: VmEvent::Off(OffReason::TestExit { value }),
+                    },
+                },
+            });
+            e.guest("alpha")
+        };
+        assert_eq!((of(0).ok, of(0).result()), (Some(true), Some("ok")));
+        assert_eq!((of(1).ok, of(1).result()), (Some(false), Some("failed")));
+        assert_eq!((of(38).ok, of(38).result()), (Some(false), Some("skipped")));
+        assert_eq!(of(38).details, "exit value 38, status 77");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use guest::multiboot::module_list;
 use scenarios::{Emulator, GuestKernel, Machine, Vm};
 use toml::{Table, Value};
 
@@ -20,11 +21,11 @@ pub const APPEND: &str = "console=ttyS0 quiet panic=1";
 /// What keeps a guest at a shell after its workload.
 const STAY: &str = "perigee.stay";
 /// Keys whose values are text even where they look like a number.
-const TEXT_KEYS: [&str; 8] = [
-    "name", "memory", "kernel", "initrd", "append", "priority", "mode", "workload",
+const TEXT_KEYS: [&str; 9] = [
+    "name", "memory", "kernel", "initrd", "append", "priority", "mode", "boot", "workload",
 ];
 /// Keys of a `[[vm]]` table, and `workload`, which becomes a part of `append`.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 17] = [
     "name",
     "cpus",
     "memory",
@@ -39,8 +40,12 @@ const KEYS: [&str; 15] = [
     "priority",
     "mode",
     "vnuma",
+    "boot",
+    "test_devices",
     "workload",
 ];
+/// The value of `boot` for test kernels.
+const MULTIBOOT: &str = "multiboot";
 
 /// What the person or the scenario wants.
 #[derive(Clone, Debug, Default)]
@@ -79,8 +84,19 @@ pub enum Source {
 pub struct PlannedVm {
     /// Its name.
     pub name: String,
-    /// It runs our initramfs, so it must report a result.
-    pub reports: bool,
+    /// Who says how it went.
+    pub judged: Judge,
+}
+
+/// Who says how a VM's run went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judge {
+    /// The workload in our initramfs, which must report a result.
+    Workload,
+    /// The guest itself, which must write its verdict to the exit port.
+    ExitPort,
+    /// Nobody: that it powers off is enough.
+    PowerOff,
 }
 
 /// All that a boot medium is made of, besides loader and kernel.
@@ -193,7 +209,7 @@ impl Plan {
             vms: Vec::new(),
         };
         for table in &mut tables {
-            plan.add(table, &base, wishes.stay)?;
+            plan.add(table, &base, wishes)?;
         }
         // The whole document at once: a table inside a `[[vm]]` needs its full path as a header.
         document
@@ -209,7 +225,7 @@ impl Plan {
     }
 
     /// Takes a VM in: its files get their place on the medium, its command line its last words.
-    fn add(&mut self, table: &mut Table, base: &Path, stay: bool) -> Result<()> {
+    fn add(&mut self, table: &mut Table, base: &Path, wishes: &Wishes) -> Result<()> {
         let mut text = |key: &str| {
             table
                 .remove(key)
@@ -227,12 +243,20 @@ impl Plan {
 
         let kernel = match GuestKernel::parse(&kernel) {
             GuestKernel::File(path) => {
-                self.place(Source::File(existing(base, &path, &name, "kernel")?))
+                let path = existing(base, &path, &name, "kernel")?;
+                if wishes.config.is_none() && !table.contains_key("boot") && is_multiboot(&path) {
+                    ask_for_test_machine(table);
+                }
+                self.place(Source::File(path))
             }
             GuestKernel::Absent => "guests/absent".into(),
             debian => self.place(Source::Kernel(debian)),
         };
         table.insert("kernel".into(), Value::String(kernel));
+        if table.get("boot").and_then(Value::as_str) == Some(MULTIBOOT) {
+            let list = initrd.filter(|text| text != "none");
+            return self.add_multiboot(table, base, name, list, append);
+        }
         let initrd = match initrd.as_deref() {
             None => Some(Source::OurInitramfs),
             Some("none") => None,
@@ -247,12 +271,46 @@ impl Plan {
         }
         let append = append.unwrap_or_else(|| APPEND.into());
         let append = if reports {
-            with_workload(&append, &workload, stay)
+            with_workload(&append, &workload, wishes.stay)
         } else {
             append
         };
         table.insert("append".into(), Value::String(append));
-        self.vms.push(PlannedVm { name, reports });
+        let judged = if reports {
+            Judge::Workload
+        } else {
+            Judge::of_table(table)
+        };
+        self.vms.push(PlannedVm { name, judged });
+        Ok(())
+    }
+
+    /// The rest of a Multiboot VM: modules in the place of an initramfs, and no words that are Linux'.
+    fn add_multiboot(
+        &mut self,
+        table: &mut Table,
+        base: &Path,
+        name: String,
+        modules: Option<String>,
+        append: Option<String>,
+    ) -> Result<()> {
+        if let Some(list) = modules {
+            let entries =
+                module_list(&list).map_err(|e| usage(format!("initrd of {name}: {e}")))?;
+            let mut placed = Vec::new();
+            for entry in entries {
+                let file = existing(base, Path::new(&entry.file), &name, "initrd")?;
+                let words = entry.string.strip_prefix(&entry.file).unwrap_or("");
+                let place = self.place(Source::File(file));
+                placed.push(format!("{place}{words}").replace(',', ",,"));
+            }
+            table.insert("initrd".into(), Value::String(placed.join(",")));
+        }
+        table.insert("append".into(), Value::String(append.unwrap_or_default()));
+        self.vms.push(PlannedVm {
+            name,
+            judged: Judge::of_table(table),
+        });
         Ok(())
     }
 
@@ -287,6 +345,28 @@ impl Plan {
         self.guests.insert(path.clone(), source);
         path
     }
+}
+
+impl Judge {
+    /// Who judges a VM that does not run our workload.
+    fn of_table(table: &Table) -> Self {
+        match table.get("test_devices").and_then(Value::as_bool) {
+            Some(true) => Self::ExitPort,
+            _ => Self::PowerOff,
+        }
+    }
+}
+
+/// Whether a kernel of this machine is for the Multiboot protocol. A bzImage is not, whatever its bytes look like.
+pub fn is_multiboot(kernel: &Path) -> bool {
+    let file = std::fs::read(kernel).unwrap_or_default();
+    guest::multiboot::has_header(&file) && guest::linux::KernelImage::parse(&file).is_err()
+}
+
+/// What a Multiboot kernel gets where nobody said otherwise: most of them are tests.
+fn ask_for_test_machine(table: &mut Table) {
+    table.insert("boot".into(), Value::String(MULTIBOOT.into()));
+    table.entry("test_devices").or_insert(Value::Boolean(true));
 }
 
 /// Linux gives the words behind `--` to process 1, which hands them to the workload.
@@ -416,10 +496,23 @@ fn from_here(key: &str, text: &str) -> String {
         "initrd" => text != "none" && matches!(GuestKernel::parse(text), GuestKernel::File(_)),
         _ => false,
     };
+    if key == "initrd" && !Path::new(text).is_file() && text.contains([',', ' ']) {
+        return modules_from_here(text).unwrap_or_else(|| text.into());
+    }
     match std::path::absolute(text) {
         Ok(path) if names_file => path.display().to_string(),
         _ => text.into(),
     }
+}
+
+/// The same for each file of a list of modules.
+fn modules_from_here(list: &str) -> Option<String> {
+    let absolute = module_list(list).ok()?.into_iter().map(|entry| {
+        let path = std::path::absolute(&entry.file).ok()?;
+        let words = entry.string.strip_prefix(&entry.file)?;
+        Some(format!("{}{words}", path.display()).replace(',', ",,"))
+    });
+    Some(absolute.collect::<Option<Vec<_>>>()?.join(","))
 }
 
 #[cfg(test)]

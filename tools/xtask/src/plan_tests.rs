@@ -31,7 +31,7 @@ fn the_ordinary_run_has_one_near_and_one_far_vm() {
         "both VMs share kernel and initramfs: {:?}",
         plan.guests
     );
-    assert!(plan.vms.iter().all(|vm| vm.reports));
+    assert!(plan.vms.iter().all(|vm| vm.judged == Judge::Workload));
 }
 
 #[test]
@@ -112,7 +112,55 @@ fn own_files_are_placed_beside_each_other() {
     let config = config::parse(&plan.toml).expect("valid");
     assert_eq!(config.vms[1].kernel, "guests/2-my_kernel");
     assert_eq!(config.vms[1].initrd, None);
-    assert!(plan.vms.iter().all(|vm| !vm.reports));
+    assert!(plan.vms.iter().all(|vm| vm.judged == Judge::PowerOff));
+    std::fs::remove_dir_all(folder).expect("ours");
+}
+
+#[test]
+fn a_multiboot_kernel_gets_a_machine_for_tests() {
+    let folder = std::env::temp_dir().join(format!("perigee-multiboot-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a temporary folder");
+    let magic = 0x1BAD_B002_u32;
+    let header = [magic, 0, magic.wrapping_neg()].map(u32::to_le_bytes);
+    for (name, bytes) in [
+        ("k.flat", header.concat()),
+        ("m,1", vec![1]),
+        ("m2", vec![2]),
+    ] {
+        std::fs::write(folder.join(name), bytes).expect("a temporary file");
+    }
+    let file = |name: &str| folder.join(name).display().to_string();
+    let wishes = |settings: &[&str]| Wishes {
+        kernel: Some(file("k.flat")),
+        vm_settings: settings.iter().map(ToString::to_string).collect(),
+        ..wishes()
+    };
+    let config = |plan: &Plan| config::parse(&plan.toml).expect("valid");
+
+    let plan = Plan::new(&wishes(&[])).expect("valid");
+    let alpha = &config(&plan).vms[0];
+    assert_eq!(alpha.boot, config::BootProtocol::Multiboot);
+    assert!(alpha.test_devices && alpha.initrd.is_none() && alpha.append.is_empty());
+    assert_eq!(plan.guests.keys().collect::<Vec<_>>(), ["guests/k.flat"]);
+    assert!(plan.vms.iter().all(|vm| vm.judged == Judge::ExitPort));
+
+    // What a person says counts, and a list of modules is placed file by file.
+    let modules = format!("alpha:initrd={} x y,{}", file("m,,1"), file("m2"));
+    let plan = Plan::new(&wishes(&[
+        "alpha:test_devices=false",
+        "alpha:append=a,b",
+        &modules,
+        "beta:boot=linux",
+    ]))
+    .expect("valid");
+    let vms = &config(&plan).vms;
+    assert_eq!(vms[0].initrd.as_deref(), Some("guests/m_1 x y,guests/m2"));
+    assert!(!vms[0].test_devices && vms[0].append == "a,b");
+    assert_eq!(plan.vms[0].judged, Judge::PowerOff);
+    assert_eq!(vms[1].boot, config::BootProtocol::Linux);
+    assert!(vms[1].append.contains("console=ttyS0"));
+    let missing = refused(&wishes(&["alpha:initrd=/no/such/file x,y"]));
+    assert!(missing.contains("/no/such/file is not a file"), "{missing}");
     std::fs::remove_dir_all(folder).expect("ours");
 }
 

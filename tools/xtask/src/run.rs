@@ -11,7 +11,7 @@ use scenarios::{Emulator, Evidence, Machine, Node, Outcome, Override};
 
 use crate::artifacts::{self, Artifacts};
 use crate::launch::Invocation;
-use crate::plan::{Plan, PlannedVm, Source, Wishes, default_vms};
+use crate::plan::{Plan, PlannedVm, Source, Wishes, default_vms, is_multiboot};
 use crate::provision::{Lab, Part};
 use crate::session::{self, Manner, Transcript};
 use crate::status::usage;
@@ -30,10 +30,11 @@ pub struct GuestArgs {
     /// A perigee.toml to use instead of the two default VMs (kernel and initrd name files of this machine)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Kernel of every VM: a bzImage, debian-6.1 or debian-6.12
+    /// Kernel of every VM: a bzImage, debian-6.1, debian-6.12, or a Multiboot kernel, which runs in one VM with test
+    /// devices unless --vm says otherwise
     #[arg(long, value_name = "FILE")]
     kernel: Option<String>,
-    /// Initial RAM disk of every VM, or "none"
+    /// Initial RAM disk of every VM, or "none"; for a Multiboot kernel "FILE WORDS,FILE WORDS", its modules
     #[arg(long, value_name = "FILE")]
     initrd: Option<String>,
     /// Kernel command line of every VM; words behind " -- " go to the memory workload
@@ -91,13 +92,35 @@ impl GuestArgs {
         Wishes {
             config: self.config.clone(),
             host: Vec::new(),
-            vms: default_vms(machine, emulator),
+            vms: self.vms(machine, emulator),
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
             append: self.append.clone(),
             vm_settings: self.vm_settings.clone(),
             stay: self.stay,
         }
+    }
+}
+
+impl GuestArgs {
+    /// The VMs of a run without a configuration: the two of the demonstration, or, for a Multiboot kernel, which
+    /// would only run twice, those that `--vm` names, and the first if it names none.
+    fn vms(&self, machine: &Machine, emulator: Emulator) -> Vec<scenarios::Vm> {
+        let mut vms = default_vms(machine, emulator);
+        let foreign = self
+            .kernel
+            .as_ref()
+            .is_some_and(|kernel| is_multiboot(Path::new(kernel)));
+        if foreign {
+            let named = |vm: &scenarios::Vm| {
+                let mut settings = self.vm_settings.iter();
+                settings.any(|s| s.split(':').next() == Some(&vm.name))
+            };
+            let any = vms.iter().any(named);
+            let mut first = true;
+            vms.retain(|vm| core::mem::take(&mut first) && !any || named(vm));
+        }
+        vms
     }
 }
 
@@ -403,11 +426,7 @@ fn tell(evidence: &Evidence, phases: &[verdict::Phase], folder: &Path) {
     }
     for name in &evidence.vms {
         let guest = evidence.guest(name);
-        let result = match guest.ok {
-            Some(true) => "ok",
-            Some(false) => "failed",
-            None => "no result",
-        };
+        let result = guest.result().unwrap_or("no result");
         say::line(format!("{name}: {result} {}", guest.details));
     }
     say::line(format!(

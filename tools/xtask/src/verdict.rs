@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use scenarios::{Evidence, Outcome};
 use serde_json::{Value, json};
-use telemetry::{Event, OffReason, VmEvent};
+use telemetry::{Event, OffReason, TestVerdict, VmEvent, test_status};
 
-use crate::plan::PlannedVm;
+use crate::plan::{Judge, PlannedVm};
 use crate::session::{Ended, KERNEL_ENTERED, LOADER_GIVES_UP, PANIC_BEGINS, Transcript};
 
 /// How the run ended, from the kernel's records and from what each guest says about itself.
@@ -38,12 +38,15 @@ pub fn outcome(transcript: &Transcript, vms: &[PlannedVm], evidence: &Evidence) 
         Some(telemetry::Outcome::Panicked) => {
             return Outcome::HypervisorPanic(panic_message(evidence));
         }
-        Some(telemetry::Outcome::GuestFailed { vms }) => {
-            return Outcome::GuestFailed(vms.join(", "));
-        }
-        Some(telemetry::Outcome::Clean) => {}
+        Some(telemetry::Outcome::GuestFailed { .. } | telemetry::Outcome::Clean) => {}
     }
-    let failures: Vec<String> = vms.iter().filter_map(|vm| failure(vm, evidence)).collect();
+    let mut failures: Vec<String> = vms.iter().filter_map(|vm| failure(vm, evidence)).collect();
+    // What the kernel calls a failure is one, even if nothing here says why.
+    if let Some(telemetry::Outcome::GuestFailed { vms }) = end
+        && failures.is_empty()
+    {
+        failures.clone_from(vms);
+    }
     if failures.is_empty() {
         Outcome::Clean
     } else {
@@ -87,11 +90,29 @@ fn failure(vm: &PlannedVm, evidence: &Evidence) -> Option<String> {
         Some(OffReason::Stopped) => return None,
         Some(OffReason::Reset) => return Some(format!("{name} reset itself")),
         Some(OffReason::Fault { what }) => return Some(format!("{name}: {what}")),
+        Some(OffReason::TestExit { value }) => {
+            return match TestVerdict::of(*value) {
+                TestVerdict::Passed => None,
+                verdict => Some(format!(
+                    "{name} {} its test (exit value {value}, status {})",
+                    verdict.word(),
+                    test_status(*value)
+                )),
+            };
+        }
         Some(OffReason::PowerOff) => {}
+    }
+    match vm.judged {
+        Judge::PowerOff => return None,
+        Judge::ExitPort => {
+            return Some(format!(
+                "{name} powered off without a verdict at its exit port"
+            ));
+        }
+        Judge::Workload => {}
     }
     let guest = evidence.guest(name);
     match guest.ok {
-        _ if !vm.reports => None,
         Some(true) => None,
         Some(false) => Some(format!("{name} reports: {}", guest.details)),
         None => Some(format!("{name} powered off without a result")),
@@ -183,7 +204,8 @@ pub fn report(evidence: &Evidence, phases: &[Phase], emulator: &str, line: &str)
                 "name": name,
                 "off": off_reason(evidence, name),
                 "cpus_online": guest.cpus_online,
-                "result": guest.ok.map(|ok| if ok { "ok" } else { "mismatch" }),
+                "result": guest.result(),
+                "test_exit": guest.test_exit.map(|value| json!({ "value": value, "status": test_status(value) })),
                 "details": guest.details,
                 "userspace_s": seconds(guest.userspace),
             })

@@ -164,6 +164,29 @@ fn a_failed_guest_is_1() {
 }
 
 #[test]
+fn a_test_kernel_s_verdict_is_the_run_s() {
+    for (value, end, expected) in [
+        (0, Outcome::Clean, 0),
+        (
+            3,
+            Outcome::GuestFailed {
+                vms: vec!["alpha".into()],
+            },
+            1,
+        ),
+    ] {
+        let events = [
+            started(),
+            off(OffReason::TestExit { value }),
+            Event::RunEnd(end),
+        ];
+        let fake = Fake::new(&format!("verdict-{value}"), &events, "exit 0");
+        let output = fake.run(&[]);
+        assert_eq!(status(&output), Some(expected), "{}", text(&output));
+    }
+}
+
+#[test]
 fn usage_is_2() {
     let fake = Fake::new("usage", &[], "exit 0");
     for arguments in [

@@ -14,12 +14,12 @@ use alloc::vec;
 use alloc::vec::Vec;
 use config::NodeShare;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use devices::test::TestConfig;
 use devices::{ApicConfig, Board, BoardConfig, LocalApic, Role};
+use guest::VmShape;
 use guest::cpuid::{CpuidPolicy, CpuidResult, CpuidSource, TscFacts, TscSync};
-use guest::linux::{self, KernelImage};
 use guest::msr::{FirstSeen, MsrPolicy, MsrState};
 use guest::shape::{MEMORY_GRANULE, VirtualNode};
-use guest::{EntryState, VmShape};
 use memory::buddy::{Allocation, Claim, Want};
 use spin::Mutex;
 use topology::Machine;
@@ -133,6 +133,10 @@ pub fn build<B: Backend>(
         ram,
         board: Mutex::new(Board::new(BoardConfig {
             unix_seconds: world.unix_s,
+            test: config.test_devices.then_some(TestConfig {
+                cpus: config.cpus,
+                memory_bytes: config.memory_bytes,
+            }),
         })),
         board_deadline: AtomicU64::new(Nanos::MAX.0),
         pic_line: AtomicBool::new(false),
@@ -365,7 +369,7 @@ fn make_vcpus<B: Backend>(
     home: NodeId,
     ram: &GuestRam<B::Format>,
 ) -> Result<(CpuidPolicy, Vec<Vcpu<B>>), String> {
-    let entry = load(config, images, shape, ram)?;
+    let entry = super::load::load(config, images, shape, ram)?;
     let sync = if world.tsc_synchronised {
         TscSync::Synchronised
     } else {
@@ -441,37 +445,4 @@ fn make_vcpus<B: Backend>(
         });
     }
     Ok((cpuid, vcpus))
-}
-
-/// Puts the kernel, the initrd and the ACPI tables into guest memory.
-fn load<F>(
-    config: &config::Vm,
-    images: &impl Images,
-    shape: &VmShape,
-    ram: &GuestRam<F>,
-) -> Result<EntryState, String>
-where
-    F: memory::table::TableFormat<Address = Gpa>,
-{
-    let missing = |what: &str, name: &str| {
-        format!(
-            "{}: the {what} {name:?} is not on the boot medium below /perigee; the VM was not started",
-            config.name
-        )
-    };
-    let bytes = images
-        .find(&config.kernel)
-        .ok_or_else(|| missing("kernel", &config.kernel))?;
-    let initrd = match &config.initrd {
-        Some(name) => images.find(name).ok_or_else(|| missing("initrd", name))?,
-        None => &[],
-    };
-    let named =
-        |what: &str, why: &dyn core::fmt::Display| format!("{}: {what}: {why}", config.name);
-    let image = KernelImage::parse(bytes).map_err(|e| named(&config.kernel, &e))?;
-    let plan = linux::plan(&image, initrd.len() as u64, &config.append, shape)
-        .map_err(|e| named(&config.kernel, &e))?;
-    let entry = linux::load(&plan, &image, initrd, ram).map_err(|e| named(&config.kernel, &e))?;
-    guest::acpi::install(shape, ram).map_err(|e| named("ACPI tables", &e))?;
-    Ok(entry)
 }

@@ -10,7 +10,7 @@ use config::Sabotage;
 use core::fmt;
 use core::sync::atomic::Ordering::SeqCst;
 use devices::PowerEvent;
-use telemetry::{Event, OffReason, VmEvent};
+use telemetry::{Event, OffReason, TestVerdict, VmEvent};
 use units::{Nanos, VcpuId};
 
 /// What a VM is doing.
@@ -35,11 +35,16 @@ pub enum Outcome {
     Stopped,
     /// It did something that cannot be honoured.
     Faulted,
+    /// A test kernel ended with this value.
+    TestExit(u32),
 }
 
 impl fmt::Display for VmState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Off(Outcome::TestExit(value)) => {
+                return write!(f, "off (test {})", TestVerdict::of(*value).word());
+            }
             Self::Running => "running",
             Self::Paused => "paused",
             Self::Off(Outcome::PoweredOff) => "off (powered off)",
@@ -67,6 +72,9 @@ impl<B: Backend> Vm<B> {
         match event {
             PowerEvent::Off => self.end(hv, Outcome::PoweredOff, OffReason::PowerOff),
             PowerEvent::Reset => self.end(hv, Outcome::Reset, OffReason::Reset),
+            PowerEvent::Exit(value) => {
+                self.end(hv, Outcome::TestExit(value), OffReason::TestExit { value });
+            }
         }
     }
 
@@ -104,12 +112,13 @@ impl<B: Backend> Vm<B> {
         Ok(())
     }
 
-    /// Whether it ended in a way that nobody asked for.
+    /// Whether it ended in a way that nobody asked for, or says itself that it failed.
     pub fn failed(&self) -> bool {
-        matches!(
-            self.state(),
-            VmState::Off(Outcome::Faulted | Outcome::Reset)
-        )
+        match self.state() {
+            VmState::Off(Outcome::Faulted | Outcome::Reset) => true,
+            VmState::Off(Outcome::TestExit(value)) => TestVerdict::of(value) != TestVerdict::Passed,
+            _ => false,
+        }
     }
 
     /// Gives a part of its memory back, once no CPU runs it any more. To be called until [`super::GuestRam`] is

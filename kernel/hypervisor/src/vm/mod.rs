@@ -20,7 +20,7 @@
 //! Interrupts are off while any of them is held, and nobody waits for another CPU's reaction under
 //! one of them, but for a page move, which holds only the access lock and needs no lock to be answered.
 //!
-//! Reading order: this file, `create.rs`, `bus.rs` (interrupts between vCPUs and devices), `clock.rs`,
+//! Reading order: this file, `create.rs`, `load.rs`, `bus.rs` (interrupts between vCPUs and devices), `clock.rs`,
 //! `ram.rs`, `console.rs`.
 
 mod bus;
@@ -28,6 +28,7 @@ pub mod clock;
 mod console;
 mod create;
 mod lifecycle;
+mod load;
 mod ram;
 mod tables;
 
