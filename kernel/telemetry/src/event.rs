@@ -9,6 +9,7 @@ use units::{
 
 use crate::counter::CounterValue;
 use crate::decision::{Alternative, Choice, Hold, MoveReason, Pick};
+use crate::touched::{HotRange, PageRange};
 
 /// A node as the kernel understood it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -263,6 +264,30 @@ pub enum Event {
         name: String,
         /// One score per CPU, by CPU number.
         scores: Vec<Score>,
+    },
+    /// The pages that a machine is thought to touch most, as a tool asked.
+    HotPages {
+        /// Whose.
+        vm: VmId,
+        /// Its name.
+        name: String,
+        /// After this pass.
+        pass: u64,
+        /// Hottest first.
+        ranges: Vec<HotRange>,
+        /// Colder ranges that are not told.
+        left_out: u64,
+    },
+    /// What a machine touched between two moments, exactly, as a tool asked.
+    Touched {
+        /// Which.
+        vm: VmId,
+        /// Its name.
+        name: String,
+        /// Pages that were read or written, ascending.
+        accessed: Vec<PageRange>,
+        /// Pages that were written.
+        dirty: Vec<PageRange>,
     },
     /// The scheduler chose.
     Pick(Pick),

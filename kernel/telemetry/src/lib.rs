@@ -36,6 +36,7 @@ pub mod decision;
 pub mod event;
 pub mod ring;
 mod sentence;
+pub mod touched;
 pub mod wire;
 
 pub use counter::{Counter, CounterValue, Counters};

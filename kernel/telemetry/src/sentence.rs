@@ -157,6 +157,30 @@ impl fmt::Display for Event {
             Self::Proximity { name, scores, .. } => {
                 write!(f, "{name}: proximity by CPU: {}", List(scores))
             }
+            Self::HotPages {
+                name, pass, ranges, ..
+            } => {
+                let pages: u64 = ranges.iter().map(|range| range.pages).sum();
+                write!(
+                    f,
+                    "{name}: {pages} hot pages in {} ranges after pass {pass}",
+                    ranges.len()
+                )
+            }
+            Self::Touched {
+                name,
+                accessed,
+                dirty,
+                ..
+            } => {
+                let pages = |ranges: &[(u64, u64)]| ranges.iter().map(|(_, n)| n).sum::<u64>();
+                write!(
+                    f,
+                    "{name}: {} pages accessed, {} written",
+                    pages(accessed),
+                    pages(dirty)
+                )
+            }
             Self::Pick(pick) => write!(f, "{pick}"),
             Self::Counters { cpu, values } => write!(f, "{cpu}: {}", List(values)),
             Self::GuestFault {

@@ -99,6 +99,24 @@ fn one_of_each() -> Vec<Event> {
             resident: vec![1 << 28, 0],
             confidence: PerMille(950),
         },
+        Event::HotPages {
+            vm: VmId(1),
+            name: "beta".into(),
+            pass: 7,
+            ranges: vec![telemetry::touched::HotRange {
+                first: 512,
+                frame: 70_000,
+                pages: 512,
+                heat: 9,
+            }],
+            left_out: 0,
+        },
+        Event::Touched {
+            vm: VmId(1),
+            name: "beta".into(),
+            accessed: vec![(8192, 3), (9000, 1)],
+            dirty: vec![(8193, 1)],
+        },
         Event::Proximity {
             vm: VmId(1),
             name: name(),

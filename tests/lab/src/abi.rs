@@ -73,6 +73,13 @@ unsafe extern "C" {
         flags: c_int,
         data: *mut c_void,
     );
+    fn qemu_plugin_register_vcpu_tb_exec_cb(
+        block: *mut c_void,
+        callback: ExecutedFn,
+        flags: c_int,
+        data: *mut c_void,
+    );
+    fn qemu_plugin_insn_vaddr(instruction: *const c_void) -> u64;
     fn qemu_plugin_get_hwaddr(info: u32, address: u64) -> *mut c_void;
     fn qemu_plugin_hwaddr_is_io(address: *const c_void) -> bool;
     fn qemu_plugin_hwaddr_phys_addr(address: *const c_void) -> u64;
@@ -85,10 +92,14 @@ pub(crate) trait Handler {
     fn started(vcpu: usize);
     /// Code was translated; the handler chooses what to hear about.
     fn translated(block: &Block<'_>);
-    /// A watched instruction of `vcpu` accessed memory.
-    fn accessed(vcpu: usize, watch: usize, access: Access);
-    /// A watched instruction of `vcpu` is executed.
-    fn executed(vcpu: usize);
+    /// Whether an access of `vcpu` by an instruction watched with `watch` matters now.
+    fn wants(vcpu: usize, watch: usize) -> bool;
+    /// A watched instruction of `vcpu` accessed memory, at this linear address.
+    fn accessed(vcpu: usize, watch: usize, linear: u64, access: Access);
+    /// An instruction of `vcpu` that was watched with `watch` is about to be executed.
+    fn executed(vcpu: usize, watch: usize);
+    /// A block of `vcpu` that was watched with `watch` begins.
+    fn entered(vcpu: usize, watch: usize);
     /// The emulator ends.
     fn ended();
 }
@@ -121,6 +132,19 @@ impl Block<'_> {
             }
         })
     }
+
+    /// Calls [`Handler::entered`] with `watch` at each execution.
+    pub(crate) fn watch_entry<H: Handler>(&self, watch: usize) {
+        // SAFETY: as in `Instruction::watch_memory`, for the block whose callback is under way.
+        unsafe {
+            qemu_plugin_register_vcpu_tb_exec_cb(
+                self.handle,
+                entered::<H>,
+                NO_REGISTERS,
+                std::ptr::without_provenance_mut(watch),
+            )
+        }
+    }
 }
 
 impl Instruction<'_> {
@@ -132,6 +156,12 @@ impl Instruction<'_> {
         let length =
             unsafe { qemu_plugin_insn_data(self.handle, buffer.as_mut_ptr().cast(), buffer.len()) };
         look(buffer.get(..length).unwrap_or(&[]))
+    }
+
+    /// Its linear address.
+    pub(crate) fn address(&self) -> u64 {
+        // SAFETY: the handle belongs to a block whose callback is under way.
+        unsafe { qemu_plugin_insn_vaddr(self.handle) }
     }
 
     /// Calls [`Handler::accessed`] with `watch` for each of its data accesses.
@@ -150,15 +180,15 @@ impl Instruction<'_> {
         }
     }
 
-    /// Calls [`Handler::executed`] before each execution.
-    pub(crate) fn watch_execution<H: Handler>(&self) {
+    /// Calls [`Handler::executed`] with `watch` before each execution.
+    pub(crate) fn watch_execution<H: Handler>(&self, watch: usize) {
         // SAFETY: as in `watch_memory`.
         unsafe {
             qemu_plugin_register_vcpu_insn_exec_cb(
                 self.handle,
                 executed::<H>,
                 NO_REGISTERS,
-                std::ptr::null_mut(),
+                std::ptr::without_provenance_mut(watch),
             )
         }
     }
@@ -172,6 +202,9 @@ extern "C" fn translated<H: Handler>(_id: u64, block: *mut c_void) {
 }
 
 extern "C" fn memory<H: Handler>(vcpu: c_uint, info: u32, address: u64, watch: *mut c_void) {
+    if !H::wants(vcpu as usize, watch.addr()) {
+        return;
+    }
     // SAFETY: called by QEMU for an access with the `info` and `address` of that access, which is what these
     // functions want; the handle may be null (QEMU could not look the address up) and is checked.
     let access = unsafe {
@@ -188,11 +221,15 @@ extern "C" fn memory<H: Handler>(vcpu: c_uint, info: u32, address: u64, watch: *
             (false, true) => Access::Store(qemu_plugin_hwaddr_phys_addr(physical)),
         }
     };
-    H::accessed(vcpu as usize, watch.addr(), access);
+    H::accessed(vcpu as usize, watch.addr(), address, access);
 }
 
-extern "C" fn executed<H: Handler>(vcpu: c_uint, _data: *mut c_void) {
-    H::executed(vcpu as usize);
+extern "C" fn executed<H: Handler>(vcpu: c_uint, watch: *mut c_void) {
+    H::executed(vcpu as usize, watch.addr());
+}
+
+extern "C" fn entered<H: Handler>(vcpu: c_uint, watch: *mut c_void) {
+    H::entered(vcpu as usize, watch.addr());
 }
 
 extern "C" fn started<H: Handler>(_id: u64, vcpu: c_uint) {

@@ -9,6 +9,8 @@ pub(crate) const MAX_NODES: usize = 64;
 const Q35_LOW_MAX: u64 = 0xb000_0000;
 const Q35_LOW: u64 = 0x8000_0000;
 const HIGH: u64 = 1 << 32;
+/// Most linear addresses that are counted by page.
+const LINEAR_MAX_MIB: u64 = 64 << 10;
 
 /// A range of physical addresses, end not included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +18,18 @@ pub(crate) struct Range {
     pub(crate) start: u64,
     pub(crate) end: u64,
     pub(crate) node: usize,
+}
+
+/// Whose accesses to single pages are counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Nobody's.
+    #[default]
+    Nobody,
+    /// Those behind a tag.
+    Tagged,
+    /// All that guests do; the hypervisor's own are left out.
+    Guests,
 }
 
 /// What the plugin was asked for.
@@ -31,6 +45,12 @@ pub(crate) struct Args {
     pub(crate) window: u64,
     /// Number of nodes.
     pub(crate) nodes: usize,
+    /// Which accesses are counted by page while a window is open.
+    pub(crate) pages: Scope,
+    /// Linear addresses below this are counted by page as well.
+    pub(crate) linear_end: u64,
+    /// Whether the hypervisor's instructions are counted.
+    pub(crate) host: bool,
 }
 
 /// Reads `key=value` arguments for a machine of `vcpus` vCPUs.
@@ -39,6 +59,7 @@ pub(crate) struct Args {
 /// A sentence that names the argument.
 pub(crate) fn parse<'a>(args: impl Iterator<Item = &'a str>, vcpus: usize) -> Result<Args, String> {
     let (mut out, mut cpus, mut map, mut window) = (None, None, None, 200_000);
+    let (mut pages, mut linear_end, mut host) = (Scope::Nobody, 0, false);
     for arg in args {
         let (key, value) = arg
             .split_once('=')
@@ -69,9 +90,21 @@ pub(crate) fn parse<'a>(args: impl Iterator<Item = &'a str>, vcpus: usize) -> Re
                 )
             }
             "window" => window = number(value, "window")?.max(1) as u64,
+            "pages" => {
+                pages = match value {
+                    "tagged" => Scope::Tagged,
+                    "guests" => Scope::Guests,
+                    _ => return Err(format!("{value:?} in pages is neither tagged nor guests")),
+                }
+            }
+            "linear" => linear_end = (number(value, "linear")? as u64).min(LINEAR_MAX_MIB) << 20,
+            "host" => match value {
+                "count" => host = true,
+                _ => return Err(format!("{value:?} in host is not count")),
+            },
             _ => {
                 return Err(format!(
-                    "{key:?} is not one of out, cpus, nodes, map, window"
+                    "{key:?} is not one of out, cpus, nodes, map, window, pages, linear, host"
                 ));
             }
         }
@@ -109,6 +142,9 @@ pub(crate) fn parse<'a>(args: impl Iterator<Item = &'a str>, vcpus: usize) -> Re
         map,
         window,
         nodes,
+        pages,
+        linear_end,
+        host,
     })
 }
 
@@ -168,12 +204,17 @@ mod tests {
     #[test]
     fn arguments_say_where_everything_is() {
         let args = parse(
-            "out=/tmp/x cpus=0:1 map=20000000-40000000@1;0-0x20000000@0 window=5".split(' '),
+            "out=/tmp/x cpus=0:1 map=20000000-40000000@1;0-0x20000000@0 window=5 pages=guests linear=3 host=count"
+                .split(' '),
             2,
         )
         .expect("valid");
         assert_eq!(args.out, PathBuf::from("/tmp/x"));
         assert_eq!((args.cpus, args.window, args.nodes), (vec![0, 1], 5, 2));
+        assert_eq!(
+            (args.pages, args.linear_end, args.host),
+            (Scope::Guests, 3 << 20, true)
+        );
         assert_eq!(
             args.map[0],
             Range {
@@ -205,6 +246,11 @@ mod tests {
             ("out=x map=5-3@0", "\"5-3@0\" in map is not START-END@NODE"),
             ("out=x map=0-3@0;2-4@1", "the ranges at 0x0 and 0x2 overlap"),
             ("out=x nodes=1 cpus=0:64", "node 64 is named"),
+            (
+                "out=x pages=all",
+                "\"all\" in pages is neither tagged nor guests",
+            ),
+            ("out=x host=1", "\"1\" in host is not count"),
             ("out=x verbose", "\"verbose\" is not key=value"),
             ("out=x verbose=1", "\"verbose\" is not one of"),
         ] {

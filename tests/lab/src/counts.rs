@@ -134,6 +134,11 @@ impl Counts {
         full
     }
 
+    /// The node that holds a physical address; nothing if the map does not name it.
+    pub(crate) fn node_of(&self, address: u64) -> Option<usize> {
+        Some(self.column(address)).filter(|column| *column < self.nodes)
+    }
+
     fn column(&self, address: u64) -> usize {
         let behind = self.map.partition_point(|range| range.start <= address);
         let range = behind.checked_sub(1).and_then(|index| self.map.get(index));
@@ -286,6 +291,9 @@ mod tests {
             map: vec![range(0), range(1)],
             window,
             nodes: 2,
+            pages: crate::args::Scope::Nobody,
+            linear_end: 0,
+            host: false,
         })
     }
 

@@ -10,6 +10,16 @@
 //! CPU, by node of the physical address, as a total and as a series of windows, so that the local-access
 //! ratio can be seen to change over time.
 //!
+//! Three more things it can count, each when asked:
+//!
+//! * every page: exact loads and stores by page of 4 KiB, CPU and node while a *window* is open (`pages`);
+//!   the guest opens and closes windows by a NOP or by a port write (`tag`);
+//! * the sides: with `pages=guests` all that guests do is counted, tagged or not, and with `host=count` the
+//!   instructions of the hypervisor (`host`); which side of the world switch a CPU is on is seen at the switch
+//!   itself (`side`);
+//! * operations: the guest marks where one ends and the next begins, and the hypervisor's instructions in between
+//!   are what it cost.
+//!
 //! Arguments, `-plugin liblab.so,key=value,...`:
 //!
 //! | key | value |
@@ -19,6 +29,9 @@
 //! | `nodes` | MiB of each node of a q35 machine, `512:512:0:512`; gives the address map |
 //! | `map` | the address map itself, `START-END@NODE;...`, hexadecimal, end not included |
 //! | `window` | accesses of a tag to a window, default 200000 |
+//! | `pages` | `tagged` or `guests`: whose accesses are counted by page while a window is open |
+//! | `linear` | MiB of linear addresses that are counted by page beside the physical ones, default 0 |
+//! | `host` | `count`: the hypervisor's instructions are counted |
 //!
 //! The report is JSON ([`report::Report`]). It is written at QEMU's exit (SIGTERM included), whenever a
 //! guest executes the flush marker, and about once a second while tagged code runs, each time
@@ -30,12 +43,15 @@
 //! shared code, and attribution is wrong; that is noticed and reported as `shared_thread`. Instruction
 //! fetches and page walks are not seen.
 //!
-//! Read next: `tag.rs`, then `counts.rs`; `abi.rs` is QEMU's side.
+//! Read next: `tag.rs`, then `counts.rs`, `pages.rs`, `side.rs` and `host.rs`; `abi.rs` is QEMU's side.
 
 mod abi;
 mod args;
 mod counts;
+mod host;
+mod pages;
 mod report;
+mod side;
 mod tag;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,8 @@
 //! What the plugin tells: one JSON object.
 
 use crate::counts::Counts;
+use crate::host::{Host, Lap};
+use crate::pages::{Count, PAGE_SHIFT, Pages};
 use crate::tag::TAGS;
 use serde::Serialize;
 use std::io;
@@ -23,6 +25,76 @@ pub(crate) struct Report {
     pub(crate) devices: u64,
     /// Every tag that was executed.
     pub(crate) tags: Vec<Tag>,
+    /// The windows that were closed, with their pages.
+    pub(crate) page_windows: Vec<PageWindow>,
+    /// What the hypervisor executed, if that was counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) host: Option<HostReport>,
+}
+
+/// The pages that were touched while a window was open.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct PageWindow {
+    /// When it was opened, in ms since the plugin was loaded.
+    pub(crate) opened_ms: u64,
+    /// When it was closed.
+    pub(crate) closed_ms: u64,
+    /// By physical address.
+    pub(crate) machine: Vec<Page>,
+    /// By linear address, as far as those are counted.
+    pub(crate) linear: Vec<Page>,
+}
+
+/// Accesses to one page of 4 KiB: its number, its node (physical pages only), and for each CPU that touched it
+/// the CPU, loads, stores.
+pub(crate) type Page = (u64, Option<usize>, Vec<(usize, u64, u64)>);
+
+/// What the hypervisor executed.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct HostReport {
+    /// Until the first guest began: by CPU, instructions of firmware and loader, and of the hypervisor.
+    pub(crate) boot: Option<Vec<(u64, u64)>>,
+    /// The CPU that entered the first guest.
+    pub(crate) boot_cpu: Option<usize>,
+    /// Operations that were left out because the guest moved to another CPU meanwhile.
+    pub(crate) moved: u64,
+    /// By class.
+    pub(crate) classes: Vec<Class>,
+}
+
+/// The operations of one class.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Class {
+    /// Its number.
+    pub(crate) class: usize,
+    /// How many operations were counted.
+    pub(crate) operations: usize,
+    /// Host instructions on the operation's CPU.
+    pub(crate) own: Spread,
+    /// Host instructions on all CPUs that ran guests.
+    pub(crate) all: Spread,
+    /// Exits.
+    pub(crate) exits: Spread,
+}
+
+/// How a figure is spread over the operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Spread {
+    pub(crate) least: u64,
+    pub(crate) median: u64,
+    pub(crate) p90: u64,
+    pub(crate) most: u64,
+}
+
+/// What a report is made from.
+#[derive(Debug)]
+pub(crate) struct State<'a> {
+    pub(crate) counts: &'a Counts,
+    pub(crate) pages: &'a Pages,
+    pub(crate) host: Option<&'a Host>,
+    pub(crate) elapsed_ms: u64,
+    pub(crate) complete: bool,
+    pub(crate) shared_thread: bool,
 }
 
 /// What happened behind one tag.
@@ -58,23 +130,26 @@ pub(crate) struct Window {
 }
 
 impl Report {
-    pub(crate) fn new(
-        counts: &Counts,
-        elapsed_ms: u64,
-        complete: bool,
-        shared_thread: bool,
-    ) -> Self {
-        let tags = (1..TAGS)
-            .filter_map(|tag| tag_report(counts, tag, elapsed_ms))
-            .collect();
+    pub(crate) fn new(state: &State<'_>) -> Self {
+        let counts = state.counts;
+        let tags = (1..TAGS).filter_map(|tag| tag_report(counts, tag, state.elapsed_ms));
+        let node = |page: u64| counts.node_of(page << PAGE_SHIFT);
+        let windows = state.pages.closed().into_iter().map(|window| PageWindow {
+            opened_ms: window.opened_ms,
+            closed_ms: window.closed_ms,
+            machine: by_page(&window.machine, node),
+            linear: by_page(&window.linear, |_| None),
+        });
         Self {
             version: 1,
-            elapsed_ms,
-            complete,
-            shared_thread,
+            elapsed_ms: state.elapsed_ms,
+            complete: state.complete,
+            shared_thread: state.shared_thread,
             nodes: counts.nodes(),
             devices: counts.devices(),
-            tags,
+            tags: tags.collect(),
+            page_windows: windows.collect(),
+            host: state.host.map(host_report),
         }
     }
 
@@ -85,6 +160,49 @@ impl Report {
         let text = serde_json::to_string(self).map_err(io::Error::other)?;
         std::fs::write(&new, text)?;
         std::fs::rename(&new, path)
+    }
+}
+
+/// One entry for each page from one for each page and CPU.
+fn by_page(counts: &[Count], node: impl Fn(u64) -> Option<usize>) -> Vec<Page> {
+    let pages = counts.chunk_by(|a, b| a.page == b.page);
+    pages
+        .filter_map(|counts| {
+            let page = counts.first()?.page;
+            let cpus = counts.iter().map(|c| (c.cpu, c.loads, c.stores)).collect();
+            Some((page, node(page), cpus))
+        })
+        .collect()
+}
+
+fn host_report(host: &Host) -> HostReport {
+    let class = |(class, laps): (usize, Vec<Lap>)| Class {
+        class,
+        operations: laps.len(),
+        own: spread(laps.iter().map(|lap| lap.own)),
+        all: spread(laps.iter().map(|lap| lap.all)),
+        exits: spread(laps.iter().map(|lap| lap.exits)),
+    };
+    HostReport {
+        boot: host.boot().map(|boot| boot.cpus.clone()),
+        boot_cpu: host.boot().map(|boot| boot.first),
+        moved: host.moved(),
+        classes: host.classes().into_iter().map(class).collect(),
+    }
+}
+
+fn spread(figures: impl Iterator<Item = u64>) -> Spread {
+    let mut sorted: Vec<u64> = figures.collect();
+    sorted.sort_unstable();
+    let at = |tenths: usize| {
+        let index = sorted.len().saturating_sub(1) * tenths / 10;
+        sorted.get(index).copied().unwrap_or(0)
+    };
+    Spread {
+        least: at(0),
+        median: at(5),
+        p90: at(9),
+        most: at(10),
     }
 }
 

@@ -28,7 +28,8 @@ static REGISTERED: Mutex<Registered> = Mutex::new(Registered {
 struct Code {
     bytes: Vec<u8>,
     memory: Option<(MemoryFn, usize)>,
-    executed: Option<ExecutedFn>,
+    executed: Option<(ExecutedFn, usize)>,
+    address: u64,
 }
 
 fn code(bytes: &[u8]) -> Code {
@@ -36,6 +37,7 @@ fn code(bytes: &[u8]) -> Code {
         bytes: bytes.to_vec(),
         memory: None,
         executed: None,
+        address: 0x40_0000,
     }
 }
 
@@ -91,10 +93,23 @@ extern "C" fn qemu_plugin_register_vcpu_insn_exec_cb(
     instruction: *mut c_void,
     callback: ExecutedFn,
     _flags: c_int,
-    _data: *mut c_void,
+    data: *mut c_void,
 ) {
     // SAFETY: as in `qemu_plugin_insn_data`.
-    unsafe { (*instruction.cast::<Code>()).executed = Some(callback) };
+    unsafe { (*instruction.cast::<Code>()).executed = Some((callback, data.addr())) };
+}
+#[unsafe(no_mangle)]
+extern "C" fn qemu_plugin_register_vcpu_tb_exec_cb(
+    _block: *mut c_void,
+    _callback: ExecutedFn,
+    _flags: c_int,
+    _data: *mut c_void,
+) {
+}
+#[unsafe(no_mangle)]
+extern "C" fn qemu_plugin_insn_vaddr(instruction: *const c_void) -> u64 {
+    // SAFETY: as in `qemu_plugin_insn_data`.
+    unsafe { (*instruction.cast::<Code>()).address }
 }
 /// Here an address is its own handle, physical and virtual are the same, and device space begins at 3 GiB.
 #[unsafe(no_mangle)]
@@ -156,6 +171,17 @@ fn translate(block: &mut Vec<Code>) {
 }
 
 impl Code {
+    fn bytes_with(mut self, index: usize, byte: u8) -> Self {
+        self.bytes[index] = byte;
+        self
+    }
+
+    fn execute(&self, vcpu: u32) {
+        if let Some((callback, data)) = self.executed {
+            callback(vcpu, std::ptr::without_provenance_mut(data));
+        }
+    }
+
     fn access(&self, vcpu: u32, address: u64, store: bool) {
         if let Some((callback, data)) = self.memory {
             callback(
@@ -173,7 +199,13 @@ impl Code {
 fn the_plugin_counts_what_is_behind_a_tag_and_nothing_else() {
     let out = std::env::temp_dir().join(format!("perigee-lab-{}.json", std::process::id()));
     let out_argument = format!("out={}", out.display());
-    let arguments = [&out_argument[..], "cpus=0:1", "nodes=512:512"];
+    let arguments = [
+        &out_argument[..],
+        "cpus=0:1",
+        "nodes=512:512",
+        "pages=tagged",
+        "host=count",
+    ];
     assert_eq!(install(c"aarch64", [2, 4], &arguments), 1, "another target");
     assert_eq!(install(c"x86_64", [0, 1], &arguments), 1, "QEMU 7.2");
     assert_eq!(
@@ -221,7 +253,7 @@ fn the_plugin_counts_what_is_behind_a_tag_and_nothing_else() {
     let mut marker = vec![code(&[0x0f, 0x1f, 0x84, 0x00, 0xfe, 0xff, 0x47, 0x50])];
     translate(&mut marker);
     assert!(!out.exists());
-    marker[0].executed.expect("heard")(0, std::ptr::null_mut());
+    marker[0].execute(0);
     let read = || -> serde_json::Value {
         serde_json::from_slice(&std::fs::read(&out).expect("written")).expect("JSON")
     };
@@ -245,6 +277,54 @@ fn the_plugin_counts_what_is_behind_a_tag_and_nothing_else() {
     assert_eq!(
         counted["windows"][0]["matrix"],
         serde_json::json!([[1, 1], [0, 1]])
+    );
+
+    // A window by port writes, and what the host executes for an operation in it.
+    let code_at = |address: u64, bytes: &[u8]| Code {
+        address,
+        ..code(bytes)
+    };
+    const HIGH: u64 = 0xffff_ffff_8000_0000;
+    let mut guest = vec![code(&[0xe6, 0xf8]), code(&[0xe6, 0xf9])];
+    translate(&mut guest);
+    let mut laps = vec![tag(0).bytes_with(5, 1), tag(0).bytes_with(5, 1)];
+    laps.iter_mut().for_each(|lap| lap.bytes[4] = 2);
+    translate(&mut laps);
+    let mut leaves = vec![
+        code_at(HIGH, &[0x90]),
+        code_at(HIGH + 1, &[0x0f, 0x01, 0xd8]),
+    ];
+    translate(&mut leaves);
+    let mut returns = vec![
+        code_at(HIGH + 4, &[0xfa]),
+        code_at(HIGH + 5, &[0x0f, 0x01, 0xdb]),
+    ];
+    translate(&mut returns);
+    guest[0].execute(0);
+    tagged[2].access(0, 0x1000, true);
+    laps[0].execute(0);
+    returns
+        .iter()
+        .chain(&leaves)
+        .for_each(|code| code.execute(0));
+    leaves.iter().for_each(|code| code.execute(0)); // a guest's, at the host's addresses
+    laps[1].execute(0);
+    guest[1].execute(0);
+    tagged[2].access(0, 0x1000, true);
+    marker[0].execute(0);
+    let report = read();
+    assert_eq!(
+        report["page_windows"][0]["machine"],
+        serde_json::json!([[1, 0, [[0, 0, 1]]]])
+    );
+    let class = &report["host"]["classes"][0];
+    assert_eq!(
+        (&class["class"], &class["operations"]),
+        (&2.into(), &1.into())
+    );
+    assert_eq!(
+        (&class["own"]["median"], &class["exits"]["median"]),
+        (&5.into(), &1.into())
     );
 
     let exit = REGISTERED.lock().expect("alone").exit.expect("registered");

@@ -1,9 +1,12 @@
 //! What the plugin does with the emulator's calls.
 
-use crate::abi::{self, Block, Emulator, Handler};
-use crate::args;
+use crate::abi::{self, Block, Emulator, Handler, Instruction};
+use crate::args::{self, Scope};
 use crate::counts::{Access, Counts};
-use crate::report::Report;
+use crate::host::{Host, UPPER_HALF};
+use crate::pages::Pages;
+use crate::report::{Report, State};
+use crate::side::{Sides, Switch};
 use crate::tag::{Mark, mark};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -14,12 +17,34 @@ use std::time::Instant;
 /// Time between two reports while tagged code runs.
 const REPORT_EVERY_MS: u64 = 1000;
 
+/// What an instruction whose accesses are watched without a tag has for one.
+const UNTAGGED: usize = 0;
+/// What an instruction whose execution is watched does: nothing special,
+const PLAIN: usize = 0;
+/// enters the guest,
+const LEAVES: usize = 1;
+/// is the first one after it,
+const RETURNS: usize = 2;
+/// asks for a report,
+const FLUSH: usize = 3;
+/// opens a window,
+const OPEN: usize = 4;
+/// closes it,
+const CLOSE: usize = 5;
+/// ends an operation; the class of the next one is added.
+const LAP: usize = 0x100;
+
 /// The plugin's state; one emulator, one plugin.
 static WITNESS: OnceLock<Witness> = OnceLock::new();
 
 #[derive(Debug)]
 struct Witness {
     counts: Counts,
+    sides: Sides,
+    scope: Scope,
+    pages: Pages,
+    /// Where the hypervisor's instructions are counted, if they are.
+    host: Option<Host>,
     out: PathBuf,
     loaded: Instant,
     /// Held while a report is written, so that two do not mix.
@@ -36,8 +61,13 @@ struct Witness {
 /// A sentence about the arguments.
 pub(crate) fn install(id: u64, emulator: &Emulator, arguments: &[&str]) -> Result<(), String> {
     let args = args::parse(arguments.iter().copied(), emulator.vcpus)?;
+    let memory_end = args.map.last().map_or(0, |range| range.end);
     let witness = Witness {
         counts: Counts::new(&args),
+        sides: Sides::new(emulator.vcpus),
+        scope: args.pages,
+        pages: Pages::new(emulator.vcpus, memory_end, args.linear_end),
+        host: args.host.then(|| Host::new(emulator.vcpus)),
         out: args.out,
         loaded: Instant::now(),
         writing: Mutex::new(()),
@@ -59,12 +89,14 @@ impl Witness {
 
     fn report(&self, complete: bool) {
         let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let report = Report::new(
-            &self.counts,
-            self.elapsed_ms(),
+        let report = Report::new(&State {
+            counts: &self.counts,
+            pages: &self.pages,
+            host: self.host.as_ref(),
+            elapsed_ms: self.elapsed_ms(),
             complete,
-            self.shared_thread.load(Relaxed),
-        );
+            shared_thread: self.shared_thread.load(Relaxed),
+        });
         if let Err(error) = report.write(&self.out) {
             eprintln!("lab plugin: cannot write {}: {error}", self.out.display());
         }
@@ -106,34 +138,122 @@ impl Handler for Calls {
     }
 
     fn translated(block: &Block<'_>) {
-        let mut tag = None;
-        for instruction in block.instructions() {
-            match instruction.bytes(mark) {
-                Some(Mark::Tag(number)) => tag = Some(number),
-                Some(Mark::Flush) => instruction.watch_execution::<Self>(),
-                None => {
-                    if let Some(tag) = tag {
-                        instruction.watch_memory::<Self>(tag);
-                    }
+        let Some(witness) = WITNESS.get() else { return };
+        let instructions: Vec<(Instruction<'_>, Vec<u8>)> = block
+            .instructions()
+            .map(|instruction| {
+                let bytes = instruction.bytes(<[u8]>::to_vec);
+                (instruction, bytes)
+            })
+            .collect();
+        let Some((first, _)) = instructions.first() else {
+            return;
+        };
+        let high = first.address() >= UPPER_HALF;
+        if witness.host.is_some() && !high {
+            block.watch_entry::<Self>(instructions.len());
+        }
+        let (mut tag, mut behind) = (None, instructions.iter().skip(1));
+        for (index, (instruction, bytes)) in instructions.iter().enumerate() {
+            let next = behind.next().map_or(&[][..], |(_, bytes)| bytes);
+            let switch = witness
+                .sides
+                .look(index, instruction.address(), bytes, next);
+            let plain = witness.host.is_some() && high;
+            match (switch, mark(bytes)) {
+                (Some(Switch::Leaves), _) => instruction.watch_execution::<Self>(LEAVES),
+                (Some(Switch::Returns), _) => instruction.watch_execution::<Self>(RETURNS),
+                (None, Some(Mark::Flush)) => instruction.watch_execution::<Self>(FLUSH),
+                (None, Some(Mark::Open)) => instruction.watch_execution::<Self>(OPEN),
+                (None, Some(Mark::Close)) => instruction.watch_execution::<Self>(CLOSE),
+                (None, Some(Mark::Lap(class))) => instruction.watch_execution::<Self>(LAP + class),
+                (None, Some(Mark::Tag(number))) => {
+                    tag = Some(number);
+                    continue;
+                }
+                (None, None) if plain => instruction.watch_execution::<Self>(PLAIN),
+                (None, None) => {}
+            }
+            match tag {
+                Some(tag) => instruction.watch_memory::<Self>(tag),
+                None if witness.scope == Scope::Guests => {
+                    instruction.watch_memory::<Self>(UNTAGGED)
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn wants(vcpu: usize, watch: usize) -> bool {
+        let counted = |witness: &Witness| witness.pages.is_open() && witness.sides.in_guest(vcpu);
+        watch != UNTAGGED || WITNESS.get().is_some_and(counted)
+    }
+
+    fn accessed(vcpu: usize, watch: usize, linear: u64, access: Access) {
+        let Some(witness) = WITNESS.get() else { return };
+        if watch != UNTAGGED
+            && witness
+                .counts
+                .record(vcpu, watch, access, || witness.elapsed_ms())
+            && witness.due()
+        {
+            witness.report(false);
+        }
+        let wanted = match witness.scope {
+            Scope::Nobody => false,
+            Scope::Tagged => watch != UNTAGGED,
+            Scope::Guests => witness.sides.in_guest(vcpu),
+        };
+        if !wanted || !witness.pages.is_open() {
+            return;
+        }
+        match access {
+            Access::Load(physical) => witness.pages.record(vcpu, physical, linear, false),
+            Access::Store(physical) => witness.pages.record(vcpu, physical, linear, true),
+            Access::Device => {}
+        }
+    }
+
+    fn executed(vcpu: usize, watch: usize) {
+        let Some(witness) = WITNESS.get() else { return };
+        let host = witness.host.as_ref();
+        match watch {
+            PLAIN => {
+                if let Some(host) = host.filter(|_| !witness.sides.in_guest(vcpu)) {
+                    host.high(vcpu);
+                }
+            }
+            LEAVES => {
+                if let Some(host) = host {
+                    host.high(vcpu);
+                    host.leaves(vcpu);
+                }
+                witness.sides.switch(vcpu, Switch::Leaves);
+            }
+            RETURNS => {
+                witness.sides.switch(vcpu, Switch::Returns);
+                if let Some(host) = host {
+                    host.returns(vcpu);
+                    host.high(vcpu);
+                }
+            }
+            FLUSH => witness.report(false),
+            OPEN => witness.pages.open(witness.elapsed_ms()),
+            CLOSE => witness.pages.close(witness.elapsed_ms()),
+            lap => {
+                if let Some(host) = host {
+                    host.lap(vcpu, lap - LAP);
                 }
             }
         }
     }
 
-    fn accessed(vcpu: usize, watch: usize, access: Access) {
-        let Some(witness) = WITNESS.get() else { return };
-        if witness
-            .counts
-            .record(vcpu, watch, access, || witness.elapsed_ms())
-            && witness.due()
+    fn entered(vcpu: usize, watch: usize) {
+        if let Some(witness) = WITNESS.get()
+            && let Some(host) = witness.host.as_ref()
+            && !witness.sides.in_guest(vcpu)
         {
-            witness.report(false);
-        }
-    }
-
-    fn executed(_vcpu: usize) {
-        if let Some(witness) = WITNESS.get() {
-            witness.report(false);
+            host.low(vcpu, watch as u64);
         }
     }
 

@@ -11,16 +11,19 @@ pub enum GuestKernel {
     Debian612,
     /// A file on this machine.
     File(std::path::PathBuf),
+    /// The micro-kernel that is measured with (`tests/guests/probe`).
+    Probe,
     /// A name that is on no medium, for a VM that cannot be started.
     Absent,
 }
 
 impl GuestKernel {
-    /// From a command line: `debian-6.1`, `debian-6.12`, `absent` or a path.
+    /// From a command line: `debian-6.1`, `debian-6.12`, `probe`, `absent` or a path.
     pub fn parse(text: &str) -> Self {
         match text {
             "debian-6.1" => Self::Debian61,
             "debian-6.12" => Self::Debian612,
+            "probe" => Self::Probe,
             "absent" => Self::Absent,
             path => Self::File(path.into()),
         }
@@ -57,6 +60,17 @@ impl Vm {
         }
         .set("cpus", "2")
         .set("memory", "\"192M\"")
+    }
+
+    /// The probe with 1 CPU and 128 MiB, which does what `words` say and powers off.
+    pub fn probe(name: &str, words: &str) -> Self {
+        Self {
+            kernel: GuestKernel::Probe,
+            ..Self::linux(name)
+        }
+        .workload(words)
+        .set("cpus", "1")
+        .set("memory", "\"128M\"")
     }
 
     /// The same VM with `key = value` in its table; `value` is TOML (`"[3]"`, `"\"off\""`).

@@ -1,4 +1,4 @@
-//! Building: the two bare-metal binaries and the guests' workload.
+//! Building: the two bare-metal binaries, the guests' workload and the probe.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,6 +25,8 @@ pub struct Artifacts {
     pub kernel: PathBuf,
     /// The guests' workload, linked statically.
     pub workload: PathBuf,
+    /// The guest that is measured with, as a bzImage.
+    pub probe: PathBuf,
 }
 
 /// The root of the checkout.
@@ -60,6 +62,10 @@ impl Artifacts {
                 .join("guest")
                 .join(HOST_TARGET)
                 .join("release/workload"),
+            probe: target
+                .join("probe")
+                .join(KERNEL_TARGET)
+                .join("release/probe"),
         }
     }
 
@@ -95,8 +101,9 @@ impl Artifacts {
         ];
         cargo(&[&workload[..], &["--target-dir", &guest, "--config", &flags]].concat())?;
         micro::build()?;
+        build_probe()?;
         let built = Self::places();
-        for file in [&built.loader, &built.kernel, &built.workload] {
+        for file in [&built.loader, &built.kernel, &built.workload, &built.probe] {
             if !file.is_file() {
                 bail!("the build left no {}", file.display());
             }
@@ -149,10 +156,35 @@ pub fn cargo_command() -> Command {
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {
-    let status = cargo_command()
-        .args(arguments)
-        .status()
-        .context("cannot run cargo")?;
+    finish(cargo_command().args(arguments), arguments)
+}
+
+/// The probe: a flat image whose place and header its linker script gives. Its flags take the place of
+/// those that the kernel has for the same target.
+fn build_probe() -> Result<()> {
+    let flags = [
+        "-Crelocation-model=static",
+        "-Cstrip=symbols",
+        "-Clink-arg=-Ttests/guests/probe/probe.ld",
+        "-Clink-arg=--oformat=binary",
+    ];
+    let folder = target_folder().join("probe").display().to_string();
+    let build = [
+        "build",
+        "--release",
+        "--package",
+        "probe",
+        "--target",
+        KERNEL_TARGET,
+    ];
+    let arguments = [&build[..], &["--target-dir", &folder]].concat();
+    let mut command = cargo_command();
+    command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+    finish(command.args(&arguments), &arguments)
+}
+
+fn finish(command: &mut Command, arguments: &[&str]) -> Result<()> {
+    let status = command.status().context("cannot run cargo")?;
     if stop_flag()?.load(std::sync::atomic::Ordering::Relaxed) {
         return Err(Interrupted.into());
     }

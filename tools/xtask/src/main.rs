@@ -1,4 +1,4 @@
-//! The front door: `cargo xtask build | run | image | test | lint | clean`.
+//! The front door: `cargo xtask build | run | image | test | bench | lint | clean`.
 //!
 //! Everything that a person or a machine does with this repository goes through here, so that a
 //! fresh checkout on a fresh machine needs nothing before it. The parts, in the order of a run:
@@ -11,9 +11,11 @@
 //! * [`qemu`] and [`bochs`] compose an emulator's command line, [`launch`] starts it, [`session`] follows it to its
 //!   end, [`console`] is the person's terminal meanwhile;
 //! * [`verdict`] says what the run's transcript means; [`status`] which exit status that is;
-//! * [`trials`] does all this for each scenario in each emulator, which [`summary`] puts into a table, after [`host_tests`]; [`lint`] keeps the house rules.
+//! * [`trials`] does all this for each scenario in each emulator, which [`summary`] puts into a table, after
+//!   [`host_tests`]; [`bench`] counts instructions; [`lint`] keeps the house rules.
 
 mod artifacts;
+mod bench;
 mod bochs;
 mod console;
 mod host_tests;
@@ -67,6 +69,8 @@ enum Command {
     },
     /// Run lints, host tests and emulator scenarios; the last line counts them
     Test(trials::TestArgs),
+    /// Count the instructions that Perigee costs, in the emulator
+    Bench(bench::BenchArgs),
     /// Check formatting, Clippy and the house rules
     Lint,
     /// Remove what was built
@@ -99,6 +103,7 @@ fn obey(command: Command) -> Result<u8> {
         Command::Run(args) => run::run(&args),
         Command::Image { file, guests } => run::image(&file, &guests),
         Command::Test(args) => trials::test(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Lint => Ok(lint::lint()),
         Command::Clean { cache } => clean(cache),
     }

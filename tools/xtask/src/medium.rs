@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use scenarios::Override;
+use scenarios::{GuestKernel, Override};
 
 use crate::artifacts::Artifacts;
 use crate::image::Files;
@@ -42,6 +42,7 @@ pub fn files(
     for (path, source) in &plan.guests {
         let content = match source {
             Source::File(file) => read(file)?,
+            Source::Kernel(GuestKernel::Probe) => read(&artifacts.probe)?,
             Source::Kernel(kernel) => {
                 read(&lab.kernel(kernel).context("a guest kernel is missing")?)?
             }

@@ -91,7 +91,7 @@ pub struct PlannedVm {
 /// Who says how a VM's run went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judge {
-    /// The workload in our initramfs, which must report a result.
+    /// The workload in our initramfs, or our probe, which must report a result.
     Workload,
     /// The guest itself, which must write its verdict to the exit port.
     ExitPort,
@@ -241,23 +241,26 @@ impl Plan {
             .unwrap_or_default()
             .to_string();
 
-        let kernel = match GuestKernel::parse(&kernel) {
+        let kernel = GuestKernel::parse(&kernel);
+        let placed = match &kernel {
             GuestKernel::File(path) => {
-                let path = existing(base, &path, &name, "kernel")?;
+                let path = existing(base, path, &name, "kernel")?;
                 if wishes.config.is_none() && !table.contains_key("boot") && is_multiboot(&path) {
                     ask_for_test_machine(table);
                 }
                 self.place(Source::File(path))
             }
             GuestKernel::Absent => "guests/absent".into(),
-            debian => self.place(Source::Kernel(debian)),
+            known => self.place(Source::Kernel(known.clone())),
         };
-        table.insert("kernel".into(), Value::String(kernel));
+        table.insert("kernel".into(), Value::String(placed));
         if table.get("boot").and_then(Value::as_str) == Some(MULTIBOOT) {
             let list = initrd.filter(|text| text != "none");
             return self.add_multiboot(table, base, name, list, append);
         }
+        let probe = kernel == GuestKernel::Probe;
         let initrd = match initrd.as_deref() {
+            None if probe => None,
             None => Some(Source::OurInitramfs),
             Some("none") => None,
             Some(file) => Some(match GuestKernel::parse(file) {
@@ -270,13 +273,15 @@ impl Plan {
             table.insert("initrd".into(), Value::String(self.place(initrd)));
         }
         let append = append.unwrap_or_else(|| APPEND.into());
-        let append = if reports {
+        let append = if probe {
+            workload
+        } else if reports {
             with_workload(&append, &workload, wishes.stay)
         } else {
             append
         };
         table.insert("append".into(), Value::String(append));
-        let judged = if reports {
+        let judged = if reports || probe {
             Judge::Workload
         } else {
             Judge::of_table(table)
@@ -321,6 +326,7 @@ impl Plan {
         }
         let name = match &source {
             Source::Kernel(GuestKernel::Debian612) => "vmlinuz-6.12".to_string(),
+            Source::Kernel(GuestKernel::Probe) => "probe".to_string(),
             Source::Kernel(_) => "vmlinuz-6.1".to_string(),
             Source::OurInitramfs => "initrd.gz".to_string(),
             Source::File(path) => {
@@ -423,6 +429,7 @@ impl Wishes {
                 GuestKernel::Debian612 => "debian-6.12".into(),
                 GuestKernel::File(path) => path.display().to_string(),
                 GuestKernel::Absent => "absent".into(),
+                GuestKernel::Probe => "probe".into(),
             };
             let mut set = |key: &str, text: Option<String>| {
                 text.map(|t| table.insert(key.into(), Value::String(t)))

@@ -33,6 +33,9 @@ pub struct TestArgs {
     /// The long scenarios as well
     #[arg(long)]
     full: bool,
+    /// What is known to fail as well, to see how far it is
+    #[arg(long)]
+    gaps: bool,
     /// Scenarios in this laboratory only: qemu (AMD-V) or bochs (VT-x) [default: both]
     #[arg(long, value_parser = emulator)]
     lab: Option<Emulator>,
@@ -42,6 +45,16 @@ pub struct TestArgs {
     /// Scenarios that run at the same time
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
     jobs: u8,
+}
+
+impl TestArgs {
+    fn wants(&self, tier: Tier) -> bool {
+        match tier {
+            Tier::Quick => true,
+            Tier::Full => self.full,
+            Tier::Gap => self.gaps,
+        }
+    }
 }
 
 /// The name under which the host tests are listed and filtered.
@@ -73,7 +86,7 @@ pub fn test(args: &TestArgs) -> Result<u8> {
         .iter()
         .flat_map(|scenario| Emulator::ALL.map(|emulator| Trial { scenario, emulator }))
         .filter(|t| args.lab.is_none_or(|lab| lab == t.emulator) && wanted(&t.label()))
-        .filter(|t| args.full || args.list || t.tier() == Tier::Quick)
+        .filter(|t| args.list || args.wants(t.tier()))
         .collect();
     let reference = wanted(micro::REFERENCE);
     if args.list {
@@ -82,7 +95,7 @@ pub fn test(args: &TestArgs) -> Result<u8> {
     }
     if checks.is_empty() && packages.is_empty() && trials.is_empty() && !reference {
         return Err(usage(format!(
-            "no trial's name contains {:?}; --list names them all (some run with --full only).",
+            "no trial's name contains {:?}; --list names them all (some run with --full or --gaps only).",
             args.filter.as_deref().unwrap_or("")
         )));
     }
@@ -189,10 +202,10 @@ fn list(checks: &[lint::Check], packages: &[String], reference: bool, trials: &[
         ));
     }
     for trial in trials {
-        let full = if trial.tier() == Tier::Full {
-            " [--full]"
-        } else {
-            ""
+        let full = match trial.tier() {
+            Tier::Quick => "",
+            Tier::Full => " [--full]",
+            Tier::Gap => " [--gaps]",
         };
         say::line(format!("{}{full}: {}", trial.label(), trial.scenario.about));
     }

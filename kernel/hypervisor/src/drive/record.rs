@@ -26,6 +26,8 @@ fn level(event: &Event) -> log::Level {
         Event::Footprint { .. }
         | Event::Proximity { .. }
         | Event::Counters { .. }
+        | Event::HotPages { .. }
+        | Event::Touched { .. }
         | Event::Pick(_)
         | Event::BootPhase { .. } => log::Level::Debug,
         // Within a node nothing changes for the memory; waking up and filling idle CPUs is daily bread.

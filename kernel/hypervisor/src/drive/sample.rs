@@ -16,7 +16,7 @@ use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 use config::{Affinity, HostConfig};
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use footprint::{Attribution, Coverage, Footprint, Latencies, LeafSample, Window};
 use memory::harvest::{Cursor, Options};
 use migrate::{
@@ -96,7 +96,8 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
         tracking.planner.handle(now, migrate::Event::VmGone(vm));
     }
     for track in &mut tracking.vms {
-        if let Some(vm) = hv.vm(track.vm).filter(|vm| vm.state() == VmState::Running) {
+        let looks = |vm: &&Vm<B>| vm.state() == VmState::Running && !vm.watched.load(SeqCst);
+        if let Some(vm) = hv.vm(track.vm).filter(looks) {
             pass(vm, track, now);
             // Scores steer the scheduler's own choices, which is for modes that may move vCPUs.
             if vm.mode_on(&hv.config.host).moves_vcpus() {

@@ -1,6 +1,6 @@
 //! Commands that an operator types. Whatever is typed, the answer is text.
 
-use super::report;
+use super::{report, touched};
 use crate::console;
 use crate::virt::Backend;
 use crate::vm::{Hypervisor, Vm, VmState};
@@ -15,7 +15,7 @@ use units::NodeId;
 type Entry = (&'static str, &'static str, &'static str);
 
 #[rustfmt::skip] // a table, a line each
-const COMMANDS: [Entry; 12] = [
+const COMMANDS: [Entry; 15] = [
     ("help", "", "this list"),
     ("topology", "", "nodes with their memory and CPUs, latencies between them"),
     ("memory", "", "free memory of each node"),
@@ -27,6 +27,9 @@ const COMMANDS: [Entry; 12] = [
     ("proximity", "[NAME]", "how near each CPU is to what a VM touches"),
     ("why", "[NAME[.VCPU]]", "the planner's last word, and the scheduler's sum for each vCPU"),
     ("migrate", "NAME NODE", "moves all pages of a VM to a node"),
+    ("hot", "NAME", "records the pages that a VM touches most, for tools"),
+    ("touched", "NAME begin|end", "records exactly what a VM reads and writes between the two"),
+    ("split", "NAME MIB MIB", "maps memory of a VM, from there, so much, by pages of 4 KiB"),
     ("log", "[error|warn|info|debug|trace]", "shows or sets which messages are shown"),
 ];
 /// The last command stands apart: what it does cannot be undone.
@@ -58,6 +61,10 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
         ("why", []) => every(|hv, vm| report::why(hv, vm, None)),
         ("why", [what]) => why(hv, what),
         ("migrate", [name, node]) => with_vm(hv, name, |vm| migrate(hv, vm, node)),
+        ("hot", [name]) => with_vm(hv, name, |vm| touched::hot(hv, vm)),
+        ("touched", [name, "begin"]) => with_vm(hv, name, touched::begin),
+        ("touched", [name, "end"]) => with_vm(hv, name, touched::end),
+        ("split", [name, at, mib]) => with_vm(hv, name, |vm| touched::split(vm, at, mib)),
         ("log", []) => format!(
             "messages down to {} are shown\n",
             level_name(log::max_level())

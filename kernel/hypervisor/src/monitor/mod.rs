@@ -13,6 +13,7 @@ mod commands;
 mod mux;
 mod report;
 mod table;
+mod touched;
 
 pub use mux::{show_line, show_partial};
 

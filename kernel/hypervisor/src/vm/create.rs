@@ -128,6 +128,7 @@ pub fn build<B: Backend>(
         name: config.name.clone(),
         config: config.clone(),
         mode: Mutex::new(config.mode),
+        watched: AtomicBool::new(false),
         shape,
         home,
         ram,

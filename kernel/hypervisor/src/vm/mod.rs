@@ -89,6 +89,8 @@ pub struct Vm<B: Backend> {
     pub config: config::Vm,
     /// What the planner may move, as configured or as the operator said last; `None` is the host's.
     pub mode: Mutex<Option<config::Mode>>,
+    /// An operator watches what it touches: nobody else clears accessed and dirty bits meanwhile.
+    pub watched: AtomicBool,
     /// vCPUs, memory layout and virtual nodes as the guest sees them.
     pub shape: VmShape,
     /// Node where it was placed at the start.

@@ -3,13 +3,16 @@
 pub mod boot;
 mod counted;
 pub mod ends;
+pub mod exact;
 pub mod guests;
 pub mod locality;
+mod observed;
 pub mod operator;
 mod random;
 pub mod sabotage;
 pub mod starved;
 pub mod topology;
+pub mod truth;
 
 use crate::Scenario;
 
@@ -24,6 +27,8 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         sabotage::scenarios(),
         starved::scenarios(),
         topology::scenarios(seed),
+        exact::scenarios(seed),
+        truth::scenarios(seed),
     ]
     .into_iter()
     .flatten()

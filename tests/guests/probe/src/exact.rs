@@ -1,0 +1,59 @@
+//! Reads and writes blocks that a seed draws, each exactly once, while nothing else touches them.
+//!
+//! The operator begins a round (the hypervisor forgets what was touched), types `g`, and asks once
+//! the guest says that it has done its part. Code, stack and page tables lie below the range.
+#![expect(unsafe_code, reason = "memory is touched by address")]
+
+use crate::console::{self, println};
+use crate::mark;
+use crate::words::Words;
+use layouts::{Kind, kind};
+
+/// Bytes of the blocks of each step.
+const STEPS: [(&str, u64); 2] = [("4k", 4096), ("2m", 2 << 20)];
+
+/// All rounds.
+pub fn run(words: &Words<'_>) -> Result<(), &'static str> {
+    let seed = words.number("seed").unwrap_or(1);
+    let rounds = words.number("rounds").unwrap_or(2);
+    let from = words.number("from").unwrap_or(32) << 20;
+    let bytes = words.number("mib").unwrap_or(32) << 20;
+    let named = |step: &str| {
+        STEPS
+            .iter()
+            .find(|(name, _)| *name == step)
+            .map(|(_, bytes)| *bytes)
+    };
+    let step = words
+        .value("step")
+        .and_then(named)
+        .ok_or("step is 4k or 2m")?;
+    if from < 8 << 20 {
+        return Err("the range must not begin in what this guest uses itself");
+    }
+    for round in 0..rounds {
+        println!("EXACT ready round={round}");
+        console::wait_for(b'g');
+        mark::open();
+        for index in 0..bytes / step {
+            // Not always the block's first page or word.
+            let inside = (index.wrapping_mul(0x9e37_79b9) % step) & !7;
+            let at = core::ptr::with_exposed_provenance_mut::<u64>(
+                (from + index * step + inside) as usize,
+            );
+            // SAFETY: this guest's memory, which nothing else uses.
+            unsafe {
+                match kind(seed, round, index) {
+                    Kind::Untouched => {}
+                    Kind::Read => drop(at.read_volatile()),
+                    Kind::Written => at.write_volatile(index),
+                }
+            }
+        }
+        mark::close();
+        println!("EXACT touched round={round}");
+        console::wait_for(b'g');
+    }
+    mark::flush();
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! Accessed and dirty bits, exactly: what a guest reads and writes between two moments is what Perigee says.
+//!
+//! The guest `probe` reads and writes blocks that a seed draws; the hypervisor never sees the seed. Code,
+//! stack and page tables of the guest lie below the range that is judged. The truth is the seed's, and, where an
+//! observer counts outside, the observer's as well.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use layouts::{Kind, kind};
+use telemetry::Event;
+use telemetry::touched::PageRange;
+
+use super::observed::Observed;
+use super::random::Random;
+use crate::{Evidence, Machine, Scenario, Vm};
+
+const NAME: &str = "probe";
+/// Times that the bits are cleared and read.
+const ROUNDS: u64 = 3;
+/// Where the range begins, and how long it is.
+const FROM_MIB: u64 = 32;
+const MIB: u64 = 64;
+const PAGES_PER_MIB: u64 = 256;
+/// Input goes to the first guest, a key for it, and back to Perigee.
+const GO: &str = "\u{1}1g\u{1}0";
+
+/// The trials of this file.
+pub fn scenarios(seed: u64) -> Vec<Scenario> {
+    let mut random = Random::new(seed ^ 0xacce55ed);
+    let mut drawn = || u64::from(random.between(1, u32::MAX));
+    vec![trial("4k", 1, drawn()), trial("2m", 512, drawn())]
+}
+
+fn trial(step: &'static str, step_pages: u64, seed: u64) -> Scenario {
+    let about = format!(
+        "a guest's reads and writes are found exactly, by leaves of {step}, again and again"
+    );
+    let words = format!("exact seed={seed} rounds={ROUNDS} from={FROM_MIB} mib={MIB} step={step}");
+    let mut trial = Scenario::quick(&format!("touched-exactly-{step}"), &about, move |e| {
+        exact(e, seed, step_pages)
+    })
+    .on(Machine::row(2, 1, 512))
+    .vm(Vm::probe(NAME, &words).set("mode", "\"off\""))
+    .observed("pages=guests,linear=128")
+    .within(Duration::from_secs(420))
+    .seeded(seed);
+    for round in 0..ROUNDS {
+        let split = if round == 0 && step_pages == 1 {
+            format!("split {NAME} {FROM_MIB} {MIB}\r")
+        } else {
+            String::new()
+        };
+        trial = trial
+            .type_after(
+                &format!("EXACT ready round={round}"),
+                &format!("{split}touched {NAME} begin\r"),
+            )
+            .type_after("is watched from now on", GO)
+            .type_after(
+                &format!("EXACT touched round={round}"),
+                &format!("touched {NAME} end\r"),
+            )
+            .type_after("they are in the records", GO);
+    }
+    trial
+}
+
+/// Every round's record has the drawn blocks and no other.
+fn exact(e: &Evidence, seed: u64, step_pages: u64) -> Result<(), String> {
+    e.every_guest_is_well(1)?;
+    let told: Vec<(&Vec<PageRange>, &Vec<PageRange>)> = e
+        .events()
+        .filter_map(|event| match event {
+            Event::Touched {
+                accessed, dirty, ..
+            } => Some((accessed, dirty)),
+            _ => None,
+        })
+        .collect();
+    if told.len() as u64 != ROUNDS {
+        return Err(format!("{} rounds were told of, not {ROUNDS}", told.len()));
+    }
+    let windows = e
+        .plugin
+        .is_some()
+        .then(|| Observed::windows(e))
+        .transpose()?;
+    for (round, (accessed, dirty)) in told.into_iter().enumerate() {
+        let drawn = |wanted: fn(Kind) -> bool| -> BTreeSet<u64> {
+            (0..MIB * PAGES_PER_MIB / step_pages)
+                .filter(|index| wanted(kind(seed, round as u64, *index)))
+                .collect()
+        };
+        let (touched, written) = (
+            drawn(|kind| kind != Kind::Untouched),
+            drawn(|kind| kind == Kind::Written),
+        );
+        same(
+            &touched,
+            &blocks(ranges(accessed), step_pages),
+            "accessed",
+            round,
+        )?;
+        same(
+            &written,
+            &blocks(ranges(dirty), step_pages),
+            "written",
+            round,
+        )?;
+        let Some(windows) = &windows else { continue };
+        let window = windows
+            .get(round)
+            .ok_or("the observer outside saw fewer rounds")?;
+        let seen = |which: fn(&(u64, u64)) -> bool| {
+            let pages = window.linear.iter().filter(|(_, touches)| which(touches));
+            blocks(pages.map(|(page, _)| *page), step_pages)
+        };
+        same(
+            &seen(|t| t.0 + t.1 > 0),
+            &touched,
+            "accessed as seen outside",
+            round,
+        )?;
+        same(
+            &seen(|t| t.1 > 0),
+            &written,
+            "written as seen outside",
+            round,
+        )?;
+    }
+    Ok(())
+}
+
+fn ranges(ranges: &[PageRange]) -> impl Iterator<Item = u64> + '_ {
+    ranges
+        .iter()
+        .flat_map(|(first, pages)| *first..first + pages)
+}
+
+/// The judged blocks in which these pages lie.
+fn blocks(pages: impl Iterator<Item = u64>, step_pages: u64) -> BTreeSet<u64> {
+    let (first, end) = (FROM_MIB * PAGES_PER_MIB, (FROM_MIB + MIB) * PAGES_PER_MIB);
+    pages
+        .filter(|page| (first..end).contains(page))
+        .map(|page| (page - first) / step_pages)
+        .collect()
+}
+
+fn same(
+    expected: &BTreeSet<u64>,
+    found: &BTreeSet<u64>,
+    what: &str,
+    round: usize,
+) -> Result<(), String> {
+    if expected.is_empty() {
+        return Err(format!(
+            "round {round}: nothing was {what}, which shows nothing"
+        ));
+    }
+    let missing: Vec<_> = expected.difference(found).take(5).collect();
+    let surplus: Vec<_> = found.difference(expected).take(5).collect();
+    if missing.is_empty() && surplus.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "round {round}: of {} blocks {what}, {} were found; missing among others {missing:?}, too many {surplus:?}",
+        expected.len(),
+        found.len()
+    ))
+}

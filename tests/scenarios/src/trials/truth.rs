@@ -1,0 +1,186 @@
+//! Footprints against the truth: what Perigee believes to be hot, and who touches which node, as counted outside.
+//!
+//! The guest `probe` visits pages as a seed draws that the hypervisor never sees, the observer counts each access
+//! of the guest by page, CPU and node for ten seconds of the guest's time, and the judge compares. The bars:
+//! F1 of the hot set at least 0.9, where the hot set is the smallest set of 4 KiB pages that takes 80 % of the
+//! accesses; error of the attribution at most 0.1; and of an idle guest no opinion.
+
+use std::time::Duration;
+
+use telemetry::Event;
+use telemetry::touched::HotRange;
+
+use super::observed::{Observed, agreement, attribution_error, believed, hot_set};
+use super::random::Random;
+use crate::{Evidence, Machine, Scenario, Vm};
+
+const NAME: &str = "probe";
+/// Least F1 of a hot set, in thousandths.
+const F1: u64 = 900;
+/// Largest error of an attribution, in thousandths.
+const ERROR: u64 = 100;
+const CLOSED: &str = "PROBE window closed";
+/// Input goes to the first guest, and a key for it.
+const GO: &str = "\u{1}1g";
+
+/// The trials of this file.
+pub fn scenarios(seed: u64) -> Vec<Scenario> {
+    let mut random = Random::new(seed ^ 0x7007);
+    let mut drawn = || u64::from(random.between(1, u32::MAX));
+    let mut trials: Vec<Scenario> = ["hot", "ranges", "scattered", "zipf", "moving", "strides"]
+        .into_iter()
+        .map(|layout| {
+            let name = format!("hot-set-{layout}");
+            let about = format!("the hot set of the layout {layout:?} is found within ten seconds");
+            touching(&name, &about, layout, drawn(), 1, knows_the_hot_set)
+        })
+        .collect();
+    trials.push(
+        touching(
+            "attribution-scan",
+            "a sequential scan over two nodes' memory is attributed as it was counted",
+            "scan",
+            drawn(),
+            1,
+            attributes,
+        )
+        .on(Machine::row(2, 1, 512)),
+    );
+    for (layout, about) in [
+        (
+            "halves",
+            "two vCPUs on two nodes that touch disjoint halves are told apart",
+        ),
+        (
+            "mix",
+            "two vCPUs on two nodes that touch their own half four times out of five are told apart",
+        ),
+    ] {
+        trials.push(touching(
+            &format!("attribution-{layout}"),
+            about,
+            layout,
+            drawn(),
+            2,
+            attributes,
+        ));
+    }
+    trials.push(
+        Scenario::gap(
+            "hot-set-idle",
+            "an idle guest has no hot set",
+            has_no_opinion,
+        )
+        .on(Machine::row(2, 1, 512))
+        .vm(Vm::probe(NAME, "idle seconds=10").set("mode", "\"off\""))
+        .type_after(CLOSED, &format!("hot {NAME}\r"))
+        .type_after("are in the records", GO),
+    );
+    trials
+        .into_iter()
+        .map(|trial| {
+            trial
+                .observed("pages=guests,linear=128")
+                .within(Duration::from_secs(600))
+        })
+        .collect()
+}
+
+/// The probe on two nodes, half of its arena on each.
+fn touching(
+    name: &str,
+    about: &str,
+    layout: &str,
+    seed: u64,
+    cpus: u32,
+    judge: fn(&Evidence) -> Result<(), String>,
+) -> Scenario {
+    let words = format!("touch layout={layout} seed={seed} mib=64 seconds=10 cpus={cpus}");
+    let shares = "[{ node = 0, size = \"64M\" }, { node = 1 }]";
+    Scenario::gap(name, about, judge)
+        .on(Machine::row(2, 1, 512))
+        .vm(Vm::probe(NAME, &words)
+            .set("cpus", &cpus.to_string())
+            .set("memory_nodes", shares)
+            .set("mode", "\"off\""))
+        .type_after(CLOSED, &format!("hot {NAME}\r"))
+        .type_after("are in the records", GO)
+        .seeded(seed)
+}
+
+/// What Perigee said to be hot.
+fn said(e: &Evidence) -> Result<&[HotRange], String> {
+    let said = e.events().filter_map(|event| match event {
+        Event::HotPages {
+            name,
+            ranges,
+            left_out: 0,
+            ..
+        } if name == NAME => Some(ranges.as_slice()),
+        _ => None,
+    });
+    said.last()
+        .ok_or("Perigee did not say what is hot, or not all of it".into())
+}
+
+/// The hot set, by the bar.
+fn knows_the_hot_set(e: &Evidence) -> Result<(), String> {
+    well(e)?;
+    let truth = hot_set(&Observed::only(e)?.linear);
+    let belief = believed(said(e)?, |range| range.first);
+    let found = agreement(&truth, &belief);
+    let figures = format!(
+        "F1 0.{:03}: of {} hot pages Perigee knows 0.{:03}, and 0.{:03} of its {} are right",
+        found.f1,
+        truth.len(),
+        found.recall,
+        found.precision,
+        belief.len()
+    );
+    if found.f1 >= F1 { Ok(()) } else { Err(figures) }
+}
+
+/// Who touches which node, by the bar.
+fn attributes(e: &Evidence) -> Result<(), String> {
+    well(e)?;
+    let truth = Observed::only(e)?.matrix;
+    let closed = e.line(CLOSED).ok_or("the window was never closed")?.at;
+    let before = e.records.iter().take_while(|record| record.at <= closed);
+    let matrices = before.filter_map(|record| match &record.what.event {
+        Event::Footprint { name, matrix, .. } if name == NAME => Some(matrix),
+        _ => None,
+    });
+    let believed = matrices.last().ok_or("Perigee told no footprint in time")?;
+    let error = attribution_error(&truth, believed);
+    if error <= ERROR {
+        return Ok(());
+    }
+    Err(format!(
+        "attribution error 0.{error:03}: counted {truth:?}, believed {believed:?}"
+    ))
+}
+
+/// Nothing hot, and no confidence.
+fn has_no_opinion(e: &Evidence) -> Result<(), String> {
+    well(e)?;
+    let ranges = said(e)?;
+    if !ranges.is_empty() {
+        return Err(format!(
+            "{} ranges of an idle guest are said to be hot",
+            ranges.len()
+        ));
+    }
+    let sure = e.events().any(|event| {
+        matches!(event, Event::Footprint { name, confidence, .. } if name == NAME && confidence.0 > 0)
+    });
+    if sure {
+        Err("Perigee has an opinion about an idle guest".into())
+    } else {
+        Ok(())
+    }
+}
+
+fn well(e: &Evidence) -> Result<(), String> {
+    let cpus = e.line("GUEST-UP cpus=2").map_or(1, |_| 2);
+    e.every_guest_is_well(cpus)
+}
