@@ -3,7 +3,7 @@
 use crate::random::{Random, mix};
 
 /// Thousandths of the visits that go to the hot set; the rest goes anywhere.
-pub const HOT_PERMILLE: u64 = 820;
+pub const HOT_PERMILLE: u64 = 805;
 /// Pages of 4 KiB in 2 MiB.
 const BLOCK: u64 = 512;
 /// Visits out of this many that write.
@@ -117,11 +117,18 @@ impl Walk {
         let blocks = (self.pages / BLOCK).max(1);
         match self.layout {
             Layout::Ranges => {
-                // A slot for each range, so that no two meet.
-                let (range, slot) = (self.random.below(RANGES), (self.pages / RANGES).max(1));
-                let length = 1 + self.draw(range) % (slot / 8).max(1);
-                let start = self.draw(range ^ 0x100) % (slot - length + 1);
-                range * slot + start + self.random.below(length)
+                // A slot for each range, so that no two meet; and all of their pages are alike: a long range is
+                // visited more often than a short one.
+                let slot = (self.pages / RANGES).max(1);
+                let longest = (slot / 8).max(1);
+                loop {
+                    let (range, inside) = (self.random.below(RANGES), self.random.below(longest));
+                    let length = 1 + self.draw(range) % longest;
+                    if inside < length {
+                        let start = self.draw(range ^ 0x100) % (slot - length + 1);
+                        break range * slot + start + inside;
+                    }
+                }
             }
             Layout::Scattered => {
                 let slot = self.random.below((self.pages / 32).max(1));
@@ -216,7 +223,7 @@ mod tests {
                 "{scattered}"
             );
             let ranges = hot(&counts(Layout::Ranges, seed, 0));
-            let starts = 1 + ranges.windows(2).filter(|p| p[1] - p[0] > 1).count();
+            let starts = 1 + ranges.windows(2).filter(|p| p[1] - p[0] > 3).count();
             assert!((40..=66).contains(&starts), "{starts} ranges");
         }
     }
