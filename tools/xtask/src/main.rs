@@ -18,6 +18,7 @@ mod artifacts;
 mod bench;
 mod bochs;
 mod console;
+mod control;
 mod host_tests;
 mod image;
 mod initramfs;

@@ -93,9 +93,10 @@ impl Invocation {
         self
     }
 
-    /// Listening for commands on this socket.
+    /// Listening for commands on this socket; it then also waits to be dismissed when its machine goes off.
     pub fn with_control(mut self, socket: &Path) -> Self {
         self.args.extend([
+            "-no-shutdown".into(),
             "-qmp".into(),
             format!("unix:{},server=on,wait=off", in_option(socket)),
         ]);

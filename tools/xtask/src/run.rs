@@ -385,12 +385,16 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         invocation = invocation.with_gdb();
         tell_gdb();
     }
+    let control = scratch.path().join("control");
+    if args.lab == Emulator::Qemu {
+        invocation = invocation.with_control(&control);
+    }
     let vms = plan.as_ref().map_or(Vec::new(), |plan| plan.vms.clone());
     let manner = Manner {
         timeout: args.limit(),
         attended: true,
         steps: &[],
-        control: None,
+        control: Some(&control),
         folder: &folder,
     };
     let transcript = session::run(&invocation, &manner)?;

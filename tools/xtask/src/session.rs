@@ -2,8 +2,7 @@
 //! time of its arrival, what a person or a scenario types goes in, and nothing survives the end.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{IsTerminal, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use scenarios::{Action, Stamped, Step};
 use telemetry::{Event, Record};
 
 use crate::console::{Lines, Plain, RawTerminal};
+use crate::control::{Control, Off};
 use crate::launch::Invocation;
 
 /// Ctrl-C on a raw terminal.
@@ -68,6 +68,8 @@ pub struct Transcript {
     pub ended: Ended,
     /// How long it ran.
     pub took: Duration,
+    /// How the machine went off, where the emulator says it.
+    pub off: Option<Off>,
     /// What the emulator complained about.
     pub complaints: String,
 }
@@ -81,9 +83,10 @@ pub struct Manner<'a> {
     pub attended: bool,
     /// What happens from outside, in this order.
     pub steps: &'a [Step],
-    /// The emulator's control socket, where a step needs it.
+    /// The emulator's control socket, if it has one.
     pub control: Option<&'a Path>,
-    /// Folder for `console.log`, `records.jsonl` and `emulator.log`.
+    /// Folder for `console.log`, `records.jsonl` and `emulator.log`; `processors.log` when the machine ended without word
+    /// or its watchdog barked.
     pub folder: &'a Path,
 }
 
@@ -127,6 +130,7 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
         .spawn(File::create(&complaints)?)
         .with_context(|| format!("the emulator said: {}", said().trim()))?;
     let mut session = Session::new(manner, &records)?;
+    let mut control = Control::new(manner.control);
 
     let (to_us, from_machine) = channel();
     let (console_out, mut console_in) = emulator.console()?;
@@ -177,12 +181,25 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
                 Action::Type(keys) => console_in
                     .write_all(keys.as_bytes())
                     .context("the console takes no keys")?,
-                Action::Nmi => inject_nmi(manner.control.context("no control socket")?)?,
+                Action::Nmi => control.inject_nmi()?,
             }
         }
         let _ = console_in.flush();
         if interrupted {
             break Ended::Interrupted;
+        }
+        if quiet && control.went_off().is_some() {
+            // What is on its way comes before the end.
+            while let Ok(bytes) = from_machine.recv_timeout(TICK) {
+                session.console(&bytes)?;
+            }
+            session.read_records()?;
+            if !session.ended_with_word() {
+                write_processors(&mut control, manner.folder);
+            }
+            control.quit();
+        } else if std::mem::take(&mut session.processor_is_stuck) {
+            write_processors(&mut control, manner.folder);
         }
         if quiet && let Some(status) = emulator.child.try_wait()? {
             while let Ok(bytes) = from_machine.recv_timeout(TICK) {
@@ -211,6 +228,7 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
         }
     };
     let took = session.start.elapsed();
+    let off = control.went_off().cloned();
     emulator.end();
     drop(terminal);
     session.finish()?;
@@ -220,8 +238,17 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
         torn_records: session.torn_records,
         ended,
         took,
+        off,
         complaints: said(),
     })
+}
+
+/// Writes every processor's registers, for whoever wants to know what it was doing; an emulator that cannot
+/// say it is no reason to end the run.
+fn write_processors(control: &mut Control, folder: &Path) {
+    if let Ok(registers) = control.registers() {
+        let _ = std::fs::write(folder.join("processors.log"), registers);
+    }
 }
 
 /// Passes on what arrives until the source ends or nobody listens.
@@ -248,21 +275,6 @@ fn keys(raw: bool) -> Option<Receiver<Vec<u8>>> {
     Some(keys)
 }
 
-/// Sends an NMI to every CPU, over QEMU's machine protocol (QMP).
-fn inject_nmi(socket: &Path) -> Result<()> {
-    let mut stream = UnixStream::connect(socket)
-        .with_context(|| format!("cannot connect to {}", socket.display()))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let mut answers = BufReader::new(stream.try_clone()?).lines();
-    answers.next().context("the emulator says no hello")??;
-    for command in ["qmp_capabilities", "inject-nmi"] {
-        writeln!(stream, "{{\"execute\":\"{command}\"}}")?;
-        let answer = answers.next().context("the emulator does not answer")??;
-        anyhow::ensure!(!answer.contains("\"error\""), "{command}: {answer}");
-    }
-    Ok(())
-}
-
 struct Session<'a> {
     start: Instant,
     attended: bool,
@@ -280,6 +292,8 @@ struct Session<'a> {
     panicked: Option<Instant>,
     /// The panic's report is whole.
     reported: bool,
+    /// The watchdog has found a processor that does not answer, and nobody has looked at it yet.
+    processor_is_stuck: bool,
     steps: &'a [Step],
     /// Lines already searched for the next step.
     searched: usize,
@@ -304,6 +318,7 @@ impl<'a> Session<'a> {
             loader_gave_up: false,
             panicked: None,
             reported: false,
+            processor_is_stuck: false,
             steps: manner.steps,
             searched: 0,
         })
@@ -350,6 +365,7 @@ impl<'a> Session<'a> {
                     if matches!(what.event, Event::Panic { .. }) {
                         self.panicked.get_or_insert_with(Instant::now);
                     }
+                    self.processor_is_stuck |= matches!(what.event, Event::Watchdog { .. });
                     self.records.push(Stamped { at, what });
                 }
                 // Firmware takes every UART for a console of its own until the kernel owns it.
@@ -358,6 +374,12 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the kernel has said that the run is over, or why it cannot go on.
+    fn ended_with_word(&self) -> bool {
+        let said = |record: &Stamped<Record>| matches!(record.what.event, Event::RunEnd(_));
+        self.loader_gave_up || self.panicked.is_some() || self.records.iter().any(said)
     }
 
     /// What is to happen now, because a line that it waits for has come.

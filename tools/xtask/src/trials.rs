@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use scenarios::{Action, Emulator, Scenario, Tier};
+use scenarios::{Emulator, Scenario, Tier};
 use serde_json::Value;
 
 use crate::artifacts::{self, Artifacts, root};
@@ -25,8 +25,8 @@ use crate::{lint, micro, say};
 /// The options of `test`.
 #[derive(Args, Clone, Debug)]
 pub struct TestArgs {
-    /// Only trials whose name contains this
-    filter: Option<String>,
+    /// Only trials whose name contains one of these
+    filter: Vec<String>,
     /// Name the trials and run none
     #[arg(long)]
     list: bool,
@@ -68,11 +68,8 @@ pub fn test(args: &TestArgs) -> Result<u8> {
     let seed = args
         .seed
         .unwrap_or_else(|| u64::from(std::process::id()) ^ unix_nanos());
-    let wanted = |name: &str| {
-        args.filter
-            .as_ref()
-            .is_none_or(|f| name.contains(f.as_str()))
-    };
+    let wanted =
+        |name: &str| args.filter.is_empty() || args.filter.iter().any(|f| name.contains(f));
     let checks: Vec<_> = lint::CHECKS
         .into_iter()
         .filter(|(name, _)| wanted(name))
@@ -95,8 +92,8 @@ pub fn test(args: &TestArgs) -> Result<u8> {
     }
     if checks.is_empty() && packages.is_empty() && trials.is_empty() && !reference {
         return Err(usage(format!(
-            "no trial's name contains {:?}; --list names them all (some run with --full or --gaps only).",
-            args.filter.as_deref().unwrap_or("")
+            "no trial's name contains \"{}\"; --list names them all (some run with --full or --gaps only).",
+            args.filter.join("\" or \"")
         )));
     }
     let permitted = PermittedSkips::read(&root().join("tests/scenarios/permitted-skips.toml"))?;
@@ -372,7 +369,7 @@ impl Bench {
             invocation = invocation.with_plugin(library, arguments.trim_end_matches(','));
         }
         let control = scratch.path().join("control");
-        if scenario.steps.iter().any(|step| step.what == Action::Nmi) {
+        if trial.emulator == Emulator::Qemu {
             invocation = invocation.with_control(&control);
         }
         std::fs::write(folder.join("command-line.txt"), format!("{invocation}\n"))?;

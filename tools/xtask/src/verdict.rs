@@ -6,6 +6,7 @@ use scenarios::{Evidence, Outcome};
 use serde_json::{Value, json};
 use telemetry::{Event, OffReason, TestVerdict, VmEvent, test_status};
 
+use crate::control::Off;
 use crate::plan::{Judge, PlannedVm};
 use crate::session::{Ended, KERNEL_ENTERED, LOADER_GIVES_UP, PANIC_BEGINS, Transcript};
 
@@ -34,7 +35,7 @@ pub fn outcome(transcript: &Transcript, vms: &[PlannedVm], evidence: &Evidence) 
         _ => None,
     });
     match end {
-        None => return Outcome::HypervisorPanic(no_word(evidence)),
+        None => return Outcome::HypervisorPanic(no_word(transcript.off.as_ref(), evidence)),
         Some(telemetry::Outcome::Panicked) => {
             return Outcome::HypervisorPanic(panic_message(evidence));
         }
@@ -68,17 +69,23 @@ fn panic_message(evidence: &Evidence) -> String {
         .unwrap_or_else(|| "without a message".into())
 }
 
-fn no_word(evidence: &Evidence) -> String {
+fn no_word(off: Option<&Off>, evidence: &Evidence) -> String {
+    let how = match off {
+        Some(Off::Reset) => "the machine reset itself",
+        Some(Off::Switched) => "the machine was switched off",
+        Some(Off::Otherwise(reason)) => &format!("the machine ended ({reason})"),
+        None => "the machine went off",
+    };
     match (evidence.records.last(), evidence.console.last()) {
         (Some(record), _) => format!(
-            "the machine went off without word; the last record was: {}",
+            "{how} without word; the last record was: {}",
             record.what.event
         ),
         (None, Some(line)) => format!(
-            "the machine went off without word; the last line was: {}",
+            "{how} without word; the last line was: {}",
             line.what.trim()
         ),
-        (None, None) => "the machine went off and said nothing at all".into(),
+        (None, None) => format!("{how} and said nothing at all"),
     }
 }
 
