@@ -25,8 +25,11 @@ use super::{apic, cpu, gdt, idt, interrupts, paging, time, timer, tsc};
 /// Pages below 1 MiB that [`start_all`] needs: the trampoline and its four tables.
 pub const LOW_PAGES: usize = 5;
 
-/// How long a processor may take from its start-up IPI to Rust; emulators are slow.
-const ANSWER_TIME: Nanos = Nanos::from_secs(2);
+/// How long a processor may take from its start-up IPI to Rust. Hardware needs microseconds; in an emulator on a
+/// crowded host a processor may have to wait for seconds until it runs at all, and one that was left out is lost for good.
+const ANSWER_TIME: Nanos = Nanos::from_secs(10);
+/// How long it may take from there until it has its APIC and has compared its TSC, a dialogue of many turns.
+const START_TIME: Nanos = Nanos::from_secs(30);
 /// After which time the start-up IPI is sent a second time.
 const SECOND_STARTUP: Nanos = Nanos::from_millis(10);
 
@@ -303,8 +306,8 @@ fn start(trampoline: &Trampoline, other: &'static PerCpu) -> Outcome {
         other.set_running(Activity::Offline);
         return Outcome::Silent;
     }
-    let gave_up = || time::now().since(started) > Nanos(2 * ANSWER_TIME.0);
-    match reached(READY, started, Nanos(2 * ANSWER_TIME.0)) {
+    let gave_up = || time::now().since(started) > START_TIME;
+    match reached(READY, started, START_TIME) {
         true => tsc::compare(other, gave_up).map_or(Outcome::Stuck, |found| {
             other.set_online();
             Outcome::Up(found)
