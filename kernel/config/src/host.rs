@@ -12,6 +12,7 @@ pub(crate) const KEYS: &[&str] = &[
     "plan_ms",
     "console",
     "sabotage",
+    "seed",
 ];
 
 /// Reads the table; what is wrong goes to `issues` and is replaced by its default.
@@ -34,5 +35,6 @@ pub(crate) fn read(table: &TableReader<'_>, issues: &mut Issues<'_>) -> Host {
         plan_ms,
         console: table.keyword("console", issues).unwrap_or_default(),
         sabotage: crate::sabotage::read(table, issues),
+        seed: table.number("seed", 0..=i64::MAX as u64, 0, issues),
     }
 }

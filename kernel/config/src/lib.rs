@@ -20,6 +20,7 @@
 //! | `plan_ms` | 10 to 600000 | 1000 | interval between two planner passes |
 //! | `console` | `"auto"` `"serial"` `"framebuffer"` `"none"` | `"auto"` | where messages go; `auto` is every device found |
 //! | `sabotage` | list of names ([`Sabotage`]) | `[]` | breaks the kernel on purpose; for tests, and refused by every ordinary kernel |
+//! | `seed` | number | `0` | what the random choices of such tests begin with |
 //!
 //! | `[[vm]]` key | value | default | meaning |
 //! |---|---|---|---|

@@ -34,6 +34,8 @@ pub struct Host {
     pub console: Console,
     /// How the kernel is to be broken, for tests.
     pub sabotage: Vec<Sabotage>,
+    /// What random choices of such tests begin with.
+    pub seed: u64,
 }
 
 impl Default for Host {
@@ -47,6 +49,7 @@ impl Default for Host {
             plan_ms: 1000,
             console: Console::default(),
             sabotage: Vec::new(),
+            seed: 0,
         }
     }
 }

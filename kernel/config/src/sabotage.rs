@@ -44,6 +44,10 @@ sabotages! {
     LeakFrame = "leak-frame",
     /// The last CPU stops for ever, with interrupts off, ten seconds after the start.
     HangCpu = "hang-cpu",
+    /// Before anything runs, VT-x is asked about valid VMCSs with one random mistake (drawn from `host.seed`).
+    MutateVmcs = "mutate-vmcs",
+    /// The first VM's first virtual CPU gets an RFLAGS that no processor accepts, at its 5000th entry.
+    BreakVmcs = "break-vmcs",
 }
 
 impl fmt::Display for Sabotage {

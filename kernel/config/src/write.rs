@@ -28,6 +28,7 @@ impl fmt::Display for HostConfig {
             let names = host.sabotage.iter().map(|s| alloc::format!("\"{s}\""));
             let names: Vec<String> = names.collect();
             writeln!(f, "sabotage = [{}]", names.join(", "))?;
+            writeln!(f, "seed = {}", host.seed)?;
         }
         self.vms.iter().try_for_each(|vm| vm_table(f, vm))
     }

@@ -102,3 +102,19 @@ pub fn hang_if_last(now: Nanos) {
         }
     }
 }
+
+/// [`Sabotage::MutateVmcs`]: on the boot CPU, before it runs anything.
+#[cfg(feature = "sabotage")]
+pub fn try_out<B: Backend>(hv: &crate::vm::Hypervisor<B>, hw: &mut B::Cpu) {
+    let here = percpu::current();
+    if on(Sabotage::MutateVmcs) && here.cpu == units::CpuId(0) {
+        B::try_out(hw, here.node, hv.config.host.seed);
+    }
+}
+
+/// [`Sabotage::BreakVmcs`]: whether the virtual CPU that was made first has come to its last good entry.
+#[cfg(feature = "sabotage")]
+pub fn breaks_at(serial: u64, entries: u64) -> bool {
+    const LAST: u64 = 5_000;
+    on(Sabotage::BreakVmcs) && serial == 1 && entries == LAST
+}

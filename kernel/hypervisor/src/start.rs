@@ -304,7 +304,15 @@ static REFUSED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 fn join<B: Backend>() -> ! {
     let hv = B::hypervisor().wait();
     match B::enable(percpu::current().node) {
-        Ok(hw) => run::cpu_main(hv, hw),
+        #[cfg_attr(
+            not(feature = "sabotage"),
+            expect(unused_mut, reason = "only tests change it")
+        )]
+        Ok(mut hw) => {
+            #[cfg(feature = "sabotage")]
+            sabotage::try_out::<B>(hv, &mut hw);
+            run::cpu_main(hv, hw)
+        }
         Err(why) => {
             log::error!("{} hosts no guests: {why}", percpu::current().cpu);
             loop {

@@ -298,6 +298,12 @@ area! {
         exit_msr_loads: u32 = EXIT_MSR_LOAD_COUNT,
         /// MSRs loaded at entries.
         entry_msr_loads: u32 = ENTRY_MSR_LOAD_COUNT,
+        /// Where those that exits store go.
+        exit_msr_store: u64 = EXIT_MSR_STORE,
+        /// Where those that exits load are.
+        exit_msr_load: u64 = EXIT_MSR_LOAD,
+        /// Where those that entries load are.
+        entry_msr_load: u64 = ENTRY_MSR_LOAD,
         /// I/O bitmap for ports 0 to 7FFFh.
         io_bitmap_a: u64 = IO_BITMAP_A,
         /// I/O bitmap for ports 8000h to FFFFh.

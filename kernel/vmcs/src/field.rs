@@ -192,6 +192,7 @@ fields! {
     GUEST_INTERRUPTIBILITY: Bits32 = 0x4824, "guest interruptibility state";
     GUEST_ACTIVITY: Bits32 = 0x4826, "guest activity state";
     GUEST_SYSENTER_CS: Bits32 = 0x482a, "guest IA32_SYSENTER_CS";
+    PREEMPTION_TIMER: Bits32 = 0x482e, "VMX-preemption timer value";
     // 32-bit host-state field (table B-11)
     HOST_SYSENTER_CS: Bits32 = 0x4c00, "host IA32_SYSENTER_CS";
     // Natural-width control fields (table B-12)

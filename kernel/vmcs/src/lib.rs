@@ -17,6 +17,7 @@
 //! * [`check()`]: the entry checks (SDM 3C 27.2, 27.3). A rejected entry gives only a number; the
 //!   [`Violation`] names the field and the rule.
 //! * [`event`] and [`reason`]: the words in which events and exits are encoded.
+//! * [`mutation`]: valid forms with one random mistake, to ask checker and processor about.
 //!
 //! Chapters are those of SDM volume 3C in the numbering where 25 is the VMCS, 27 VM entries and 28
 //! VM exits.
@@ -29,6 +30,7 @@ mod check;
 pub mod control;
 pub mod event;
 pub mod field;
+pub mod mutation;
 pub mod reason;
 mod settings;
 

@@ -80,6 +80,11 @@ pub trait Backend: fmt::Debug + Sized + Send + Sync + 'static {
     fn unload(cpu: &mut Self::Cpu, vcpu: &mut Self::Vcpu);
     /// Runs the guest until something stops it. Called with interrupts off, returns so.
     fn enter(cpu: &mut Self::Cpu, vcpu: &mut Self::Vcpu, tlb: TlbState) -> Exit;
+    /// Asks the processor about control structures with a random mistake each, for tests; before any guest runs.
+    #[cfg(feature = "sabotage")]
+    fn try_out(_cpu: &mut Self::Cpu, _node: NodeId, _seed: u64) {
+        log::error!("{} has no trials of its control structures", Self::NAME);
+    }
     /// The one hypervisor that runs on this backend, once it has been made.
     fn hypervisor() -> &'static Once<Hypervisor<Self>>;
 }

@@ -168,8 +168,31 @@ fn nested(c: &Controls, facts: &Facts) -> Result<(), Violation> {
     )
 }
 
+/// An area of MSRs, 16 bytes each: aligned, and all of it within the processor's width.
+fn msrs(
+    section: Section,
+    field: &'static str,
+    (address, count): (u64, u32),
+    facts: &Facts,
+) -> Result<(), Violation> {
+    if count == 0 {
+        return Ok(());
+    }
+    let must = |met, rule| section.must(met, field, address, rule);
+    must(address & 15 == 0, "it must be a multiple of 16")?;
+    let last = address.checked_add(u64::from(count) * 16 - 1);
+    must(
+        last.is_some_and(|last| facts.is_physical(last)),
+        "the area ends beyond the processor's width",
+    )
+}
+
 fn exit(c: &Controls, facts: &Facts) -> Result<(), Violation> {
     allowed(EXIT, facts.caps.exit, c.exit, "VM-exit controls")?;
+    let stored = (c.exit_msr_store, c.exit_msr_stores);
+    msrs(EXIT, "VM-exit MSR-store address", stored, facts)?;
+    let loaded = (c.exit_msr_load, c.exit_msr_loads);
+    msrs(EXIT, "VM-exit MSR-load address", loaded, facts)?;
     EXIT.must(
         c.pin & Pin::PREEMPTION_TIMER.bits() != 0
             || c.exit & ExitControls::SAVE_PREEMPTION_TIMER.bits() == 0,
@@ -188,6 +211,8 @@ fn entry(c: &Controls, guest_cr0: u64, facts: &Facts) -> Result<(), Violation> {
         c.entry,
         "bits 10 and 11 are for system-management mode",
     )?;
+    let loaded = (c.entry_msr_load, c.entry_msr_loads);
+    msrs(ENTRY, "VM-entry MSR-load address", loaded, facts)?;
     if !event::is_valid(c.event) {
         return Ok(());
     }

@@ -26,6 +26,8 @@ const RFLAGS_RESERVED: u64 = !0x3f_ffff | 1 << 15 | 1 << 5 | 1 << 3;
 
 const BLOCKING_BY_SMI: u32 = 1 << 2;
 const HALTED: u32 = 1;
+const SHUT_DOWN: u32 = 2;
+const WAITING_FOR_SIPI: u32 = 3;
 
 /// What kind of guest the other rules speak of.
 #[derive(Clone, Copy)]
@@ -220,6 +222,21 @@ fn non_register(g: &Guest, c: &Controls, facts: &Facts) -> Result<(), Violation>
         "blocking by STI or MOV SS needs the active state",
     )?;
 
+    if event::is_valid(c.event) {
+        let (kind, vector) = (c.event >> 8 & 7, c.event & 0xff);
+        let machine_check = kind == 3 && vector == 18;
+        let wakes = match g.activity {
+            HALTED => matches!(kind, 0 | 2 | 7) || machine_check || kind == 3 && vector == 1,
+            SHUT_DOWN => kind == 2 || machine_check,
+            WAITING_FOR_SIPI => false,
+            _ => true,
+        };
+        activity(
+            wakes,
+            "the event that is injected cannot arrive in this state",
+        )?;
+    }
+
     let state = |met, rule| {
         NON_REGISTER.must(
             met,
@@ -269,11 +286,12 @@ fn non_register(g: &Guest, c: &Controls, facts: &Facts) -> Result<(), Violation>
             "BS (bit 14) must tell whether the guest steps, behind STI or MOV SS",
         )?;
     }
+    // A page would have to begin with the VMCS revision, and no VMCS of Perigee's is ever linked.
     NON_REGISTER.must(
-        g.link == Guest::NO_LINK || facts.is_page(g.link),
+        g.link == Guest::NO_LINK,
         "VMCS link pointer",
         g.link,
-        "it must be the address of a page, or all ones",
+        "it must be all ones, as no VMCS is linked",
     )
 }
 

@@ -13,6 +13,7 @@ pub mod sabotage;
 pub mod starved;
 pub mod topology;
 pub mod truth;
+pub mod vmcs;
 
 use crate::Scenario;
 
@@ -26,6 +27,7 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         locality::scenarios(),
         sabotage::scenarios(),
         starved::scenarios(),
+        vmcs::scenarios(seed),
         topology::scenarios(seed),
         exact::scenarios(seed),
         truth::scenarios(seed),

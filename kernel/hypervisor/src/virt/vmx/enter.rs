@@ -13,7 +13,7 @@ use core::arch::{asm, naked_asm};
 use vmcs::field;
 
 /// What [`world_switch`] returns: an exit, no current VMCS, or an error in the VMCS's own field.
-const EXITED: u64 = 0;
+pub(super) const EXITED: u64 = 0;
 const FAILED_VALID: u64 = 2;
 
 /// Runs the guest until it stops.
@@ -57,7 +57,7 @@ fn refused(vcpu: &VmxVcpu, outcome: u64) -> Exit {
 /// The CPU is in VMX root operation with a current VMCS whose host state is this CPU's, with `vm_exit` for RIP. `regs` is
 /// valid for reads and writes. `launched` says whether the VMCS has been launched.
 #[unsafe(naked)]
-unsafe extern "sysv64" fn world_switch(regs: *mut Regs, launched: u64) -> u64 {
+pub(super) unsafe extern "sysv64" fn world_switch(regs: *mut Regs, launched: u64) -> u64 {
     naked_asm!(
         "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15",
         "push rdi", // registers

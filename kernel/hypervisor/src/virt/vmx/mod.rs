@@ -15,6 +15,7 @@
 //! * `vcpu`: one virtual CPU and its VMCS; `state`: its registers
 //! * `enter`: the world switch
 //! * `exit`: from exit reasons to [`super::Exit`]
+//! * `trial`: in kernels built for tests, what the processor thinks of a VMCS with a mistake
 
 mod bitmap;
 mod cpu;
@@ -23,6 +24,8 @@ mod exit;
 mod host;
 mod instruction;
 mod state;
+#[cfg(feature = "sabotage")]
+mod trial;
 mod vcpu;
 
 use super::{Backend, Exit, TlbState, Unsupported, VcpuSetup};
@@ -62,6 +65,13 @@ impl Backend for Vmx {
 
     fn enter(cpu: &mut cpu::VmxCpu, vcpu: &mut vcpu::VmxVcpu, tlb: TlbState) -> Exit {
         enter::enter(cpu, vcpu, tlb)
+    }
+
+    #[cfg(feature = "sabotage")]
+    fn try_out(cpu: &mut cpu::VmxCpu, node: NodeId, seed: u64) {
+        if let Err(why) = trial::run(cpu, node, seed) {
+            log::error!("{why}");
+        }
     }
 
     fn hypervisor() -> &'static Once<Hypervisor<Self>> {

@@ -157,6 +157,8 @@ pub struct VmxVcpu {
     pub(super) stale: bool,
     /// This CPU may hold translations of the nested table from before the virtual CPU came.
     nested_stale: bool,
+    #[cfg(feature = "sabotage")]
+    entries: u64,
 }
 
 impl VmxVcpu {
@@ -208,6 +210,8 @@ impl VmxVcpu {
             last_cpu: None,
             stale: false,
             nested_stale: false,
+            #[cfg(feature = "sabotage")]
+            entries: 0,
         })
     }
 
@@ -408,6 +412,14 @@ impl VmxVcpu {
         let nested_stale = core::mem::take(&mut self.nested_stale) || nested_stale;
         cpu.forget(nested_stale.then_some(self.ept_pointer));
         self.guest.rsp = self.regs.get(Gpr::RSP);
+        #[cfg(feature = "sabotage")]
+        {
+            const RESERVED: u64 = 1 << 15;
+            self.entries += 1;
+            if crate::sabotage::breaks_at(self.serial, self.entries) {
+                self.guest.rflags |= RESERVED;
+            }
+        }
         let hot = self.hot();
         if let Some(mut vmcs) = self.vmcs() {
             if !self.in_vmcs {
