@@ -8,12 +8,13 @@
 //! * [`micro`] does so for the test micro-kernels, and proves their tests on the plain emulator;
 //! * [`plan`] turns wishes into `perigee.toml` and a list of guest files;
 //! * [`medium`], [`slim`], [`initramfs`] and [`image`] make the disk that firmware boots;
-//! * [`qemu`] and [`bochs`] compose an emulator's command line, [`launch`] starts it, [`session`] follows it to its
+//! * [`qemu`] and [`bochs`] compose an emulator's command line ([`accel`]: with the host's processor), [`launch`] starts it, [`session`] follows it to its
 //!   end, [`console`] is the person's terminal meanwhile;
 //! * [`verdict`] says what the run's transcript means; [`status`] which exit status that is;
 //! * [`trials`] does all this for each scenario in each emulator, which [`summary`] puts into a table, after
 //!   [`host_tests`]; [`bench`] counts instructions; [`lint`] keeps the house rules.
 
+mod accel;
 mod artifacts;
 mod bench;
 mod bochs;

@@ -7,6 +7,9 @@ use scenarios::Machine;
 use crate::launch::{Invocation, Wiring};
 use crate::provision::Qemu;
 
+/// A host thread for each CPU of the machine.
+const EMULATED: &str = "tcg,thread=multi";
+
 /// A path inside one of QEMU's comma-separated options.
 fn in_option(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
@@ -25,7 +28,7 @@ impl Invocation {
         let mut args = qemu.first_args.clone();
         args.extend(machine.qemu_args());
         let devices = [
-            ("-accel", "tcg,thread=multi".to_string()),
+            ("-accel", EMULATED.to_string()),
             ("-nodefaults", String::new()),
             ("-no-user-config", String::new()),
             ("-no-reboot", String::new()),
@@ -67,7 +70,7 @@ impl Invocation {
             ("-cpu", cpu.into()),
             ("-smp", cpus.to_string()),
             ("-m", "128".into()),
-            ("-accel", "tcg,thread=multi".into()),
+            ("-accel", EMULATED.into()),
             ("-nodefaults", String::new()),
             ("-no-user-config", String::new()),
             ("-no-reboot", String::new()),
@@ -85,6 +88,16 @@ impl Invocation {
             args,
             wiring: Wiring::Stdio,
         }
+    }
+
+    /// On the host's own processor.
+    pub fn with_kvm(mut self) -> Self {
+        for arg in &mut self.args {
+            if arg == EMULATED {
+                *arg = "kvm".into();
+            }
+        }
+        self
     }
 
     /// Waits for a debugger on TCP port 1234 before the first instruction.

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use scenarios::{Emulator, Evidence, Machine, Node, Outcome, Override};
 
+use crate::accel::{self, Accel};
 use crate::artifacts::{self, Artifacts};
 use crate::launch::Invocation;
 use crate::plan::{Plan, PlannedVm, Source, Wishes, default_vms, is_multiboot};
@@ -54,6 +55,9 @@ pub struct RunArgs {
     /// The laboratory: qemu emulates AMD-V, bochs emulates VT-x (and is much slower)
     #[arg(long, default_value = "qemu", value_parser = emulator)]
     lab: Emulator,
+    /// What executes the machine's instructions in qemu: its emulation, or KVM where the host's guests may host guests
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    accel: Accel,
     /// NUMA nodes of the machine [default: 4; 2 in bochs]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_NODES)))]
     nodes: Option<u32>,
@@ -167,6 +171,14 @@ impl RunArgs {
             }
         }
         Ok(machine)
+    }
+
+    /// Gives the machine the CPU that goes with what executes it.
+    fn accelerate(&self, lab: &Lab, machine: &mut Machine) -> Result<()> {
+        if self.accel == Accel::Kvm {
+            machine.cpu = accel::nested_cpu(lab.qemu.as_ref().context("QEMU is not here yet")?)?;
+        }
+        Ok(())
     }
 
     fn limit(&self) -> Option<Duration> {
@@ -329,7 +341,7 @@ pub fn invocation(
 /// # Errors
 /// A usage error, or what cannot be built, installed or started.
 pub fn run(args: &RunArgs) -> Result<u8> {
-    let machine = args.machine()?;
+    let mut machine = args.machine()?;
     let plan = match &args.image {
         Some(_) => None,
         None => Some(Plan::new(&args.guests.wishes(&machine, args.lab))?),
@@ -343,13 +355,14 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     let mut needed: BTreeSet<Part> = plan.as_ref().map_or(BTreeSet::new(), parts);
     needed.extend(emulator_parts(args.lab));
     if args.dry_run {
-        return dry_run(args, &machine, plan.as_ref(), &needed);
+        return dry_run(args, machine, plan.as_ref(), &needed);
     }
     say::line(
         "Stop: Ctrl-C. Switch consoles: Ctrl-A then 0 for Perigee, 1 to 9 for a guest, n for the next, h for help.",
     );
     session::stop_flag()?;
     let lab = Lab::ensure(&needed)?;
+    args.accelerate(&lab, &mut machine)?;
 
     let scratch = Scratch::new()?;
     let folder = artifacts::folder("run")?;
@@ -376,6 +389,9 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         scratch: scratch.path(),
     };
     let (mut invocation, version) = invocation(args.lab, &lab, &machine, places)?;
+    if args.accel == Accel::Kvm {
+        invocation = invocation.with_kvm();
+    }
     say::step(format!(
         "{} {version} ({})",
         args.lab.title(),
@@ -454,17 +470,18 @@ fn tell_gdb() {
 /// nothing is built or installed.
 fn dry_run(
     args: &RunArgs,
-    machine: &Machine,
+    mut machine: Machine,
     plan: Option<&Plan>,
     needed: &BTreeSet<Part>,
 ) -> Result<u8> {
     let lab = Lab::survey(needed)?;
+    args.accelerate(&lab, &mut machine)?;
     let folder = artifacts::folder("run")?;
     let disk = args
         .image
         .clone()
         .unwrap_or_else(|| folder.join("medium.img"));
-    let tables = tables(args.lab, machine, &[]);
+    let tables = tables(args.lab, &machine, &[]);
     if let (None, Some(plan)) = (&args.image, plan)
         && let Err(error) = prepare(plan, &tables, &lab, &Artifacts::places(), &disk)
     {
@@ -478,7 +495,10 @@ fn dry_run(
         folder: &folder,
         scratch: &folder,
     };
-    let (mut invocation, _) = invocation(args.lab, &lab.or_future_places()?, machine, places)?;
+    let (mut invocation, _) = invocation(args.lab, &lab.or_future_places()?, &machine, places)?;
+    if args.accel == Accel::Kvm {
+        invocation = invocation.with_kvm();
+    }
     if args.gdb {
         invocation = invocation.with_gdb();
     }
