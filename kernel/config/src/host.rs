@@ -13,6 +13,8 @@ pub(crate) const KEYS: &[&str] = &[
     "console",
     "sabotage",
     "seed",
+    "donate",
+    "trace",
 ];
 
 /// Reads the table; what is wrong goes to `issues` and is replaced by its default.
@@ -36,5 +38,7 @@ pub(crate) fn read(table: &TableReader<'_>, issues: &mut Issues<'_>) -> Host {
         console: table.keyword("console", issues).unwrap_or_default(),
         sabotage: crate::sabotage::read(table, issues),
         seed: table.number("seed", 0..=i64::MAX as u64, 0, issues),
+        donate: table.boolean("donate", default.donate, issues),
+        trace: table.boolean("trace", default.trace, issues),
     }
 }

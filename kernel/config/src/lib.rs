@@ -21,6 +21,8 @@
 //! | `console` | `"auto"` `"serial"` `"framebuffer"` `"none"` | `"auto"` | where messages go; `auto` is every device found |
 //! | `sabotage` | list of names ([`Sabotage`]) | `[]` | breaks the kernel on purpose; for tests, and refused by every ordinary kernel |
 //! | `seed` | number | `0` | what the random choices of such tests begin with |
+//! | `donate` | boolean | `true` | a spinning virtual CPU leaves its slice to a preempted neighbour of its VM |
+//! | `trace` | boolean | `false` | record every step of the scheduler on the telemetry port, for a replay |
 //!
 //! | `[[vm]]` key | value | default | meaning |
 //! |---|---|---|---|

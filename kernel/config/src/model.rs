@@ -36,6 +36,10 @@ pub struct Host {
     pub sabotage: Vec<Sabotage>,
     /// What random choices of such tests begin with.
     pub seed: u64,
+    /// Whether a spinning virtual CPU's slice goes to a preempted neighbour of its VM.
+    pub donate: bool,
+    /// Whether every step of the scheduler is recorded, for a replay.
+    pub trace: bool,
 }
 
 impl Default for Host {
@@ -50,6 +54,8 @@ impl Default for Host {
             console: Console::default(),
             sabotage: Vec::new(),
             seed: 0,
+            donate: true,
+            trace: false,
         }
     }
 }

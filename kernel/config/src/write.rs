@@ -30,6 +30,8 @@ impl fmt::Display for HostConfig {
             writeln!(f, "sabotage = [{}]", names.join(", "))?;
             writeln!(f, "seed = {}", host.seed)?;
         }
+        writeln!(f, "donate = {}", host.donate)?;
+        writeln!(f, "trace = {}", host.trace)?;
         self.vms.iter().try_for_each(|vm| vm_table(f, vm))
     }
 }

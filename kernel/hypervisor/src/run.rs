@@ -44,7 +44,7 @@ pub fn cpu_main<B: Backend>(hv: &Hypervisor<B>, mut hw: B::Cpu) -> ! {
         if asked & WORK != 0 {
             crate::drive::work(hv);
         }
-        let next = crate::drive::pick(hv, cpu, time::now());
+        let next = crate::drive::pick(hv, cpu);
         match next {
             Next::Run { vcpu, slice, .. } => match hv.vcpu(vcpu) {
                 Some((vm, vcpu)) => run_slice(hv, &mut hw, cpu, vm, vcpu, time::now() + slice),
@@ -124,7 +124,7 @@ fn run_slice<B: Backend>(
             }
         }
         End::Fault(sentence) => vm.fault(hv, vcpu.id, sentence),
-        End::Preempted | End::Yields | End::Gone => {}
+        End::Preempted | End::Spins | End::Gone => {}
     }
 }
 
@@ -134,7 +134,7 @@ pub enum End {
     /// Its time is over or the CPU is needed.
     Preempted,
     /// It spins.
-    Yields,
+    Spins,
     /// It waits for an interrupt.
     Waits,
     /// Its VM is paused or off.
@@ -187,7 +187,7 @@ fn slice<B: Backend>(
         };
         match exits::handle(&mut ctx, exit) {
             After::Resume => {}
-            After::Yield => return End::Yields,
+            After::Yield => return End::Spins,
             After::Halt => {
                 let deaf = core.hw.rflags() & RFLAGS_IF == 0;
                 vcpu.deaf.store(deaf, SeqCst);

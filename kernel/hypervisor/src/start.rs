@@ -152,10 +152,11 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
         tsc_synchronised: tsc::synchronised(),
         unix_s: mm::boot_info().unix_time_s + time::now().0 / 1_000_000_000,
     };
-    let mut sched = Scheduler::new(Tunables {
-        quantum: Nanos::from_millis(config.host.quantum_ms.into()),
-        ..Tunables::default()
-    });
+    let tunables = Tunables {
+        donate: config.host.donate,
+        ..Tunables::with_quantum(Nanos::from_millis(config.host.quantum_ms.into()))
+    };
+    let mut sched = drive::schedule::begin(tunables, config.host.trace);
     for cpu in percpu::online() {
         let place = place(machine, cpu.cpu.index());
         tell(
@@ -226,11 +227,12 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
 }
 
 fn tell(sched: &mut Scheduler, event: Event) {
-    let mut commands = sched::Commands::new();
-    if let Err(refusal) = sched.handle(time::now(), event, &mut commands) {
+    let mut trace = drive::schedule::Trace::new();
+    // Nobody runs yet: there is nobody to be kicked.
+    if let Err(refusal) = drive::schedule::handle(sched, time::now(), event, &mut trace) {
         log::warn!("{refusal}");
     }
-    // Nobody runs yet: there is nobody to be kicked.
+    trace.write();
 }
 
 fn place(machine: &Machine, cpu: usize) -> CpuPlace {

@@ -2,11 +2,12 @@
 
 use alloc::vec::Vec;
 use core::fmt;
+use serde::{Deserialize, Serialize};
 use telemetry::{Class, MoveReason, Pick};
 use units::{CpuId, Nanos, NodeId, PerMille, Score, VcpuId, VmId};
 
 /// Where a processor sits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuPlace {
     /// Its node.
     pub node: NodeId,
@@ -17,7 +18,7 @@ pub struct CpuPlace {
 }
 
 /// Where a vCPU may run.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Affinity {
     /// Anywhere.
     #[default]
@@ -40,7 +41,7 @@ impl Affinity {
 }
 
 /// What a new vCPU asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuSpec {
     /// Its share against others of its class; [`crate::DEFAULT_WEIGHT`] is ordinary, 0 counts as 1.
     pub weight: u32,
@@ -67,7 +68,7 @@ impl Default for VcpuSpec {
 }
 
 /// What happened in the kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// A processor is ready to pick.
     CpuOnline {
@@ -98,8 +99,14 @@ pub enum Event {
         /// Which.
         vcpu: VcpuId,
     },
-    /// A vCPU gives up the rest of its request (PAUSE loop, hypercall).
+    /// A vCPU gives up the rest of its request (hypercall).
     Yield {
+        /// Which.
+        vcpu: VcpuId,
+    },
+    /// A vCPU spins (PAUSE-loop exit): what it waits for may be held by a neighbour of its machine
+    /// that was preempted. Sent by the CPU it ran on, after the charge. See [`crate::donate`].
+    Spin {
         /// Which.
         vcpu: VcpuId,
     },
@@ -123,12 +130,14 @@ pub enum Event {
         /// One score per node.
         scores: Vec<Score>,
     },
-    /// What the next slice of a vCPU is expected to lose to cache misses; 0 without a PMU.
+    /// What caches cost a vCPU; 0 without a PMU.
     CachePenalty {
         /// Which.
         vcpu: VcpuId,
-        /// The expected loss.
+        /// What its next slice is expected to lose to misses.
         penalty: Nanos,
+        /// What it takes to fill another last-level cache with its working set.
+        refill: Nanos,
     },
     /// The planner wants a machine's vCPUs on a node, as soon as it has room; None withdraws it.
     PreferredNode {
@@ -157,7 +166,7 @@ pub enum Event {
 }
 
 /// What the kernel must do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// Interrupt a CPU so that it picks again. Harmless when it was about to.
     Kick {
@@ -179,7 +188,7 @@ pub enum Command {
 }
 
 /// Commands of one call, in the order in which they are to be executed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Commands(Vec<Command>);
 
 impl Commands {
@@ -238,6 +247,8 @@ pub enum Refusal {
     DuplicateVcpu(VcpuId),
     /// A CPU came online twice.
     DuplicateCpu(CpuId),
+    /// A CPU's number is beyond [`crate::table::MAX_CPUS`].
+    CpuOutOfRange(CpuId),
     /// A CPU charged for a vCPU that it does not run.
     NotRunningHere(VcpuId, CpuId),
     /// No CPU that is online may run the vCPU.
@@ -256,6 +267,12 @@ impl fmt::Display for Refusal {
             }
             Self::DuplicateCpu(c) => {
                 write!(f, "scheduler: {c} is online already; its place was kept")
+            }
+            Self::CpuOutOfRange(c) => {
+                write!(
+                    f,
+                    "scheduler: {c} is beyond the largest number; it stays unused"
+                )
             }
             Self::NotRunningHere(v, c) => {
                 write!(

@@ -37,8 +37,9 @@
 //! * Work is conserved within 5 ms; nobody who may run starves.
 //!
 //! # Where to read next
-//! [`queue`] for the arithmetic, [`pick`] for the decision, [`place`] for wake-ups, [`balance`]
-//! for moves. This is the only crate that moves vCPUs: the planner (`migrate`) names a preferred
+//! [`queue`] for the arithmetic, [`pick`] for the decision, [`place`] for wake-ups, [`pull`] for idle
+//! CPUs, [`balance`], [`even`] and [`gate`] for moves, [`smt`] for hardware threads, [`donate`] for those
+//! that spin, [`trace`] for a run as data. This is the only crate that moves vCPUs: the planner (`migrate`) names a preferred
 //! node and this crate goes there when it has room.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -46,17 +47,28 @@
 extern crate alloc;
 
 pub mod balance;
+pub mod donate;
+mod entitle;
+pub mod even;
 pub mod event;
+pub mod gate;
+mod limits;
 pub mod pick;
 pub mod place;
+pub mod pull;
 pub mod queue;
 pub mod report;
 pub mod scheduler;
+mod score;
+pub mod smt;
+pub mod table;
+pub mod trace;
 pub mod tunables;
 pub mod vcpu;
+pub mod waiting;
 
 pub use event::{Affinity, Command, Commands, CpuPlace, Event, Next, Refusal, VcpuSpec};
 pub use report::{CpuReport, Explanation, State, VcpuReport};
 pub use scheduler::Scheduler;
 pub use telemetry::Class;
-pub use tunables::{DEFAULT_WEIGHT, MAX_WEIGHT, Tunables};
+pub use tunables::{DEFAULT_WEIGHT, GateTunables, MAX_WEIGHT, Tunables};

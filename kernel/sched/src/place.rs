@@ -2,27 +2,30 @@
 
 use alloc::vec::Vec;
 use telemetry::MoveReason;
-use units::{CpuId, Nanos, Score, VcpuId};
+use units::{CpuId, Nanos, NodeId, Score, VcpuId};
 
 use crate::event::{Command, Commands, Refusal, VcpuSpec};
-use crate::queue::{Cpu, move_cost, total_weight};
+use crate::queue::{Cpu, move_cost};
 use crate::scheduler::Scheduler;
+use crate::vcpu::Vcpu;
 
 impl Scheduler {
-    /// Where a new vCPU begins: on its home node if that has a CPU for it, where fewest are.
+    /// Where a new vCPU begins: on its home node if that has a CPU for it, where fewest are, on a
+    /// core of its own as long as there is one.
     pub(crate) fn first_cpu(&self, spec: &VcpuSpec) -> Option<CpuId> {
-        let crowd = |cpu: CpuId| self.vcpus.values().filter(|v| v.cpu == cpu).count();
+        let crowd = |id: &CpuId| self.cpus.get(*id).map_or(0, |c| c.residents.len());
         self.cpus
             .iter()
-            .filter(|&(&cpu, c)| spec.affinity.allows(cpu, &c.place))
-            .min_by_key(|&(&cpu, c)| {
+            .filter(|(cpu, c)| spec.affinity.allows(*cpu, &c.place))
+            .min_by_key(|(cpu, c)| {
                 (
                     spec.home.is_some_and(|home| home != c.place.node),
-                    crowd(cpu),
-                    cpu,
+                    c.residents.len(),
+                    c.siblings.iter().map(crowd).sum::<usize>(),
+                    *cpu,
                 )
             })
-            .map(|(&cpu, _)| cpu)
+            .map(|(cpu, _)| cpu)
     }
 
     pub(crate) fn wake(
@@ -32,13 +35,14 @@ impl Scheduler {
         out: &mut Commands,
     ) -> Result<(), Refusal> {
         let tunables = self.tunables;
-        let v = self.vcpus.get_mut(&vcpu).filter(|v| !v.removed);
+        let v = self.vcpus.get_mut(vcpu).filter(|v| !v.removed);
         let v = v.ok_or(Refusal::UnknownVcpu(vcpu))?;
         if v.wants {
             return Ok(());
         }
         v.advance(now, &tunables);
         v.wants = true;
+        v.note_wake(&tunables);
         // Credits of the past neither pay for nor burden a new burst beyond one quantum.
         let bound = i64::try_from(tunables.quantum.0).unwrap_or(i64::MAX);
         v.account = v.account.clamp(-bound, bound);
@@ -51,7 +55,7 @@ impl Scheduler {
     /// A vCPU became runnable: finds it a CPU and tells whoever must know.
     pub(crate) fn start(&mut self, now: Nanos, vcpu: VcpuId, out: &mut Commands) {
         let Some(to) = self.place(vcpu) else { return };
-        let Some(v) = self.vcpus.get(&vcpu) else {
+        let Some(v) = self.vcpus.get(vcpu) else {
             return;
         };
         let (from, ran_before) = (v.cpu, v.last_cpu.is_some());
@@ -70,31 +74,62 @@ impl Scheduler {
     /// The CPU where a runnable vCPU would lose least: by waiting, by distance to its memory, by
     /// moving its cache contents, by a busy sibling thread. All in nanoseconds.
     pub(crate) fn place(&self, vcpu: VcpuId) -> Option<CpuId> {
-        let v = self.vcpus.get(&vcpu)?;
+        let v = self.vcpus.get(vcpu)?;
         // Its last CPU may still be leaving it; only there can nothing go wrong.
         if let Some(cpu) = v.on_cpu.filter(|cpu| self.allowed(vcpu, *cpu)) {
             return Some(cpu);
         }
-        let last = v.last_cpu.and_then(|l| Some((l, self.cpus.get(&l)?.place)));
-        self.cpus
+        let own = self.node_of(v.cpu);
+        let vm = self.vcpus.vm(vcpu.vm);
+        let wish = match vm.and_then(|vm| vm.preferred) {
+            None if vm.is_none_or(|vm| vm.scores.is_empty()) => v.spec.home,
+            wish => wish,
+        };
+        // Where it is and where it should be, every CPU is weighed; elsewhere only one that idles,
+        // since who waits there would gain nothing by the way.
+        let near = own.into_iter().chain(wish.filter(|w| Some(*w) != own));
+        let near: Vec<NodeId> = near.collect();
+        let in_near = near
             .iter()
-            .filter(|&(&cpu, _)| self.allowed(vcpu, cpu))
-            .min_by_key(|&(&cpu, c)| {
-                let far = Nanos(self.remoteness(vcpu, c).of(self.tunables.pull_limit.0));
-                let moving = move_cost(last, (cpu, c.place), &self.tunables);
-                let sibling = if self.sibling_busy(cpu, c) {
-                    self.tunables.move_near
-                } else {
-                    Nanos::ZERO
-                };
-                let elsewhere = last.is_none() && cpu != v.cpu;
-                (
-                    self.wait_on(vcpu, c) + far + moving + sibling,
-                    elsewhere,
-                    cpu,
-                )
-            })
-            .map(|(&cpu, _)| cpu)
+            .filter_map(|n| self.node_cpus.get(n))
+            .flatten()
+            .copied();
+        let best_of = |cpus: &mut dyn Iterator<Item = CpuId>| {
+            cpus.filter(|cpu| self.allowed(vcpu, *cpu))
+                .filter_map(|cpu| Some((self.cost_on(vcpu, v, cpu)?, cpu)))
+                .min()
+        };
+        let best = best_of(&mut in_near.into_iter());
+        if best.is_some_and(|((cost, _), _)| cost <= self.tunables.move_near) {
+            return best.map(|(_, cpu)| cpu);
+        }
+        let elsewhere = self.nodes.iter().filter(|n| !near.contains(n));
+        let free = |cpu: &CpuId| self.core_owner(*cpu).is_none_or(|owner| owner == vcpu.vm);
+        let idle = elsewhere.filter_map(|n| {
+            let mut idle = self.index.idle(*n);
+            idle.find(|cpu| self.allowed(vcpu, *cpu) && free(cpu))
+        });
+        let best = best.into_iter().chain(best_of(&mut idle.into_iter())).min();
+        // Nowhere near and nobody idle: anything that it may run on.
+        let any = || best_of(&mut self.cpus.iter().map(|(cpu, _)| cpu));
+        best.or_else(any).map(|(_, cpu)| cpu)
+    }
+
+    /// What a vCPU that wakes would lose on `cpu`, and whether that is another than its own.
+    fn cost_on(&self, vcpu: VcpuId, v: &Vcpu, cpu: CpuId) -> Option<(Nanos, bool)> {
+        let c = self.cpus.get(cpu)?;
+        let t = &self.tunables;
+        let last = v.last_cpu.and_then(|l| Some((l, self.cpus.get(l)?.place)));
+        let far = Nanos(self.remoteness(vcpu, c).of(t.pull_limit.0));
+        let moving = move_cost(last, (cpu, c.place), v.refill, t);
+        let sibling = match self.running_sibling(cpu) {
+            None => Nanos::ZERO,
+            // Another machine's core: this one would wait for it.
+            Some(_) if self.core_owner(cpu).is_some_and(|owner| owner != vcpu.vm) => t.request,
+            Some(_) => t.move_near,
+        };
+        let elsewhere = last.is_none() && cpu != v.cpu;
+        Some((self.wait_on(vcpu, c) + far + moving + sibling, elsewhere))
     }
 
     /// How much farther `c` is from its memory than where it is now; other nodes than the
@@ -103,11 +138,8 @@ impl Scheduler {
     /// A nearer node earns nothing here: whether to change nodes for proximity is the planner's
     /// question, which waits for evidence. A wake-up that followed every score would flutter.
     fn remoteness(&self, vcpu: VcpuId, c: &Cpu) -> Score {
-        let vm = self.vms.get(&vcpu.vm);
-        let now = self
-            .vcpus
-            .get(&vcpu)
-            .and_then(|v| Some(self.cpus.get(&v.cpu)?.place.node));
+        let vm = self.vcpus.vm(vcpu.vm);
+        let now = self.vcpus.get(vcpu).and_then(|v| self.node_of(v.cpu));
         let lost = match now {
             Some(now) if vm.is_some_and(|vm| !vm.scores.is_empty()) => {
                 self.score(vcpu, now).above(self.score(vcpu, c.place.node))
@@ -125,17 +157,18 @@ impl Scheduler {
     /// About how long it would wait there: its turn comes after a request of each other, as far
     /// as their weight is not less than its own.
     fn wait_on(&self, vcpu: VcpuId, c: &Cpu) -> Nanos {
-        let Some(v) = self.vcpus.get(&vcpu) else {
+        let Some(v) = self.vcpus.get(vcpu) else {
             return Nanos::ZERO;
         };
         let mut wait = Nanos::ZERO;
         for class in telemetry::Class::ALL {
             let queue = c.class(class);
-            let others = queue.members.iter().filter(|m| **m != vcpu).count() as u64;
+            let itself = v.queued && class == v.spec.class && queue.members.contains(&vcpu);
+            let others = queue.members.len() as u64 - u64::from(itself);
             if class > v.spec.class || others == 0 {
                 continue;
             }
-            let weight = total_weight(&queue.members, &self.vcpus);
+            let weight = queue.weight;
             let share = if class < v.spec.class {
                 Score::ONE
             } else {
@@ -146,23 +179,14 @@ impl Scheduler {
         wait
     }
 
-    fn sibling_busy(&self, cpu: CpuId, c: &Cpu) -> bool {
-        self.cpus.iter().any(|(&other, o)| {
-            other != cpu
-                && o.place.node == c.place.node
-                && o.place.core == c.place.core
-                && o.current.is_some()
-        })
-    }
-
     /// A vCPU began to wait in its queue: wakes its CPU if that sleeps or should run it at once,
     /// else offers it to a sleeping one.
     pub(crate) fn announce(&mut self, now: Nanos, vcpu: VcpuId, out: &mut Commands) {
-        let Some(v) = self.vcpus.get(&vcpu) else {
+        let Some(v) = self.vcpus.get(vcpu) else {
             return;
         };
         let cpu = v.cpu;
-        let Some(c) = self.cpus.get(&cpu) else { return };
+        let Some(c) = self.cpus.get(cpu) else { return };
         match c.current {
             None => self.kick(cpu, out),
             Some(running) if running != vcpu && self.preempts(vcpu, running, cpu) => {
@@ -180,58 +204,22 @@ impl Scheduler {
         a.class < b.class || (a.class == b.class && a.credit.0 >= 0 && a.key < b.key)
     }
 
-    /// Wakes the sleeping CPU that may take a waiting vCPU soonest, unless it looks in time by
-    /// itself.
-    fn offer(&mut self, now: Nanos, vcpu: VcpuId, out: &mut Commands) {
-        let Some(since) = self.vcpus.get(&vcpu).map(|v| v.waiting_since) else {
-            return;
-        };
-        let taker = self
-            .cpus
-            .iter()
-            .filter(|&(&cpu, c)| c.current.is_none() && c.is_empty() && self.allowed(vcpu, cpu))
-            .map(|(&cpu, c)| ((since + self.pull_delay(vcpu, cpu)).max(now), cpu, c))
-            .min_by_key(|&(at, cpu, _)| (at, cpu));
-        if let Some((at, cpu, c)) = taker
-            && !c.kicked
-            && c.idle_until.is_none_or(|until| until > at)
-        {
-            self.kick(cpu, out);
-        }
-    }
-
-    /// After a pick: whoever waits is offered to sleeping CPUs. Not only this CPU's own, because
-    /// it may have been the one that another queue's vCPU counted on.
-    pub(crate) fn offer_waiting(&mut self, now: Nanos, out: &mut Commands) {
-        if self.cpus.values().all(|c| c.current.is_some()) {
-            return;
-        }
-        let waiting: Vec<VcpuId> = self
-            .vcpus
-            .iter()
-            .filter(|(_, v)| v.waiting())
-            .map(|(id, _)| *id)
-            .collect();
-        for vcpu in waiting {
-            self.offer(now, vcpu, out);
-        }
-    }
-
     /// Moves a vCPU that nobody runs into another queue.
     pub(crate) fn transfer(&mut self, now: Nanos, vcpu: VcpuId, to: CpuId) {
         let queued = self.dequeue(now, vcpu);
-        let Some(v) = self.vcpus.get_mut(&vcpu) else {
+        let Some(v) = self.vcpus.get_mut(vcpu) else {
             return;
         };
         let since = v.waiting_since;
-        v.cpu = to;
         v.moved_at = now;
+        self.settle_on(vcpu, to);
         if queued {
             self.enqueue(now, vcpu, to);
             // It goes on waiting: a move does not make it younger.
-            if let Some(v) = self.vcpus.get_mut(&vcpu) {
+            if let Some(v) = self.vcpus.get_mut(vcpu) {
                 v.waiting_since = since;
             }
+            self.reindex(vcpu);
         }
     }
 
@@ -244,7 +232,7 @@ impl Scheduler {
         reason: MoveReason,
         out: &mut Commands,
     ) {
-        let Some(v) = self.vcpus.get_mut(&vcpu) else {
+        let Some(v) = self.vcpus.get_mut(vcpu) else {
             return;
         };
         let from = v.cpu;

@@ -13,22 +13,22 @@
 //! pushed beyond `join_bound`. Who leaves gives up its claim: what it was owed is forgiven to those
 //! in debt, who had it; what it owed is taken from those who are owed. That never pushes a lag outwards.
 
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use telemetry::{Class, Terms};
 use units::{CpuId, Credits, Nanos, Score, VcpuId};
 
+use crate::donate::Donation;
 use crate::event::CpuPlace;
+use crate::table::Vcpus;
 use crate::tunables::{DEFAULT_WEIGHT, Tunables};
 use crate::vcpu::Vcpu;
-
-/// All vCPUs by name.
-pub(crate) type Vcpus = BTreeMap<VcpuId, Vcpu>;
 
 /// Members of one class on one CPU, the running one included.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ClassQueue {
     pub(crate) members: Vec<VcpuId>,
+    /// Sum of the members' weights.
+    pub(crate) weight: u64,
     /// CPU time that the class is owed by higher ones, by its floor.
     pub(crate) floor_owed: Nanos,
 }
@@ -44,10 +44,28 @@ pub(crate) struct Cpu {
     pub(crate) charged_at: Nanos,
     /// What the current one ran since it was picked.
     pub(crate) ran: Nanos,
+    /// What the current one ran before that, if it was left on the CPU against the order.
+    pub(crate) protected: Nanos,
     /// Until when it sleeps, if it found nothing to run.
     pub(crate) idle_until: Option<Nanos>,
     /// Was kicked and has not picked since.
     pub(crate) kicked: bool,
+    /// All vCPUs that belong here, queued or not.
+    pub(crate) residents: Vec<VcpuId>,
+    /// Those of them that wait for their limit to fill up.
+    pub(crate) throttled: Vec<VcpuId>,
+    /// vCPUs of other queues that count on this CPU to take them.
+    pub(crate) expected_by: Vec<VcpuId>,
+    /// The other hardware threads of its core.
+    pub(crate) siblings: Vec<CpuId>,
+    /// Since when its core has run vCPUs of one machine only.
+    pub(crate) core_since: Nanos,
+    /// A slice that a spinning vCPU left to a neighbour.
+    pub(crate) donation: Option<Donation>,
+    /// Who pays for what the current one runs, if not itself.
+    pub(crate) payer: Option<VcpuId>,
+    /// Whether it stands in the index of idle CPUs.
+    pub(crate) indexed_idle: bool,
 }
 
 impl Cpu {
@@ -59,8 +77,17 @@ impl Cpu {
             picked_at: Nanos::ZERO,
             charged_at: Nanos::ZERO,
             ran: Nanos::ZERO,
+            protected: Nanos::ZERO,
             idle_until: None,
             kicked: false,
+            residents: Vec::new(),
+            throttled: Vec::new(),
+            expected_by: Vec::new(),
+            siblings: Vec::new(),
+            core_since: Nanos::ZERO,
+            donation: None,
+            payer: None,
+            indexed_idle: false,
         }
     }
 
@@ -93,43 +120,43 @@ impl Cpu {
     }
 }
 
-/// Sum of the members' weights.
-pub(crate) fn total_weight(members: &[VcpuId], vcpus: &Vcpus) -> u64 {
-    members
-        .iter()
-        .filter_map(|v| vcpus.get(v))
-        .map(|v| u64::from(v.weight))
-        .sum()
+/// `amount x weight / total`; in 64 bits where that fits, which is nearly always.
+fn part_of(amount: i64, weight: u32, total: u64) -> i64 {
+    match (
+        amount.checked_mul(i64::from(weight)),
+        i64::try_from(total.max(1)),
+    ) {
+        (Some(product), Ok(total)) => product / total,
+        _ => {
+            let part = i128::from(amount) * i128::from(weight) / i128::from(total.max(1));
+            i64::try_from(part).unwrap_or(0)
+        }
+    }
 }
 
-/// Gives `amount` (which may be negative) to the members in proportion to weight, to the last
-/// nanosecond.
-fn share_out(amount: i64, members: &[VcpuId], vcpus: &mut Vcpus) {
-    let total = i128::from(total_weight(members, vcpus));
-    if total == 0 {
+/// Gives `amount` (which may be negative) to the members, whose weights sum to `total`, in
+/// proportion to weight, to the last nanosecond.
+fn share_out(amount: i64, members: &[VcpuId], total: u64, vcpus: &mut Vcpus) {
+    if total == 0 || amount == 0 {
         return;
     }
     let mut rest = amount;
+    // What rounding leaves goes to whoever is owed least, so that it never pushes out a lag.
+    let mut least: Option<(i64, VcpuId)> = None;
+    let sign = amount.signum();
     for id in members {
-        let Some(v) = vcpus.get_mut(id) else { continue };
-        let part = i128::from(amount) * i128::from(v.weight) / total;
-        let part = i64::try_from(part).unwrap_or(0);
+        let Some(v) = vcpus.get_mut(*id) else {
+            continue;
+        };
+        let part = part_of(amount, v.weight, total);
         v.credit = v.credit.saturating_add(part);
         rest -= part;
+        let owed = v.credit.saturating_mul(sign);
+        if least.is_none_or(|(l, _)| owed < l) {
+            least = Some((owed, *id));
+        }
     }
-    // What rounding left goes to whoever is owed least, so that it never pushes out a lag.
-    let least = if rest >= 0 {
-        members
-            .iter()
-            .min_by_key(|id| vcpus.get(id).map_or(i64::MAX, |v| v.credit))
-            .copied()
-    } else {
-        members
-            .iter()
-            .max_by_key(|id| vcpus.get(id).map_or(i64::MIN, |v| v.credit))
-            .copied()
-    };
-    if let Some(v) = least.and_then(|id| vcpus.get_mut(&id)) {
+    if let Some(v) = least.and_then(|(_, id)| vcpus.get_mut(id)) {
         v.credit = v.credit.saturating_add(rest);
     }
 }
@@ -145,13 +172,13 @@ impl ClassQueue {
     /// The part of `credit` with which a vCPU can join without pushing a member's lag beyond
     /// `bound`. Nothing in an empty queue, where nobody owes or is owed.
     fn bearable(&self, credit: i64, bound: i64, vcpus: &Vcpus) -> i64 {
-        let total = i128::from(total_weight(&self.members, vcpus));
+        let total = i128::from(self.weight);
         let mut most = if total == 0 {
             0
         } else {
             i128::from(credit.saturating_abs())
         };
-        for v in self.members.iter().filter_map(|id| vcpus.get(id)) {
+        for v in self.members.iter().filter_map(|id| vcpus.get(*id)) {
             // What comes in positive takes from the others, and the other way round.
             let room = i128::from(bound) + i128::from(v.credit) * i128::from(credit.signum());
             most = most.min(room.max(0) * total / i128::from(v.weight.max(1)));
@@ -168,13 +195,13 @@ impl ClassQueue {
         let mut whole: i128 = self
             .members
             .iter()
-            .filter_map(|id| vcpus.get(id))
+            .filter_map(|id| vcpus.get(*id))
             .filter(|v| opposite(v.credit))
             .map(|v| i128::from(v.credit).abs())
             .sum();
         let mut rest = i128::from(credit);
         for id in &self.members {
-            let Some(v) = vcpus.get_mut(id).filter(|v| opposite(v.credit)) else {
+            let Some(v) = vcpus.get_mut(*id).filter(|v| opposite(v.credit)) else {
                 continue;
             };
             // Of what is left to give, the part that this one is of those still to come.
@@ -189,8 +216,8 @@ impl ClassQueue {
     /// `runner` ran for `t`.
     pub(crate) fn charge(&self, runner: VcpuId, t: Nanos, vcpus: &mut Vcpus) {
         let price = Credits::for_time(t).0;
-        share_out(price, &self.members, vcpus);
-        if let Some(v) = vcpus.get_mut(&runner) {
+        share_out(price, &self.members, self.weight, vcpus);
+        if let Some(v) = vcpus.get_mut(runner) {
             v.credit = v.credit.saturating_sub(price);
         }
     }
@@ -198,19 +225,21 @@ impl ClassQueue {
     /// `id` joins with `credit`. A vCPU that is alone has none: nobody owes it.
     pub(crate) fn join(&mut self, id: VcpuId, credit: i64, bound: i64, vcpus: &mut Vcpus) {
         let credit = self.bearable(credit, bound, vcpus);
-        share_out(credit.saturating_neg(), &self.members, vcpus);
-        if let Some(v) = vcpus.get_mut(&id) {
+        share_out(credit.saturating_neg(), &self.members, self.weight, vcpus);
+        if let Some(v) = vcpus.get_mut(id) {
             v.credit = credit;
             v.queued = true;
+            self.weight += u64::from(v.weight);
         }
         self.members.push(id);
     }
 
     /// `id` leaves and keeps its credit for its return.
     pub(crate) fn leave(&mut self, id: VcpuId, now: Nanos, vcpus: &mut Vcpus) {
-        let total = total_weight(&self.members, vcpus);
+        let total = self.weight;
         self.members.retain(|m| *m != id);
-        if let Some(v) = vcpus.get_mut(&id) {
+        if let Some(v) = vcpus.get_mut(id) {
+            self.weight = self.weight.saturating_sub(u64::from(v.weight));
             v.queued = false;
             v.left = (now, Score::ratio(v.weight.into(), total.into()));
             let credit = v.credit;
@@ -274,17 +303,20 @@ pub(crate) fn terms(v: &Vcpu, bonus: i64, penalty: i64) -> Terms {
     }
 }
 
-/// Time that a move to `to` costs a vCPU whose cache contents are at `last`.
+/// Time that a move to `to` costs a vCPU whose cache contents are at `last`: in another last-level
+/// cache it starts cold, from another node it takes its working set along as well.
 pub(crate) fn move_cost(
     last: Option<(CpuId, CpuPlace)>,
     to: (CpuId, CpuPlace),
+    refill: Nanos,
     tunables: &Tunables,
 ) -> Nanos {
     match last {
         None => Nanos::ZERO,
         Some((cpu, _)) if cpu == to.0 => Nanos::ZERO,
         Some((_, place)) if place.node == to.1.node && place.llc == to.1.llc => tunables.move_near,
-        Some(_) => tunables.move_far,
+        Some((_, place)) if place.node == to.1.node => tunables.move_far,
+        Some(_) => tunables.move_far + refill,
     }
 }
 
@@ -296,7 +328,7 @@ mod tests {
     use units::VmId;
 
     fn vcpus(weights: &[u32]) -> (ClassQueue, Vcpus) {
-        let mut all = Vcpus::new();
+        let mut all = Vcpus::default();
         let mut queue = ClassQueue::default();
         for (i, &weight) in weights.iter().enumerate() {
             let id = VcpuId {
@@ -317,7 +349,11 @@ mod tests {
     }
 
     fn sum(vcpus: &Vcpus) -> i64 {
-        vcpus.values().filter(|v| v.queued).map(|v| v.credit).sum()
+        vcpus
+            .iter()
+            .filter(|(_, v)| v.queued)
+            .map(|(_, v)| v.credit)
+            .sum()
     }
 
     proptest! {
@@ -337,7 +373,7 @@ mod tests {
                 if member && leave && queue.members.len() > 1 {
                     queue.leave(id, Nanos::ZERO, &mut all);
                 } else if !member {
-                    let credit = all[&id].credit;
+                    let credit = all.get(id).map_or(0, |v| v.credit);
                     queue.join(id, credit, 3_000_000, &mut all);
                 }
                 prop_assert_eq!(sum(&all), 0);

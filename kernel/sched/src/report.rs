@@ -111,7 +111,7 @@ impl fmt::Display for Explanation {
 impl Scheduler {
     /// Every CPU, by number.
     pub fn cpus(&self) -> impl Iterator<Item = CpuReport> + '_ {
-        self.cpus.iter().map(|(&cpu, c)| CpuReport {
+        self.cpus.iter().map(|(cpu, c)| CpuReport {
             cpu,
             node: c.place.node,
             running: c.current,
@@ -122,16 +122,16 @@ impl Scheduler {
 
     /// Every vCPU, by number.
     pub fn vcpus(&self) -> impl Iterator<Item = VcpuReport> + '_ {
-        self.vcpus.keys().filter_map(|id| self.vcpu(*id))
+        self.vcpus.ids().filter_map(|id| self.vcpu(id))
     }
 
     /// One vCPU.
     pub fn vcpu(&self, vcpu: VcpuId) -> Option<VcpuReport> {
-        let v = self.vcpus.get(&vcpu)?;
+        let v = self.vcpus.get(vcpu)?;
         Some(VcpuReport {
             vcpu,
             cpu: v.cpu,
-            node: self.cpus.get(&v.cpu)?.place.node,
+            node: self.cpus.get(v.cpu)?.place.node,
             running: v.on_cpu.is_some(),
             runnable: v.runnable(),
             credit: Credits(v.credit),
@@ -143,7 +143,7 @@ impl Scheduler {
 
     /// Why a vCPU runs or waits, with the terms of the sum; None if it does not exist.
     pub fn why(&self, now: Nanos, vcpu: VcpuId) -> Option<Explanation> {
-        let v = self.vcpus.get(&vcpu)?;
+        let v = self.vcpus.get(vcpu)?;
         let state = if v.on_cpu.is_some() {
             State::Running
         } else if v.paused {
@@ -159,7 +159,7 @@ impl Scheduler {
         };
         let current = self
             .cpus
-            .get(&v.cpu)
+            .get(v.cpu)
             .and_then(|c| c.current)
             .filter(|c| *c != vcpu);
         Some(Explanation {
@@ -167,14 +167,14 @@ impl Scheduler {
             terms: self.terms_on(vcpu, v.cpu)?,
             state,
             rival: current.and_then(|c| Some((c, self.terms_on(c, v.cpu)?))),
-            preferred: self.vms.get(&vcpu.vm).and_then(|vm| vm.preferred),
+            preferred: self.vcpus.vm(vcpu.vm).and_then(|vm| vm.preferred),
         })
     }
 
     /// The decision that `cpu` would explain now, without changing anything.
     pub fn running(&self, cpu: CpuId) -> Option<Pick> {
-        let c = self.cpus.get(&cpu)?;
+        let c = self.cpus.get(cpu)?;
         let vcpu = c.current?;
-        self.explain_pick(cpu, vcpu, self.vcpus.get(&vcpu)?.remaining)
+        self.explain_pick(cpu, vcpu, self.vcpus.get(vcpu)?.remaining)
     }
 }

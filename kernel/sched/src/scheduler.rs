@@ -2,19 +2,25 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use telemetry::{MoveReason, Terms};
+use telemetry::MoveReason;
 use units::{CpuId, Nanos, NodeId, Score, VcpuId, VmId};
 
-use crate::event::{Command, Commands, Event, Refusal, VcpuSpec};
-use crate::queue::{Cpu, Vcpus, bonus_and_penalty, join_bound, move_cost, terms};
+use crate::event::{Command, Commands, CpuPlace, Event, Refusal, VcpuSpec};
+use crate::gate::Gates;
+use crate::queue::{Cpu, join_bound};
+use crate::score::mean;
+use crate::table::{Cpus, MAX_CPUS, Vcpus};
 use crate::tunables::Tunables;
 use crate::vcpu::Vcpu;
+use crate::waiting::Index;
 
 /// What is known of a machine as a whole.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Vm {
     /// Proximity by node; empty is no opinion.
     pub(crate) scores: Vec<Score>,
+    /// Their mean over nodes with CPUs.
+    pub(crate) mean: Score,
     pub(crate) preferred: Option<NodeId>,
     pub(crate) paused: bool,
 }
@@ -23,11 +29,14 @@ pub(crate) struct Vm {
 #[derive(Clone, Debug)]
 pub struct Scheduler {
     pub(crate) tunables: Tunables,
-    pub(crate) cpus: BTreeMap<CpuId, Cpu>,
+    pub(crate) cpus: Cpus,
     /// Nodes that have CPUs, ascending.
     pub(crate) nodes: Vec<NodeId>,
+    /// The CPUs of each of them, ascending.
+    pub(crate) node_cpus: BTreeMap<NodeId, Vec<CpuId>>,
     pub(crate) vcpus: Vcpus,
-    pub(crate) vms: BTreeMap<VmId, Vm>,
+    pub(crate) index: Index,
+    pub(crate) gates: Gates,
     pub(crate) balanced_at: Nanos,
 }
 
@@ -36,10 +45,12 @@ impl Scheduler {
     pub fn new(tunables: Tunables) -> Self {
         Self {
             tunables,
-            cpus: BTreeMap::new(),
+            cpus: Cpus::default(),
             nodes: Vec::new(),
-            vcpus: Vcpus::new(),
-            vms: BTreeMap::new(),
+            node_cpus: BTreeMap::new(),
+            vcpus: Vcpus::default(),
+            index: Index::default(),
+            gates: Gates::default(),
             balanced_at: Nanos::ZERO,
         }
     }
@@ -60,35 +71,40 @@ impl Scheduler {
     /// [`Refusal`] when the event contradicts the state, which then is unchanged.
     pub fn handle(&mut self, now: Nanos, event: Event, out: &mut Commands) -> Result<(), Refusal> {
         match event {
-            Event::CpuOnline { cpu, place } => {
-                if self.cpus.contains_key(&cpu) {
-                    return Err(Refusal::DuplicateCpu(cpu));
-                }
-                self.cpus.insert(cpu, Cpu::new(place));
-                if let Err(i) = self.nodes.binary_search(&place.node) {
-                    self.nodes.insert(i, place.node);
-                }
-            }
+            Event::CpuOnline { cpu, place } => self.online(cpu, place)?,
             Event::VcpuAdded { vcpu, spec } => self.add(now, vcpu, spec)?,
             Event::VcpuRemoved { vcpu } => self.remove(now, vcpu, out)?,
             Event::Wake { vcpu } => self.wake(now, vcpu, out)?,
             Event::Block { vcpu } => {
-                self.advance(now, vcpu)?.wants = false;
+                let v = self.advance(now, vcpu)?;
+                v.wants = false;
+                v.note_sleep();
                 self.dequeue(now, vcpu);
             }
             Event::Yield { vcpu } => {
-                let request = self.tunables.request;
-                let v = self.advance(now, vcpu)?;
-                v.remaining = request;
-                v.yielded = true;
+                self.advance(now, vcpu)?.yielded = true;
+                self.give_up(now, vcpu);
             }
+            Event::Spin { vcpu } => self.spin(now, vcpu, out)?,
             Event::Charge { cpu, vcpu, ran } => self.charge(now, cpu, vcpu, ran)?,
             Event::ProximityUpdated { vm, scores } => {
-                self.vms.entry(vm).or_default().scores = scores;
+                let mean = mean(&scores, &self.nodes);
+                if let Some(vm) = self.vcpus.vm_mut(vm) {
+                    (vm.scores, vm.mean) = (scores, mean);
+                }
             }
-            Event::CachePenalty { vcpu, penalty } => self.known(vcpu)?.penalty = penalty,
+            Event::CachePenalty {
+                vcpu,
+                penalty,
+                refill,
+            } => {
+                let v = self.known(vcpu)?;
+                (v.penalty, v.refill) = (penalty, refill);
+            }
             Event::PreferredNode { vm, node } => {
-                self.vms.entry(vm).or_default().preferred = node;
+                if let Some(vm) = self.vcpus.vm_mut(vm) {
+                    vm.preferred = node;
+                }
                 if node.is_some() {
                     self.move_to_preferred(now, vm, out);
                 }
@@ -100,15 +116,53 @@ impl Scheduler {
         Ok(())
     }
 
+    /// A processor is there: it learns who shares its core, and means over nodes are taken anew.
+    fn online(&mut self, cpu: CpuId, place: CpuPlace) -> Result<(), Refusal> {
+        if self.cpus.get(cpu).is_some() {
+            return Err(Refusal::DuplicateCpu(cpu));
+        }
+        if cpu.0 >= MAX_CPUS {
+            return Err(Refusal::CpuOutOfRange(cpu));
+        }
+        let mut fresh = Cpu::new(place);
+        fresh.siblings = self
+            .cpus
+            .iter()
+            .filter(|(_, c)| c.place.node == place.node && c.place.core == place.core)
+            .map(|(id, _)| id)
+            .collect();
+        for sibling in fresh.siblings.clone() {
+            if let Some(c) = self.cpus.get_mut(sibling) {
+                c.siblings.push(cpu);
+            }
+        }
+        self.cpus.insert(cpu, fresh);
+        let cpus = self.node_cpus.entry(place.node).or_default();
+        if let Err(i) = cpus.binary_search(&cpu) {
+            cpus.insert(i, cpu);
+        }
+        if let Err(i) = self.nodes.binary_search(&place.node) {
+            self.nodes.insert(i, place.node);
+            let vms: Vec<VmId> = self.vcpus.vms().map(|(vm, _)| vm).collect();
+            for vm in vms {
+                if let Some(vm) = self.vcpus.vm_mut(vm) {
+                    vm.mean = mean(&vm.scores, &self.nodes);
+                }
+            }
+        }
+        self.reindex_cpu(cpu);
+        Ok(())
+    }
+
     fn known(&mut self, vcpu: VcpuId) -> Result<&mut Vcpu, Refusal> {
         self.vcpus
-            .get_mut(&vcpu)
+            .get_mut(vcpu)
             .filter(|v| !v.removed)
             .ok_or(Refusal::UnknownVcpu(vcpu))
     }
 
     /// Brings a vCPU's averages up to date, before its state changes.
-    fn advance(&mut self, now: Nanos, vcpu: VcpuId) -> Result<&mut Vcpu, Refusal> {
+    pub(crate) fn advance(&mut self, now: Nanos, vcpu: VcpuId) -> Result<&mut Vcpu, Refusal> {
         let tunables = self.tunables;
         let v = self.known(vcpu)?;
         v.advance(now, &tunables);
@@ -116,13 +170,16 @@ impl Scheduler {
     }
 
     fn add(&mut self, now: Nanos, vcpu: VcpuId, spec: VcpuSpec) -> Result<(), Refusal> {
-        if self.vcpus.contains_key(&vcpu) {
+        if self.vcpus.get(vcpu).is_some() {
             return Err(Refusal::DuplicateVcpu(vcpu));
         }
         let cpu = self.first_cpu(&spec).ok_or(Refusal::NowhereToRun(vcpu))?;
         let mut v = Vcpu::new(spec, cpu, now, &self.tunables);
-        v.paused = self.vms.entry(vcpu.vm).or_default().paused;
+        v.paused = self.vcpus.vm_mut(vcpu.vm).is_some_and(|vm| vm.paused);
         self.vcpus.insert(vcpu, v);
+        if let Some(c) = self.cpus.get_mut(cpu) {
+            c.residents.push(vcpu);
+        }
         Ok(())
     }
 
@@ -133,18 +190,46 @@ impl Scheduler {
         v.removed = true;
         match v.on_cpu {
             Some(cpu) => self.kick(cpu, out),
-            None => {
-                self.vcpus.remove(&vcpu);
-            }
+            None => self.drop_vcpu(vcpu),
         }
-        if !self
-            .vcpus
-            .iter()
-            .any(|(id, v)| id.vm == vcpu.vm && !v.removed)
-        {
-            self.vms.remove(&vcpu.vm);
+        if self.vcpus.of(vcpu.vm).all(|(_, v)| v.removed) {
+            self.vcpus.forget_vm(vcpu.vm);
         }
         Ok(())
+    }
+
+    /// Forgets a vCPU that no CPU is inside.
+    pub(crate) fn drop_vcpu(&mut self, vcpu: VcpuId) {
+        if let Some(c) = self
+            .vcpus
+            .get(vcpu)
+            .map(|v| v.cpu)
+            .and_then(|cpu| self.cpus.get_mut(cpu))
+        {
+            c.residents.retain(|id| *id != vcpu);
+        }
+        self.vcpus.remove(vcpu);
+    }
+
+    /// Makes `cpu` the one that a vCPU belongs to.
+    pub(crate) fn settle_on(&mut self, vcpu: VcpuId, cpu: CpuId) {
+        let Some(v) = self.vcpus.get_mut(vcpu) else {
+            return;
+        };
+        let throttled = v.throttled;
+        let old = core::mem::replace(&mut v.cpu, cpu);
+        if old == cpu {
+            return;
+        }
+        if let Some(c) = self.cpus.get_mut(old) {
+            c.residents.retain(|id| *id != vcpu);
+        }
+        if let Some(c) = self.cpus.get_mut(cpu) {
+            c.residents.push(vcpu);
+            if throttled {
+                c.throttled.push(vcpu);
+            }
+        }
     }
 
     fn respecify(
@@ -170,20 +255,17 @@ impl Scheduler {
         }
         if !stays && let Some(to) = self.place(vcpu) {
             self.send(now, vcpu, to, MoveReason::Affinity, out);
-        } else if self.vcpus.get(&vcpu).is_some_and(Vcpu::waiting) {
+        } else if self.vcpus.get(vcpu).is_some_and(Vcpu::waiting) {
             self.announce(now, vcpu, out);
         }
         Ok(())
     }
 
     fn set_paused(&mut self, now: Nanos, vm: VmId, paused: bool, out: &mut Commands) {
-        self.vms.entry(vm).or_default().paused = paused;
-        let mine: Vec<VcpuId> = self
-            .vcpus
-            .keys()
-            .copied()
-            .filter(|id| id.vm == vm)
-            .collect();
+        if let Some(vm) = self.vcpus.vm_mut(vm) {
+            vm.paused = paused;
+        }
+        let mine: Vec<VcpuId> = self.vcpus.of(vm).map(|(id, _)| id).collect();
         for id in mine {
             let Ok(v) = self.advance(now, id) else {
                 continue;
@@ -203,21 +285,31 @@ impl Scheduler {
 
     fn charge(&mut self, now: Nanos, cpu: CpuId, vcpu: VcpuId, ran: Nanos) -> Result<(), Refusal> {
         let tunables = self.tunables;
-        let c = self.cpus.get_mut(&cpu).ok_or(Refusal::UnknownCpu(cpu))?;
+        let c = self.cpus.get_mut(cpu).ok_or(Refusal::UnknownCpu(cpu))?;
         if c.current != Some(vcpu) {
             return Err(Refusal::NotRunningHere(vcpu, cpu));
         }
         let ran = ran.min(now.since(c.charged_at));
         c.charged_at = now;
         c.ran += ran;
-        let Some(v) = self.vcpus.get_mut(&vcpu) else {
+        let donor = c.payer;
+        let Some(v) = self.vcpus.get_mut(vcpu) else {
             return Err(Refusal::UnknownVcpu(vcpu));
         };
         v.advance(now, &tunables);
-        v.pay(ran, &tunables);
+        v.ran += ran;
+        v.burst += ran;
         let class = v.spec.class;
-        if v.queued {
-            c.class(class).charge(vcpu, ran, &mut self.vcpus);
+        // A donor that has left the queue meanwhile cannot pay there: who runs pays.
+        let queued =
+            |id: VcpuId, all: &Vcpus| all.get(id).is_some_and(|v| v.queued && v.cpu == cpu);
+        let payer = donor.filter(|d| queued(*d, &self.vcpus)).unwrap_or(vcpu);
+        if let Some(v) = self.vcpus.get_mut(payer) {
+            v.advance(now, &tunables);
+            v.pay(ran, &tunables);
+        }
+        if queued(payer, &self.vcpus) {
+            c.class(class).charge(payer, ran, &mut self.vcpus);
         }
         c.note_floor(class, ran, &tunables);
         Ok(())
@@ -226,91 +318,85 @@ impl Scheduler {
     /// Puts a runnable vCPU into the queue of `cpu`.
     pub(crate) fn enqueue(&mut self, now: Nanos, vcpu: VcpuId, cpu: CpuId) {
         let bound = self.tunables.request;
-        let Some(v) = self.vcpus.get_mut(&vcpu) else {
-            return;
-        };
-        if v.queued || !v.runnable() {
+        if self
+            .vcpus
+            .get(vcpu)
+            .is_none_or(|v| v.queued || !v.runnable())
+            || self.cpus.get(cpu).is_none()
+        {
             return;
         }
-        let Some(c) = self.cpus.get_mut(&cpu) else {
+        self.settle_on(vcpu, cpu);
+        let (Some(v), Some(c)) = (self.vcpus.get_mut(vcpu), self.cpus.get_mut(cpu)) else {
             return;
         };
-        v.cpu = cpu;
         v.waiting_since = now;
         let (class, credit) = (v.spec.class, v.credit_on_return(now, bound));
         c.class_mut(class)
             .join(vcpu, credit, join_bound(&self.tunables), &mut self.vcpus);
+        self.reindex(vcpu);
+        self.reindex_cpu(cpu);
+    }
+
+    /// A vCPU gives up the rest of its request: the next one begins behind those of the others. A
+    /// claim beyond what a newcomer may bring is forgiven: who yields again and again while others
+    /// run would pile it up without bound.
+    pub(crate) fn give_up(&mut self, now: Nanos, vcpu: VcpuId) {
+        let Some(v) = self.vcpus.get_mut(vcpu) else {
+            return;
+        };
+        v.remaining = v.request(&self.tunables);
+        let most = join_bound(&self.tunables);
+        let (cpu, class) = (v.cpu, v.spec.class);
+        if !v.queued || v.credit <= most {
+            return;
+        }
+        if let Some(c) = self.cpus.get_mut(cpu) {
+            let queue = c.class_mut(class);
+            queue.leave(vcpu, now, &mut self.vcpus);
+            queue.join(vcpu, most, most, &mut self.vcpus);
+        }
     }
 
     /// Takes a vCPU out of its queue; false if it was in none.
     pub(crate) fn dequeue(&mut self, now: Nanos, vcpu: VcpuId) -> bool {
-        let Some(v) = self.vcpus.get(&vcpu) else {
+        let Some(v) = self.vcpus.get(vcpu) else {
             return false;
         };
-        let (queued, class) = (v.queued, v.spec.class);
-        if queued && let Some(c) = self.cpus.get_mut(&v.cpu) {
+        let (queued, class, cpu) = (v.queued, v.spec.class, v.cpu);
+        if queued && let Some(c) = self.cpus.get_mut(cpu) {
             c.class_mut(class).leave(vcpu, now, &mut self.vcpus);
+            self.reindex(vcpu);
+            self.reindex_cpu(cpu);
         }
         queued
     }
 
     pub(crate) fn kick(&mut self, cpu: CpuId, out: &mut Commands) {
-        if let Some(c) = self.cpus.get_mut(&cpu) {
+        if let Some(c) = self.cpus.get_mut(cpu) {
             c.kicked = true;
             out.push(Command::Kick { cpu });
         }
     }
 
-    /// How near `cpu` is to what `vcpu` touches. Before the first footprint, its home counts as
-    /// near and everything else as half as near.
-    pub(crate) fn score(&self, vcpu: VcpuId, node: NodeId) -> Score {
-        let known = self
-            .vms
-            .get(&vcpu.vm)
-            .and_then(|vm| vm.scores.get(node.index()));
-        let home = self.vcpus.get(&vcpu).and_then(|v| v.spec.home);
-        match (known, home) {
-            (Some(score), _) => *score,
-            (None, Some(home)) if home != node => Score(Score::ONE.0 / 2),
-            (None, _) => Score::ONE,
-        }
-    }
-
-    /// Mean of [`Self::score`] over the nodes that have CPUs.
-    fn mean_score(&self, vcpu: VcpuId) -> Score {
-        let sum: u64 = self
-            .nodes
-            .iter()
-            .map(|n| u64::from(self.score(vcpu, *n).0))
-            .sum();
-        let mean = sum / (self.nodes.len() as u64).max(1);
-        Score(u32::try_from(mean).unwrap_or(Score::ONE.0))
-    }
-
-    /// The sum of `vcpu` on `cpu`.
-    pub(crate) fn terms_on(&self, vcpu: VcpuId, cpu: CpuId) -> Option<Terms> {
-        let (v, c) = (self.vcpus.get(&vcpu)?, self.cpus.get(&cpu)?);
-        let last = v.last_cpu.and_then(|l| Some((l, self.cpus.get(&l)?.place)));
-        let cost = move_cost(last, (cpu, c.place), &self.tunables);
-        let proximity = self.score(vcpu, c.place.node);
-        let (bonus, penalty) =
-            bonus_and_penalty(v, proximity, self.mean_score(vcpu), cost, &self.tunables);
-        Some(terms(v, bonus, penalty))
-    }
-
     /// Whether `vcpu` may run on `cpu`.
     pub(crate) fn allowed(&self, vcpu: VcpuId, cpu: CpuId) -> bool {
-        match (self.vcpus.get(&vcpu), self.cpus.get(&cpu)) {
+        match (self.vcpus.get(vcpu), self.cpus.get(cpu)) {
             (Some(v), Some(c)) => v.spec.affinity.allows(cpu, &c.place),
             _ => false,
         }
     }
 
+    pub(crate) fn node_of(&self, cpu: CpuId) -> Option<NodeId> {
+        self.cpus.get(cpu).map(|c| c.place.node)
+    }
+
     /// CPU time asked for on `cpu`, 65536 = one CPU.
     pub(crate) fn demand_on(&self, cpu: CpuId) -> u64 {
-        self.vcpus
-            .values()
-            .filter(|v| v.cpu == cpu)
+        let residents = self.cpus.get(cpu).map_or(&[][..], |c| &c.residents);
+        residents
+            .iter()
+            .filter_map(|id| self.vcpus.get(*id))
             .map(|v| u64::from(v.demand.0))
             .sum()
     }

@@ -1,5 +1,6 @@
 //! The constants of this room, each a starting value that may be changed at run time.
 
+use serde::{Deserialize, Serialize};
 use units::Nanos;
 
 /// Weight of an ordinary vCPU.
@@ -9,7 +10,7 @@ pub const DEFAULT_WEIGHT: u32 = 256;
 pub const MAX_WEIGHT: u32 = 1 << 16;
 
 /// What the scheduler decides by. Sources: MECHANISMS section 5.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tunables {
     /// Q: the bound that every vCPU's lag keeps, whatever the bonuses.
     pub quantum: Nanos,
@@ -44,6 +45,44 @@ pub struct Tunables {
     pub fairness_gap: Nanos,
     /// Time over which a vCPU's demand is averaged.
     pub demand_window: Nanos,
+    /// Whether hardware threads of one core may run vCPUs of different machines at a time. They
+    /// share a first-level cache and more, which leaks (L1TF, MDS).
+    pub share_cores: bool,
+    /// Whether a spinning vCPU's slice goes to a preempted neighbour of its machine.
+    pub donate: bool,
+    /// The gate between two nodes, see [`crate::gate`].
+    pub gate: GateTunables,
+}
+
+/// When vCPUs may go from one node to another for load before the pull limit forces it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GateTunables {
+    /// Load of the source from which on the gate opens, in thousandths.
+    pub open_load: u32,
+    /// Surplus over the target from which on it opens.
+    pub open_surplus: u32,
+    /// Load below which it closes.
+    pub close_load: u32,
+    /// Surplus below which it closes.
+    pub close_surplus: u32,
+    /// Time in which one more move is allowed.
+    pub period: Nanos,
+    /// Moves that may be saved up.
+    pub depth: u32,
+}
+
+impl Tunables {
+    /// With this bound Q; what must stay in proportion to it does.
+    pub fn with_quantum(quantum: Nanos) -> Self {
+        let default = Self::default();
+        let request = Nanos((quantum.0 / 2).max(1));
+        Self {
+            quantum,
+            request,
+            min_run: default.min_run.min(Nanos(request.0 / 5)),
+            ..default
+        }
+    }
 }
 
 impl Default for Tunables {
@@ -64,6 +103,16 @@ impl Default for Tunables {
             locality_per_cent: 50,
             fairness_gap: Nanos::from_millis(60),
             demand_window: Nanos::from_millis(100),
+            share_cores: false,
+            donate: true,
+            gate: GateTunables {
+                open_load: 700,
+                open_surplus: 300,
+                close_load: 600,
+                close_surplus: 200,
+                period: Nanos::from_millis(2),
+                depth: 4,
+            },
         }
     }
 }

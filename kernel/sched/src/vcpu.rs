@@ -1,7 +1,7 @@
 //! What the scheduler remembers of one vCPU.
 
-use telemetry::MoveReason;
-use units::{CpuId, Credits, Nanos, PerMille, Score};
+use telemetry::{Class, MoveReason};
+use units::{CpuId, Credits, Nanos, NodeId, PerMille, Score};
 
 use crate::event::VcpuSpec;
 use crate::tunables::{MAX_WEIGHT, Tunables};
@@ -99,6 +99,12 @@ pub(crate) struct Vcpu {
     /// When it left a queue, and its share there: at that rate a debt is forgiven.
     pub(crate) left: (Nanos, Score),
     pub(crate) penalty: Nanos,
+    /// Time to fill another last-level cache.
+    pub(crate) refill: Nanos,
+    /// Left its CPU by spinning last time: the wait is its own, no lock's holder.
+    pub(crate) spun: bool,
+    /// Where it stands in the index of those who wait.
+    pub(crate) indexed: Option<(NodeId, Class, Nanos)>,
     /// Since when it is queued without running.
     pub(crate) waiting_since: Nanos,
     pub(crate) limit: Option<Limit>,
@@ -117,6 +123,9 @@ pub(crate) struct Vcpu {
     pub(crate) advanced_at: Nanos,
     /// Run time since it was added.
     pub(crate) ran: Nanos,
+    /// Run time since it woke, and its average between a wake-up and the next sleep.
+    pub(crate) burst: Nanos,
+    pub(crate) usual_burst: Nanos,
 }
 
 impl Vcpu {
@@ -139,6 +148,9 @@ impl Vcpu {
             remaining: tunables.request,
             left: (now, Score::ZERO),
             penalty: Nanos::ZERO,
+            refill: Nanos::ZERO,
+            spun: false,
+            indexed: None,
             waiting_since: now,
             move_to: None,
             moved_at: Nanos::ZERO,
@@ -148,7 +160,32 @@ impl Vcpu {
             account: 0,
             advanced_at: now,
             ran: Nanos::ZERO,
+            burst: Nanos::ZERO,
+            usual_burst: tunables.request,
         }
+    }
+
+    /// Length of its next request: twice what it usually runs before it sleeps, at most the longest.
+    ///
+    /// A shorter request has an earlier deadline, so who sleeps most of the time runs soon after it wakes;
+    /// it is charged and eligible as everybody else, so it gets no more for it (EEVDF: a request's length
+    /// buys latency, never share).
+    pub(crate) fn request(&self, tunables: &Tunables) -> Nanos {
+        let least = Nanos(tunables.request.0 / 10);
+        (self.usual_burst + self.usual_burst)
+            .max(least)
+            .min(tunables.request)
+    }
+
+    /// It woke: a new request begins.
+    pub(crate) fn note_wake(&mut self, tunables: &Tunables) {
+        self.burst = Nanos::ZERO;
+        self.remaining = self.request(tunables);
+    }
+
+    /// It sleeps: what it ran counts a quarter of what is usual.
+    pub(crate) fn note_sleep(&mut self) {
+        self.usual_burst = Nanos(self.usual_burst.0 / 4 * 3 + self.burst.0 / 4);
     }
 
     /// Takes over a changed specification.
@@ -200,13 +237,14 @@ impl Vcpu {
         }
     }
 
-    /// Pays for run time in every currency but the queue's.
+    /// Pays for run time, its own or donated, in every currency but the queue's.
     pub(crate) fn pay(&mut self, ran: Nanos, tunables: &Tunables) {
-        self.ran += ran;
         self.account = self.account.saturating_sub(Credits::for_time(ran).0);
         self.remaining = self.remaining - ran;
         if self.remaining == Nanos::ZERO {
-            self.remaining = tunables.request;
+            // It runs longer than it used to.
+            self.usual_burst = self.usual_burst.max(self.burst);
+            self.remaining = self.request(tunables);
         }
         if let Some(limit) = &mut self.limit {
             limit.pay(ran);

@@ -104,6 +104,7 @@ fn a_cache_penalty_alone_flips_the_pick() {
     let penalty = Event::CachePenalty {
         vcpu: vcpu(0, 0),
         penalty: Nanos::from_micros(200),
+        refill: Nanos::ZERO,
     };
     s.handle(Nanos(1), penalty, &mut out).expect("known");
     let why = picked(&mut s, Nanos(2));

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Load, Rng, Sim, vcpu};
+use common::{Load, Rng, Sim, cases, vcpu};
 use proptest::prelude::*;
 use sched::*;
 use units::*;
@@ -27,7 +27,7 @@ fn off_by(actual: u64, expected: u64) -> u64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(32) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases(12)) })]
 
     #[test]
     fn lag_stays_below_q_whatever_the_bonuses(
@@ -54,6 +54,30 @@ proptest! {
         sim.check_lag = true;
         let vms = weights.len() as u16;
         sim.run_with(Nanos::from_secs(2), |sim| adversary(sim, vms, 1));
+    }
+
+    #[test]
+    fn lag_stays_below_q_on_several_cpus_that_pull_balance_and_donate(
+        nodes in 1u16..4, per_node in 1u32..4, n in 2u16..20, seed: u64,
+    ) {
+        let mut sim = Sim::new(nodes, per_node, seed);
+        let mut rng = Rng(seed ^ 2);
+        for i in 0..n {
+            let load = match rng.below(4) {
+                0 => Load::Bursts { run: Nanos::from_millis(9), sleep: Nanos::from_millis(9) },
+                1 => Load::Spins { run: Nanos::from_millis(4) },
+                _ => Load::Busy,
+            };
+            let affinity = match rng.below(5) {
+                0 => Affinity::Nodes(vec![NodeId(rng.below(nodes.into()) as u16)]),
+                _ => Affinity::Any,
+            };
+            let spec = VcpuSpec { weight: 16 << rng.below(7), affinity, ..VcpuSpec::default() };
+            sim.add(vcpu(i % 4, i), spec, load);
+        }
+        sim.check_lag = true;
+        sim.run_with(Nanos::from_secs(2), |sim| adversary(sim, 4, nodes.into()));
+        prop_assert!(sim.worst_idle <= Nanos::from_millis(5), "idle for {}", sim.worst_idle);
     }
 
     #[test]
@@ -168,7 +192,12 @@ fn lag_case(weights: &[u32], seed: u64) -> i64 {
     sim.run_with(Nanos::from_secs(3), |sim| {
         let vcpu = vcpu(sim.rng.below(n.into()) as u16, 0);
         let penalty = Nanos(sim.rng.below(2_000_000));
-        sim.event(Event::CachePenalty { vcpu, penalty });
+        let refill = Nanos(sim.rng.below(2_000_000));
+        sim.event(Event::CachePenalty {
+            vcpu,
+            penalty,
+            refill,
+        });
         adversary(sim, n, 2)
     });
     sim.worst_lag

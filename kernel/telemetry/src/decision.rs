@@ -154,6 +154,11 @@ pub enum MoveReason {
     },
     /// Its CPU left its affinity, or the operator asked.
     Affinity,
+    /// A neighbour of its machine spun and left it its slice.
+    Donated {
+        /// Who.
+        by: VcpuId,
+    },
 }
 
 impl fmt::Display for MoveReason {
@@ -171,6 +176,7 @@ impl fmt::Display for MoveReason {
                 write!(f, "its memory is nearer there: proximity {from} -> {to}")
             }
             Self::Affinity => f.write_str("its affinity asks for it"),
+            Self::Donated { by } => write!(f, "{by} spun and left it its slice"),
         }
     }
 }

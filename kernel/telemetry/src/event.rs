@@ -291,6 +291,12 @@ pub enum Event {
     },
     /// The scheduler chose.
     Pick(Pick),
+    /// One step of the scheduler, for a replay.
+    Schedule {
+        /// The step as JSON (`sched::trace::Step`): this crate is below the scheduler and does not know
+        /// its words.
+        step: String,
+    },
     /// Counters of one CPU since start.
     Counters {
         /// Which.

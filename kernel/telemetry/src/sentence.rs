@@ -182,6 +182,7 @@ impl fmt::Display for Event {
                 )
             }
             Self::Pick(pick) => write!(f, "{pick}"),
+            Self::Schedule { step } => write!(f, "scheduler step {step}"),
             Self::Counters { cpu, values } => write!(f, "{cpu}: {}", List(values)),
             Self::GuestFault {
                 vcpu,

@@ -133,6 +133,9 @@ fn one_of_each() -> Vec<Event> {
                 terms: terms(),
             }),
         }),
+        Event::Schedule {
+            step: "{\"step\":7}".into(),
+        },
         Event::Counters {
             cpu: CpuId(0),
             values: vec![CounterValue {

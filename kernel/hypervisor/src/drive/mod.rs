@@ -1,7 +1,8 @@
 //! Mechanism that obeys policy: it tells the policy crates what happened, executes what they
 //! command, and verifies it.
 //!
-//! * this file: the scheduler's events and commands
+//! * this file: what happens becomes the scheduler's events; its commands are obeyed
+//! * `schedule`: the scheduler's inputs in their order, recorded for a replay if asked for
 //! * `sample`: accessed bits to footprints, footprints to proximity and plans
 //! * `moves`: pages to their new node
 //! * `record`: events to the log and to telemetry
@@ -9,6 +10,7 @@
 mod moves;
 mod record;
 mod sample;
+pub mod schedule;
 
 pub use moves::{queued, work};
 pub use record::record;
@@ -22,6 +24,7 @@ use crate::vm::{Hypervisor, NOWHERE, Vcpu, Vm, VmState};
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::SeqCst;
 use sched::{Command, Commands, Event, Next, Refusal};
+use schedule::Trace;
 use spin::Mutex;
 use telemetry::{Event as Told, VmEvent};
 use units::{CpuId, Nanos, VcpuId, VmId};
@@ -32,26 +35,35 @@ pub fn tell<B: Backend>(hv: &Hypervisor<B>, event: Event) {
 }
 
 fn tell_all<B: Backend>(hv: &Hypervisor<B>, events: impl IntoIterator<Item = Event>) {
-    let now = time::now();
-    let mut commands = Commands::new();
+    let mut trace = Trace::new();
+    let mut done: Vec<Commands> = Vec::new();
     {
         let mut sched = hv.sched.lock();
+        // Under the lock, so that time and order agree.
+        let now = time::now();
         for event in events {
-            match sched.handle(now, event, &mut commands) {
-                Ok(()) => {}
+            match schedule::handle(&mut sched, now, event, &mut trace) {
+                Ok(commands) => done.push(commands),
                 // A slice that ends after its VM has ended reports about a vCPU that is gone.
                 Err(refusal @ Refusal::UnknownVcpu(_)) => log::debug!("{refusal}"),
                 Err(refusal) => log::warn!("{refusal}"),
             }
         }
     }
-    execute(hv, commands);
+    trace.write();
+    for commands in done {
+        execute(hv, commands);
+    }
 }
 
 /// What this CPU does next.
-pub fn pick<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId, now: Nanos) -> Next {
-    let mut commands = Commands::new();
-    let next = hv.sched.lock().pick(cpu, now, &mut commands);
+pub fn pick<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId) -> Next {
+    let mut trace = Trace::new();
+    let (next, commands) = {
+        let mut sched = hv.sched.lock();
+        schedule::pick(&mut sched, cpu, time::now(), &mut trace)
+    };
+    trace.write();
     execute(hv, commands);
     next
 }
@@ -131,7 +143,7 @@ pub fn slice_ended<B: Backend>(
             // nothing there and be spent. What came before is seen by the caller's last look.
             vcpu.blocked.store(true, SeqCst);
         }
-        End::Yields => tell_all(hv, [charge, Event::Yield { vcpu: vcpu.id }]),
+        End::Spins => tell_all(hv, [charge, Event::Spin { vcpu: vcpu.id }]),
         End::Preempted | End::Gone | End::Fault(_) => tell_all(hv, [charge]),
     }
 }

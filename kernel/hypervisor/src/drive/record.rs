@@ -9,7 +9,10 @@ static SEQUENCE: AtomicU64 = AtomicU64::new(0);
 
 /// Records an event.
 pub fn record(event: Event) {
-    log::log!(level(&event), "{event}");
+    // A step of a trace is for a program, thousands of them a second.
+    if !matches!(event, Event::Schedule { .. }) {
+        log::log!(level(&event), "{event}");
+    }
     let record = Record {
         at_ns: time::now(),
         seq: SEQUENCE.fetch_add(1, Ordering::Relaxed),
@@ -29,6 +32,7 @@ fn level(event: &Event) -> log::Level {
         | Event::HotPages { .. }
         | Event::Touched { .. }
         | Event::Pick(_)
+        | Event::Schedule { .. }
         | Event::BootPhase { .. } => log::Level::Debug,
         // Within a node nothing changes for the memory; waking up and filling idle CPUs is daily bread.
         Event::VcpuMoved {

@@ -33,6 +33,14 @@ pub enum Load {
     Busy,
     /// Runs for up to `run`, then sleeps for up to `sleep`.
     Bursts { run: Nanos, sleep: Nanos },
+    /// Runs for up to `run`, then spins in a PAUSE loop until it is put down.
+    Spins { run: Nanos },
+}
+
+/// Cases of a property test: a few in the quick set, `PERIGEE_DEEP` times as many in a deep run.
+pub fn cases(quick: u32) -> u32 {
+    let deep = std::env::var("PERIGEE_DEEP").ok();
+    quick * deep.and_then(|n| n.parse().ok()).unwrap_or(1).max(1)
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +79,7 @@ pub struct Sim {
     pub worst_lag: i64,
     pub worst_idle: Nanos,
     pub check_lag: bool,
+    pub spins: u64,
     out: Commands,
     kicks: Vec<CpuId>,
 }
@@ -85,8 +94,13 @@ pub fn vcpu(vm: u16, index: u16) -> VcpuId {
 impl Sim {
     /// `nodes` nodes with `per_node` CPUs each, one cache per node, no SMT.
     pub fn new(nodes: u16, per_node: u32, seed: u64) -> Self {
+        Self::with(nodes, per_node, 1, Tunables::default(), seed)
+    }
+
+    /// `nodes` nodes with `per_node` CPUs each, `threads` of them a core.
+    pub fn with(nodes: u16, per_node: u32, threads: u32, tunables: Tunables, seed: u64) -> Self {
         let mut sim = Self {
-            sched: Scheduler::new(Tunables::default()),
+            sched: Scheduler::new(tunables),
             now: Nanos::from_millis(1),
             rng: Rng(seed),
             places: BTreeMap::new(),
@@ -97,6 +111,7 @@ impl Sim {
             worst_lag: 0,
             worst_idle: Nanos::ZERO,
             check_lag: false,
+            spins: 0,
             out: Commands::new(),
             kicks: Vec::new(),
         };
@@ -106,7 +121,7 @@ impl Sim {
                 let place = CpuPlace {
                     node: NodeId(node),
                     llc: node.into(),
-                    core: cpu.0,
+                    core: cpu.0 / threads,
                 };
                 sim.places.insert(cpu, place);
                 sim.event(Event::CpuOnline { cpu, place });
@@ -192,7 +207,7 @@ impl Sim {
         guest.wakes_at = None;
         guest.left = match guest.load {
             Load::Busy => Nanos::MAX,
-            Load::Bursts { run, .. } => Nanos(1 + self.rng.below(run.0)),
+            Load::Bursts { run, .. } | Load::Spins { run } => Nanos(1 + self.rng.below(run.0)),
         };
         self.event(Event::Wake { vcpu });
         let r = self.sched.vcpu(vcpu).expect("known");
@@ -216,7 +231,13 @@ impl Sim {
                 guest.left = guest.left.since(ran);
             }
             guest.waits_since = Some(self.now);
-            if guest.left == Nanos::ZERO {
+            if guest.left == Nanos::ZERO
+                && let Load::Spins { run } = guest.load
+            {
+                guest.left = Nanos(1 + self.rng.below(run.0));
+                self.spins += 1;
+                self.event(Event::Spin { vcpu });
+            } else if guest.left == Nanos::ZERO {
                 guest.waits_since = None;
                 if let Load::Bursts { sleep, .. } = guest.load {
                     guest.wakes_at = Some(self.now + Nanos(1 + self.rng.below(sleep.0)));
@@ -245,6 +266,7 @@ impl Sim {
                     |(c, d)| matches!(d, Doing::Run { vcpu: v, .. } if *v == vcpu && *c != cpu),
                 );
                 assert!(!twice, "{vcpu} on two CPUs");
+                self.check_core(cpu, vcpu.vm);
                 let guest = self.guests.get_mut(&vcpu).expect("known");
                 if let Some(since) = guest.waits_since.take() {
                     guest.longest_wait = guest.longest_wait.max(self.now.since(since));
@@ -270,6 +292,20 @@ impl Sim {
                 );
             }
         }
+    }
+
+    /// Threads of a core run one machine at a time, unless they may share it.
+    fn check_core(&self, cpu: CpuId, vm: VmId) {
+        let core = self.places[&cpu].core;
+        let shared = self.doing.iter().find(|(c, d)| {
+            **c != cpu
+                && self.places[c].core == core
+                && matches!(d, Doing::Run { vcpu, .. } if vcpu.vm != vm)
+        });
+        assert!(
+            shared.is_none() || self.sched.tunables().share_cores,
+            "{cpu} runs {vm} beside {shared:?}"
+        );
     }
 
     fn note_lag(&mut self) {

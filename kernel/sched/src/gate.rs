@@ -1,0 +1,140 @@
+//! The gate between two nodes: whether vCPUs may change nodes for load *early*.
+//!
+//! A move between nodes costs a cache refill and the way to the memory, so small differences of
+//! load are not worth it, and a difference that hovers around one threshold would send vCPUs to
+//! and fro (the field knows hypervisors that moved machines every 5 s for that reason). So the gate
+//! has two pairs of values: it opens at load > 0.7 and surplus > 0.3 and closes below 0.6 or 0.2; and
+//! what passes is paid from a token bucket. It never blocks the pull after 5 ms of waiting: work
+//! conservation comes first.
+
+use alloc::vec::Vec;
+use units::{Nanos, NodeId};
+
+use crate::scheduler::Scheduler;
+use crate::tunables::GateTunables;
+
+/// One direction between two nodes.
+#[derive(Clone, Copy, Debug)]
+struct Gate {
+    open: bool,
+    tokens: u32,
+    filled_at: Nanos,
+}
+
+/// All gates of a host.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Gates {
+    /// Nodes with CPUs, ascending; empty before the first look, when every way is open.
+    nodes: Vec<NodeId>,
+    /// Row = source.
+    gates: Vec<Gate>,
+}
+
+impl Gates {
+    fn index(&self, from: NodeId, to: NodeId) -> Option<usize> {
+        let at = |n| self.nodes.binary_search(&n).ok();
+        Some(at(from)? * self.nodes.len() + at(to)?)
+    }
+
+    /// Judges all pairs by the nodes' loads, in thousandths of their CPUs.
+    fn judge(&mut self, now: Nanos, nodes: &[NodeId], loads: &[u32], t: &GateTunables) {
+        if self.nodes != nodes {
+            self.nodes = nodes.to_vec();
+            let fresh = Gate {
+                open: false,
+                tokens: t.depth,
+                filled_at: now,
+            };
+            self.gates = alloc::vec![fresh; nodes.len() * nodes.len()];
+        }
+        let pairs = loads
+            .iter()
+            .flat_map(|from| loads.iter().map(move |to| (*from, *to)));
+        for (gate, (from, to)) in self.gates.iter_mut().zip(pairs) {
+            let surplus = from.saturating_sub(to);
+            gate.open = if gate.open {
+                from >= t.close_load && surplus >= t.close_surplus
+            } else {
+                from > t.open_load && surplus > t.open_surplus
+            };
+            let period = t.period.0.max(1);
+            let income = now.since(gate.filled_at).0 / period;
+            if income > 0 {
+                let income = u32::try_from(income).unwrap_or(u32::MAX);
+                gate.tokens = gate.tokens.saturating_add(income).min(t.depth);
+                gate.filled_at = now;
+            }
+        }
+    }
+
+    /// Whether a vCPU may pass for load.
+    pub(crate) fn passable(&self, from: NodeId, to: NodeId) -> bool {
+        if self.nodes.is_empty() || from == to {
+            return true;
+        }
+        self.index(from, to)
+            .and_then(|i| self.gates.get(i))
+            .is_none_or(|gate| gate.open && gate.tokens > 0)
+    }
+
+    /// One passed.
+    pub(crate) fn pay(&mut self, from: NodeId, to: NodeId) {
+        if let Some(gate) = self.index(from, to).and_then(|i| self.gates.get_mut(i)) {
+            gate.tokens = gate.tokens.saturating_sub(1);
+        }
+    }
+}
+
+impl Scheduler {
+    /// Looks at all nodes' loads and opens and closes what is between them.
+    pub(crate) fn judge_gates(&mut self, now: Nanos) {
+        let loads: Vec<u32> = self
+            .nodes
+            .iter()
+            .map(|n| {
+                let cpus = self.node_cpus.get(n).map_or(&[][..], Vec::as_slice);
+                let demand: u64 = cpus.iter().map(|c| self.demand_on(*c)).sum();
+                let thousandths = (demand * 1000) >> 16;
+                u32::try_from(thousandths / (cpus.len() as u64).max(1)).unwrap_or(u32::MAX)
+            })
+            .collect();
+        let t = self.tunables.gate;
+        self.gates.judge(now, &self.nodes, &loads, &t);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Tunables;
+
+    #[test]
+    fn a_gate_opens_and_closes_at_different_values_and_counts_what_passes() {
+        let t = Tunables::default().gate;
+        let nodes = [NodeId(0), NodeId(1)];
+        let mut gates = Gates::default();
+        assert!(
+            gates.passable(NodeId(0), NodeId(1)),
+            "nothing is known: open"
+        );
+        let mut at = |ms, loads: [u32; 2]| {
+            gates.judge(Nanos::from_millis(ms), &nodes, &loads, &t);
+            gates.passable(NodeId(0), NodeId(1))
+        };
+        assert!(!at(50, [650, 300]), "not loaded enough to open");
+        assert!(at(100, [710, 400]), "open");
+        assert!(at(150, [650, 430]), "between the values it stays open");
+        assert!(!at(200, [590, 300]), "closed for load");
+        assert!(!at(250, [690, 300]), "and stays closed between the values");
+        assert!(at(300, [900, 500]));
+        assert!(!at(350, [900, 710]), "closed for surplus");
+        assert!(at(400, [1500, 0]));
+        for _ in 0..t.depth {
+            assert!(gates.passable(NodeId(0), NodeId(1)));
+            gates.pay(NodeId(0), NodeId(1));
+        }
+        assert!(!gates.passable(NodeId(0), NodeId(1)), "the bucket is empty");
+        gates.judge(Nanos::from_millis(402), &nodes, &[1500, 0], &t);
+        assert!(gates.passable(NodeId(0), NodeId(1)), "one token came in");
+    }
+}

@@ -1,0 +1,61 @@
+//! How near a vCPU is to its memory, and the sum by which it is compared.
+
+use telemetry::Terms;
+use units::{CpuId, NodeId, Score, VcpuId};
+
+use crate::queue::{bonus_and_penalty, move_cost, terms};
+use crate::scheduler::Scheduler;
+
+impl Scheduler {
+    /// How near `cpu` is to what `vcpu` touches. Before the first footprint, its home counts as
+    /// near and everything else as half as near.
+    pub(crate) fn score(&self, vcpu: VcpuId, node: NodeId) -> Score {
+        let known = self
+            .vcpus
+            .vm(vcpu.vm)
+            .and_then(|vm| vm.scores.get(node.index()));
+        let home = || self.vcpus.get(vcpu).and_then(|v| v.spec.home);
+        match known {
+            Some(score) => *score,
+            None if home().is_some_and(|home| home != node) => Score(Score::ONE.0 / 2),
+            None => Score::ONE,
+        }
+    }
+
+    /// Mean of [`Self::score`] over the nodes that have CPUs.
+    fn mean_score(&self, vcpu: VcpuId) -> Score {
+        match self.vcpus.vm(vcpu.vm) {
+            Some(vm) if !vm.scores.is_empty() => vm.mean,
+            _ => {
+                let home = self.vcpus.get(vcpu).and_then(|v| v.spec.home);
+                let Some(home) = home else { return Score::ONE };
+                let all = self.nodes.len() as u64;
+                let near = u64::from(self.nodes.binary_search(&home).is_ok());
+                let half = u64::from(Score::ONE.0 / 2);
+                let sum = near * half + all * half;
+                Score(u32::try_from(sum / all.max(1)).unwrap_or(Score::ONE.0))
+            }
+        }
+    }
+
+    /// The sum of `vcpu` on `cpu`.
+    pub(crate) fn terms_on(&self, vcpu: VcpuId, cpu: CpuId) -> Option<Terms> {
+        let (v, c) = (self.vcpus.get(vcpu)?, self.cpus.get(cpu)?);
+        let last = v.last_cpu.and_then(|l| Some((l, self.cpus.get(l)?.place)));
+        let cost = move_cost(last, (cpu, c.place), v.refill, &self.tunables);
+        let proximity = self.score(vcpu, c.place.node);
+        let (bonus, penalty) =
+            bonus_and_penalty(v, proximity, self.mean_score(vcpu), cost, &self.tunables);
+        Some(terms(v, bonus, penalty))
+    }
+}
+
+/// Mean of the scores of these nodes; a node without one counts as near.
+pub(crate) fn mean(scores: &[Score], nodes: &[NodeId]) -> Score {
+    let sum: u64 = nodes
+        .iter()
+        .map(|n| u64::from(scores.get(n.index()).map_or(Score::ONE.0, |s| s.0)))
+        .sum();
+    let mean = sum / (nodes.len() as u64).max(1);
+    Score(u32::try_from(mean).unwrap_or(Score::ONE.0))
+}

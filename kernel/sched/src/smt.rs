@@ -1,0 +1,180 @@
+//! Hardware threads of one core: shared between machines only if the operator says so.
+//!
+//! Threads share a first-level cache and buffers, through which one machine can read another's data
+//! (L1TF, MDS). So while a thread of a core runs a vCPU of machine X, the others run vCPUs of X or
+//! nothing ("core scheduling"; Linux has it since 5.14). X keeps the core for one request at most while
+//! others wait: then its threads run dry, and the last to leave chooses anew, among the queues of all
+//! threads, so that no thread's queue is left out because it never chooses.
+//!
+//! Threads also share the pipeline: two busy threads of one core are worth about one and a quarter,
+//! so a vCPU moves from a full core to an empty one when there is one.
+
+use alloc::vec::Vec;
+use telemetry::MoveReason;
+use units::{CpuId, Nanos, VcpuId, VmId};
+
+use crate::event::Commands;
+use crate::queue::Cpu;
+use crate::scheduler::Scheduler;
+
+impl Scheduler {
+    /// The machine that has `cpu`'s core at this moment, if that forbids others.
+    pub(crate) fn core_owner(&self, cpu: CpuId) -> Option<VmId> {
+        if self.tunables.share_cores {
+            return None;
+        }
+        self.running_sibling(cpu)
+            .and_then(|s| Some(self.cpus.get(s)?.current?.vm))
+    }
+
+    /// Another thread of the core that runs something.
+    pub(crate) fn running_sibling(&self, cpu: CpuId) -> Option<CpuId> {
+        let siblings = &self.cpus.get(cpu)?.siblings;
+        siblings
+            .iter()
+            .copied()
+            .find(|s| self.cpus.get(*s).is_some_and(|c| c.current.is_some()))
+    }
+
+    /// Since when the core has been its owner's, if `cpu` starts to run now.
+    pub(crate) fn core_since(&self, cpu: CpuId, now: Nanos) -> Nanos {
+        self.running_sibling(cpu)
+            .and_then(|s| self.cpus.get(s))
+            .map_or(now, |c| c.core_since)
+    }
+
+    /// Whether the core's owner has had it long enough while another machine waits at one of its threads.
+    pub(crate) fn core_is_due(&self, cpu: CpuId, now: Nanos) -> bool {
+        let Some(owner) = self.core_owner(cpu) else {
+            return false;
+        };
+        if now.since(self.core_since(cpu, now)) < self.tunables.request {
+            return false;
+        }
+        let others_wait = |id: CpuId| {
+            self.cpus.get(id).is_some_and(|c| {
+                let waits = |v: VcpuId| {
+                    v.vm != owner && self.vcpus.get(v).is_some_and(|v| v.on_cpu.is_none())
+                };
+                c.members().any(waits)
+            })
+        };
+        let siblings = self.cpus.get(cpu).map_or(&[][..], |c| &c.siblings);
+        others_wait(cpu) || siblings.iter().any(|s| others_wait(*s))
+    }
+
+    /// A thread that finds its core free takes the best of a sibling's queue if that has waited a
+    /// request longer than its own best, or is of a higher class.
+    pub(crate) fn balance_core(&mut self, cpu: CpuId, now: Nanos, out: &mut Commands) {
+        if self.tunables.share_cores || self.running_sibling(cpu).is_some() {
+            return;
+        }
+        let Some(c) = self.cpus.get(cpu) else { return };
+        if c.siblings.is_empty() {
+            return;
+        }
+        let rank = |at: CpuId| {
+            let best = self.best(at, None)?;
+            let v = self.vcpus.get(best.vcpu)?;
+            Some((v.spec.class, v.waiting_since, best.vcpu))
+        };
+        let own = rank(cpu);
+        let theirs = c
+            .siblings
+            .iter()
+            .filter_map(|s| rank(*s).map(|r| (r, *s)))
+            .filter(|((.., vcpu), _)| self.allowed(*vcpu, cpu))
+            .min();
+        let Some(((class, since, vcpu), from)) = theirs else {
+            return;
+        };
+        let longer = own.is_none_or(|(own_class, own_since, _)| {
+            (class, since + self.tunables.request) < (own_class, own_since)
+        });
+        if longer {
+            self.transfer(now, vcpu, cpu);
+            out.push(crate::Command::Migrate {
+                vcpu,
+                from,
+                to: cpu,
+                reason: MoveReason::IdlePull {
+                    waited: now.since(since),
+                },
+            });
+        }
+    }
+
+    /// `cpu` runs machine `vm`: idle threads of its core with vCPUs of that machine may come as well.
+    pub(crate) fn invite_siblings(&mut self, cpu: CpuId, vm: VmId, out: &mut Commands) {
+        self.kick_siblings(
+            cpu,
+            |c| c.current.is_none() && !c.kicked && c.members().any(|id| id.vm == vm),
+            out,
+        );
+    }
+
+    /// `cpu` has nothing to run: threads of its core that were kept idle may choose now.
+    pub(crate) fn free_siblings(&mut self, cpu: CpuId, out: &mut Commands) {
+        if self.running_sibling(cpu).is_some() {
+            return;
+        }
+        self.kick_siblings(
+            cpu,
+            |c| c.current.is_none() && !c.kicked && !c.is_empty(),
+            out,
+        );
+    }
+
+    fn kick_siblings(&mut self, cpu: CpuId, which: impl Fn(&Cpu) -> bool, out: &mut Commands) {
+        let siblings = self.cpus.get(cpu).map_or(&[][..], |c| &c.siblings);
+        let chosen = siblings.iter().copied();
+        let chosen = chosen.filter(|s| self.cpus.get(*s).is_some_and(&which));
+        let chosen: Vec<CpuId> = chosen.collect();
+        for sibling in chosen {
+            self.kick(sibling, out);
+        }
+    }
+
+    /// Sends a vCPU from a core with two busy threads to one of the node with none, for each node once.
+    pub(crate) fn spread_cores(&mut self, now: Nanos, out: &mut Commands) {
+        for i in 0..self.nodes.len() {
+            let Some(node) = self.nodes.get(i).copied() else {
+                return;
+            };
+            let free = |cpu: &CpuId| {
+                let empty = |id: CpuId| {
+                    self.cpus
+                        .get(id)
+                        .is_some_and(|c| c.current.is_none() && c.is_empty())
+                };
+                let siblings = self.cpus.get(*cpu).map_or(&[][..], |c| &c.siblings);
+                !siblings.is_empty() && empty(*cpu) && siblings.iter().all(|s| empty(*s))
+            };
+            let Some(to) = self.index.idle(node).find(free) else {
+                continue;
+            };
+            let busy = |cpu: &CpuId| self.cpus.get(*cpu).is_some_and(|c| !c.is_empty());
+            let crowded = |cpu: &CpuId| {
+                let siblings = self.cpus.get(*cpu).map_or(&[][..], |c| &c.siblings);
+                busy(cpu) && siblings.iter().any(busy)
+            };
+            let may = |vcpu: &VcpuId| {
+                self.vcpus.get(*vcpu).is_some_and(|v| {
+                    let rested = now.since(v.moved_at) > self.tunables.balance_period;
+                    v.move_to.is_none() && rested && self.allowed(*vcpu, to)
+                })
+            };
+            let cpus = self.node_cpus.get(&node).map_or(&[][..], |c| c.as_slice());
+            let crowds = cpus.iter().filter(|c| crowded(c));
+            let members = crowds.filter_map(|c| self.cpus.get(*c));
+            let one = members.flat_map(|c| c.members()).find(may);
+            if let Some(vcpu) = one {
+                let reason = MoveReason::Balance {
+                    from_load: 2000,
+                    to_load: 0,
+                };
+                self.send(now, vcpu, to, reason, out);
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! A spinning vCPU's slice goes to a preempted neighbour, at the spinner's cost.
+
+mod common;
+
+use common::{Load, Sim, vcpu};
+use sched::*;
+use telemetry::MoveReason;
+use units::*;
+
+const ONE: CpuId = CpuId(0);
+
+fn machine(cpus: u32, tunables: Tunables) -> Scheduler {
+    let mut s = Scheduler::new(tunables);
+    for cpu in 0..cpus {
+        let place = CpuPlace {
+            node: NodeId(0),
+            llc: 0,
+            core: cpu,
+        };
+        tell(
+            &mut s,
+            1,
+            Event::CpuOnline {
+                cpu: CpuId(cpu),
+                place,
+            },
+        );
+    }
+    s
+}
+
+fn tell(s: &mut Scheduler, now: u64, event: Event) -> Commands {
+    let mut out = Commands::new();
+    s.handle(Nanos(now), event, &mut out).expect("accepted");
+    out
+}
+
+fn add(s: &mut Scheduler, v: VcpuId, weight: u32, cpu: u32) {
+    let spec = VcpuSpec {
+        weight,
+        affinity: Affinity::Cpus(vec![CpuId(cpu)]),
+        ..VcpuSpec::default()
+    };
+    tell(s, 1, Event::VcpuAdded { vcpu: v, spec });
+    tell(s, 1, Event::Wake { vcpu: v });
+}
+
+fn pick(s: &mut Scheduler, cpu: CpuId, now: u64) -> Option<VcpuId> {
+    match s.pick(cpu, Nanos(now), &mut Commands::new()) {
+        Next::Run { vcpu, .. } => Some(vcpu),
+        Next::Idle { .. } => None,
+    }
+}
+
+/// vm0.0, vm1.0 and, with half their weight, vm0.1 wait for one CPU; vm0.0 runs for 1 ms and spins.
+/// Returns who runs then.
+fn spin_case(tunables: Tunables) -> (Scheduler, VcpuId) {
+    let mut s = machine(1, tunables);
+    for (v, weight) in [(vcpu(0, 0), 512), (vcpu(1, 0), 512), (vcpu(0, 1), 256)] {
+        add(&mut s, v, weight, 0);
+    }
+    assert_eq!(pick(&mut s, ONE, 2), Some(vcpu(0, 0)));
+    let (now, ran) = (1_000_002, Nanos::from_millis(1));
+    let charge = Event::Charge {
+        cpu: ONE,
+        vcpu: vcpu(0, 0),
+        ran,
+    };
+    tell(&mut s, now, charge);
+    tell(&mut s, now, Event::Spin { vcpu: vcpu(0, 0) });
+    let next = pick(&mut s, ONE, now).expect("two wait");
+    (s, next)
+}
+
+#[test]
+fn the_slice_goes_to_the_neighbour_and_the_donor_pays() {
+    let (mut s, next) = spin_case(Tunables::default());
+    assert_eq!(
+        next,
+        vcpu(0, 1),
+        "not the other machine, which is next by key"
+    );
+    let before = |s: &Scheduler, v| s.vcpu(v).expect("known").credit.0;
+    let (donor, heir, other) = (
+        before(&s, vcpu(0, 0)),
+        before(&s, vcpu(0, 1)),
+        before(&s, vcpu(1, 0)),
+    );
+    let charge = Event::Charge {
+        cpu: ONE,
+        vcpu: vcpu(0, 1),
+        ran: Nanos(900_000),
+    };
+    tell(&mut s, 1_900_002, charge);
+    assert_eq!(
+        before(&s, vcpu(0, 0)),
+        donor + 360_000 - 900_000,
+        "the donor pays"
+    );
+    assert_eq!(
+        before(&s, vcpu(0, 1)),
+        heir + 180_000,
+        "the heir earns as if it waited"
+    );
+    assert_eq!(
+        before(&s, vcpu(1, 0)),
+        other + 360_000,
+        "the other machine's lag is what it would be"
+    );
+    assert_eq!(
+        s.vcpu(vcpu(0, 1)).expect("known").ran,
+        Nanos(900_000),
+        "run time is who ran"
+    );
+    assert_eq!(pick(&mut s, ONE, 1_900_002), Some(vcpu(1, 0)), "once");
+}
+
+#[test]
+fn without_donation_the_next_by_key_runs() {
+    let off = Tunables {
+        donate: false,
+        ..Tunables::default()
+    };
+    assert_eq!(spin_case(off).1, vcpu(1, 0));
+}
+
+#[test]
+fn a_neighbour_that_spun_itself_is_no_heir_and_one_elsewhere_comes_over() {
+    let mut s = machine(2, Tunables::default());
+    add(&mut s, vcpu(0, 0), 256, 0);
+    add(&mut s, vcpu(1, 0), 256, 1);
+    let both = VcpuSpec {
+        affinity: Affinity::Cpus(vec![CpuId(1)]),
+        ..VcpuSpec::default()
+    };
+    tell(
+        &mut s,
+        1,
+        Event::VcpuAdded {
+            vcpu: vcpu(0, 1),
+            spec: both,
+        },
+    );
+    tell(&mut s, 1, Event::Wake { vcpu: vcpu(0, 1) });
+    assert_eq!(pick(&mut s, ONE, 2), Some(vcpu(0, 0)));
+    assert_eq!(
+        pick(&mut s, CpuId(1), 2),
+        Some(vcpu(0, 1)),
+        "the smaller name of two equals"
+    );
+    // It spins, so it is put down and the other machine runs; it is no heir to its neighbour.
+    let now = 1_000_002;
+    let charge = |cpu, vcpu| Event::Charge {
+        cpu,
+        vcpu,
+        ran: Nanos::MAX,
+    };
+    tell(&mut s, now, charge(CpuId(1), vcpu(0, 1)));
+    tell(&mut s, now, Event::Spin { vcpu: vcpu(0, 1) });
+    assert_eq!(pick(&mut s, CpuId(1), now), Some(vcpu(1, 0)));
+    tell(&mut s, now, charge(ONE, vcpu(0, 0)));
+    tell(&mut s, now, Event::Spin { vcpu: vcpu(0, 0) });
+    assert_eq!(
+        pick(&mut s, ONE, now),
+        Some(vcpu(0, 0)),
+        "nobody to give to"
+    );
+    // Once it was preempted instead, and may come over, it comes.
+    let anywhere = Event::Respecified {
+        vcpu: vcpu(0, 1),
+        spec: VcpuSpec::default(),
+    };
+    let later = 6_000_002;
+    tell(&mut s, later, charge(CpuId(1), vcpu(1, 0)));
+    assert_eq!(pick(&mut s, CpuId(1), later), Some(vcpu(0, 1)));
+    let end = 11_000_002;
+    tell(&mut s, end, charge(CpuId(1), vcpu(0, 1)));
+    assert_eq!(pick(&mut s, CpuId(1), end), Some(vcpu(1, 0)), "preempted");
+    tell(&mut s, end, anywhere);
+    tell(&mut s, end, charge(ONE, vcpu(0, 0)));
+    let out = tell(&mut s, end, Event::Spin { vcpu: vcpu(0, 0) });
+    let came = out.as_slice().iter().any(|c| {
+        matches!(c, Command::Migrate { vcpu: v, to: ONE, reason: MoveReason::Donated { .. }, .. } if *v == vcpu(0, 1))
+    });
+    assert!(came, "{out:?}");
+    assert_eq!(pick(&mut s, ONE, end), Some(vcpu(0, 1)));
+}
+
+#[test]
+fn spinning_gains_a_machine_nothing() {
+    // One machine spins all the time, another of the same size computes: each gets its half.
+    let mut sim = Sim::new(1, 2, 5);
+    for i in 0..3 {
+        let spins = Load::Spins {
+            run: Nanos::from_micros(300),
+        };
+        sim.add(vcpu(0, i), VcpuSpec::default(), spins);
+        sim.busy(vcpu(1, i), 256);
+    }
+    sim.run(Nanos::from_secs(10));
+    let ran = |vm| (0..3).map(|i| sim.ran(vcpu(vm, i)).0).sum::<u64>();
+    let (spinner, other) = (ran(0), ran(1));
+    assert!(sim.spins > 1000, "it spun: {}", sim.spins);
+    assert!(spinner <= other + 200_000_000, "{spinner} against {other}");
+    assert!(
+        spinner + other > 19_900_000_000,
+        "nothing is lost: {spinner} + {other}"
+    );
+}
