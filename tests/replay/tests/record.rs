@@ -153,7 +153,7 @@ fn a_missing_step_and_a_changed_decision_are_named() {
 
     let run = lines
         .iter()
-        .position(|l| l.contains(r#"\"run\":["#) && l.contains("Pick"))
+        .position(|l| l.contains(r#"\"run\":[{\"vm\":0,\"index\":0}"#))
         .expect("a pick that ran something");
     let mut changed = lines.clone();
     // Another vCPU than the one that was chosen.
