@@ -51,6 +51,8 @@ pub(crate) struct Args {
     pub(crate) linear_end: u64,
     /// Whether the hypervisor's instructions are counted.
     pub(crate) host: bool,
+    /// Whether they are counted by address, too.
+    pub(crate) profile: bool,
 }
 
 /// Reads `key=value` arguments for a machine of `vcpus` vCPUs.
@@ -59,7 +61,7 @@ pub(crate) struct Args {
 /// A sentence that names the argument.
 pub(crate) fn parse<'a>(args: impl Iterator<Item = &'a str>, vcpus: usize) -> Result<Args, String> {
     let (mut out, mut cpus, mut map, mut window) = (None, None, None, 200_000);
-    let (mut pages, mut linear_end, mut host) = (Scope::Nobody, 0, false);
+    let (mut pages, mut linear_end, mut host) = (Scope::Nobody, 0, None);
     for arg in args {
         let (key, value) = arg
             .split_once('=')
@@ -99,8 +101,9 @@ pub(crate) fn parse<'a>(args: impl Iterator<Item = &'a str>, vcpus: usize) -> Re
             }
             "linear" => linear_end = (number(value, "linear")? as u64).min(LINEAR_MAX_MIB) << 20,
             "host" => match value {
-                "count" => host = true,
-                _ => return Err(format!("{value:?} in host is not count")),
+                "count" => host = Some(false),
+                "profile" => host = Some(true),
+                _ => return Err(format!("{value:?} in host is neither count nor profile")),
             },
             _ => {
                 return Err(format!(
@@ -144,7 +147,8 @@ pub(crate) fn parse<'a>(args: impl Iterator<Item = &'a str>, vcpus: usize) -> Re
         nodes,
         pages,
         linear_end,
-        host,
+        host: host.is_some(),
+        profile: host == Some(true),
     })
 }
 
@@ -250,7 +254,7 @@ mod tests {
                 "out=x pages=all",
                 "\"all\" in pages is neither tagged nor guests",
             ),
-            ("out=x host=1", "\"1\" in host is not count"),
+            ("out=x host=1", "\"1\" in host is neither count nor profile"),
             ("out=x verbose", "\"verbose\" is not key=value"),
             ("out=x verbose=1", "\"verbose\" is not one of"),
         ] {

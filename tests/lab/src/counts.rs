@@ -294,6 +294,7 @@ mod tests {
             pages: crate::args::Scope::Nobody,
             linear_end: 0,
             host: false,
+            profile: false,
         })
     }
 

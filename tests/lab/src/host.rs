@@ -9,7 +9,8 @@
 //! A REP instruction may count once or several times, as the emulator runs its rounds.
 
 use crate::tag::CLASSES;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 /// Operations of a class that are kept; more are counted and forgotten.
@@ -65,17 +66,26 @@ pub(crate) struct Boot {
     pub(crate) first: usize,
 }
 
+/// How often each instruction was executed, by class and address.
+type Profile = HashMap<(usize, u64), u64>;
+
 /// All of it.
 #[derive(Debug)]
 pub(crate) struct Host {
+    /// The class of the operation under way, 0 for none, and its CPU.
+    under_way: [AtomicUsize; 2],
+    /// Which instructions the operations' own CPUs execute, if that is wanted.
+    profile: Option<Mutex<Profile>>,
     cpus: Vec<Cpu>,
     laps: Mutex<Laps>,
     boot: std::sync::OnceLock<Boot>,
 }
 
 impl Host {
-    pub(crate) fn new(vcpus: usize) -> Self {
+    pub(crate) fn new(vcpus: usize, profile: bool) -> Self {
         Self {
+            under_way: Default::default(),
+            profile: profile.then(Mutex::default),
             cpus: (0..vcpus).map(|_| Cpu::default()).collect(),
             laps: Mutex::new(Laps {
                 classes: vec![Vec::new(); CLASSES],
@@ -92,11 +102,29 @@ impl Host {
         }
     }
 
-    /// `vcpu` executes an instruction in the upper half.
-    pub(crate) fn high(&self, vcpu: usize) {
+    /// `vcpu` executes the instruction at `address`, in the upper half.
+    pub(crate) fn high(&self, vcpu: usize, address: u64) {
         if let Some(cpu) = self.cpus.get(vcpu) {
             add(&cpu.high, 1);
         }
+        if let Some(profile) = &self.profile {
+            let [class, at] = [0, 1].map(|i: usize| self.under_way[i].load(Relaxed));
+            if class != 0 && at == vcpu {
+                let mut profile = profile.lock().unwrap_or_else(PoisonError::into_inner);
+                *profile.entry((class, address)).or_default() += 1;
+            }
+        }
+    }
+
+    /// For each class the addresses that its operations' CPUs executed, and how often; empty unless wanted.
+    pub(crate) fn profile(&self) -> Vec<(usize, u64, u64)> {
+        let Some(profile) = &self.profile else {
+            return Vec::new();
+        };
+        let profile = profile.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rows: Vec<_> = profile.iter().map(|((c, at), n)| (*c, *at, *n)).collect();
+        rows.sort_unstable();
+        rows
     }
 
     /// `vcpu` enters its guest.
@@ -120,6 +148,8 @@ impl Host {
 
     /// The guest on `vcpu` ends an operation and begins one of `class`.
     pub(crate) fn lap(&self, vcpu: usize, class: usize) {
+        self.under_way[1].store(vcpu, Relaxed);
+        self.under_way[0].store(class, Relaxed);
         let high: Vec<u64> = self.cpus.iter().map(|cpu| cpu.high.load(Relaxed)).collect();
         let exits = self.cpus.get(vcpu).map_or(0, |cpu| cpu.exits.load(Relaxed));
         let mut laps = self.laps.lock().unwrap_or_else(PoisonError::into_inner);
@@ -196,24 +226,24 @@ mod tests {
 
     #[test]
     fn an_operation_costs_what_the_host_did_between_its_marks() {
-        let host = Host::new(3);
+        let host = Host::new(3, true);
         host.low(0, 70);
-        (0..5).for_each(|_| host.high(0));
+        (0..5).for_each(|_| host.high(0, 64));
         host.leaves(0);
         assert_eq!(host.boot().map(|b| b.cpus[0]), Some((70, 5)));
         host.lap(0, 2);
         host.returns(0);
-        (0..30).for_each(|_| host.high(0));
-        (0..9).for_each(|_| host.high(1));
+        (0..30).for_each(|_| host.high(0, 64));
+        (0..9).for_each(|_| host.high(1, 64));
         host.leaves(0);
         host.lap(0, 2);
         host.returns(1);
         host.returns(0);
-        (0..31).for_each(|_| host.high(0));
-        (0..4).for_each(|_| host.high(1));
-        (0..1000).for_each(|_| host.high(2));
+        (0..31).for_each(|_| host.high(0, 64));
+        (0..4).for_each(|_| host.high(1, 64));
+        (0..1000).for_each(|_| host.high(2, 64));
         host.lap(0, 0);
-        (0..500).for_each(|_| host.high(0));
+        (0..500).for_each(|_| host.high(0, 64));
         host.lap(0, 3);
         host.lap(1, 3);
         host.lap(1, 0);
@@ -227,6 +257,7 @@ mod tests {
             "a CPU that ran no guest has no part in it"
         );
         assert_eq!(host.moved(), 1);
+        assert_eq!(host.profile(), [(2, 64, 61)], "of the operation's CPU");
         assert_eq!(host.boot().map(|b| b.cpus[0]), Some((70, 5)), "once");
     }
 }

@@ -31,7 +31,7 @@
 //! | `window` | accesses of a tag to a window, default 200000 |
 //! | `pages` | `tagged` or `guests`: whose accesses are counted by page while a window is open |
 //! | `linear` | MiB of linear addresses that are counted by page beside the physical ones, default 0 |
-//! | `host` | `count`: the hypervisor's instructions are counted |
+//! | `host` | `count`: the hypervisor's instructions are counted; `profile`: by address, too |
 //!
 //! The report is JSON ([`report::Report`]). It is written at QEMU's exit (SIGTERM included), whenever a
 //! guest executes the flush marker, and about once a second while tagged code runs, each time

@@ -60,6 +60,8 @@ pub(crate) struct HostReport {
     pub(crate) moved: u64,
     /// By class.
     pub(crate) classes: Vec<Class>,
+    /// Class, address of an instruction, how often it was executed; empty unless asked for.
+    pub(crate) profile: Vec<(usize, u64, u64)>,
 }
 
 /// The operations of one class.
@@ -188,6 +190,7 @@ fn host_report(host: &Host) -> HostReport {
         boot_cpu: host.boot().map(|boot| boot.first),
         moved: host.moved(),
         classes: host.classes().into_iter().map(class).collect(),
+        profile: host.profile(),
     }
 }
 

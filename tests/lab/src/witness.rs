@@ -19,9 +19,7 @@ const REPORT_EVERY_MS: u64 = 1000;
 
 /// What an instruction whose accesses are watched without a tag has for one.
 const UNTAGGED: usize = 0;
-/// What an instruction whose execution is watched does: nothing special,
-const PLAIN: usize = 0;
-/// enters the guest,
+/// What an instruction whose execution is watched does, unless the number is its address: enters the guest,
 const LEAVES: usize = 1;
 /// is the first one after it,
 const RETURNS: usize = 2;
@@ -67,7 +65,7 @@ pub(crate) fn install(id: u64, emulator: &Emulator, arguments: &[&str]) -> Resul
         sides: Sides::new(emulator.vcpus),
         scope: args.pages,
         pages: Pages::new(emulator.vcpus, memory_end, args.linear_end),
-        host: args.host.then(|| Host::new(emulator.vcpus)),
+        host: args.host.then(|| Host::new(emulator.vcpus, args.profile)),
         out: args.out,
         loaded: Instant::now(),
         writing: Mutex::new(()),
@@ -171,7 +169,10 @@ impl Handler for Calls {
                     tag = Some(number);
                     continue;
                 }
-                (None, None) if plain => instruction.watch_execution::<Self>(PLAIN),
+                // Addresses of the upper half are larger than anything else that is watched for.
+                (None, None) if plain => {
+                    instruction.watch_execution::<Self>(instruction.address() as usize);
+                }
                 (None, None) => {}
             }
             match tag {
@@ -218,14 +219,14 @@ impl Handler for Calls {
         let Some(witness) = WITNESS.get() else { return };
         let host = witness.host.as_ref();
         match watch {
-            PLAIN => {
+            address if address as u64 >= UPPER_HALF => {
                 if let Some(host) = host.filter(|_| !witness.sides.in_guest(vcpu)) {
-                    host.high(vcpu);
+                    host.high(vcpu, address as u64);
                 }
             }
             LEAVES => {
                 if let Some(host) = host {
-                    host.high(vcpu);
+                    host.high(vcpu, 0);
                     host.leaves(vcpu);
                 }
                 witness.sides.switch(vcpu, Switch::Leaves);
@@ -234,7 +235,7 @@ impl Handler for Calls {
                 witness.sides.switch(vcpu, Switch::Returns);
                 if let Some(host) = host {
                     host.returns(vcpu);
-                    host.high(vcpu);
+                    host.high(vcpu, 0);
                 }
             }
             FLUSH => witness.report(false),

@@ -5,6 +5,8 @@
 //! that the guest `probe` sets around each operation; guest instructions are never in it. What an exit costs
 //! besides, the world switch itself, is the processor's affair and not counted.
 
+mod profile;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,7 @@ use crate::plan::{Plan, Wishes};
 use crate::provision::Lab;
 use crate::run::{Places, Scratch, Subject, emulator_parts, invocation, parts, prepare};
 use crate::session::{self, Manner};
+use crate::status::usage;
 use crate::{say, verdict};
 
 /// Firmware is slow under an observer, and the host may be busy.
@@ -70,6 +73,9 @@ pub struct BenchArgs {
     /// Operations of each class of exit
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     count: u32,
+    /// Show the functions that the operations of this class of exit spend most instructions in
+    #[arg(long, value_name = "CLASS")]
+    profile: Option<String>,
     /// Write the figures as JSON to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -84,7 +90,8 @@ pub struct BenchArgs {
 /// What cannot be built, installed or started; a run that shows nothing; a baseline that cannot be read.
 pub fn bench(args: &BenchArgs) -> Result<u8> {
     let baseline = args.baseline.as_deref().map(read_json).transpose()?;
-    let evidence = run(args.count)?;
+    let profiled = args.profile.as_deref().map(class_named).transpose()?;
+    let evidence = run(args.count, profiled.is_some())?;
     let report = evidence
         .plugin
         .as_ref()
@@ -94,11 +101,24 @@ pub fn bench(args: &BenchArgs) -> Result<u8> {
         What::Exit => exit_figures(&report["host"])?,
     };
     say::line(table(args.what, &figures, baseline.as_ref()));
+    if let Some(class) = profiled {
+        let kernel = fs::read(&Artifacts::places().kernel)?;
+        say::line(profile::table(&report["host"], class, &kernel)?);
+    }
     if let Some(path) = &args.json {
         fs::write(path, format!("{figures:#}\n"))
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(0)
+}
+
+/// The number of the class with this name.
+fn class_named(name: &str) -> Result<u64> {
+    let found = CLASSES.iter().find(|(_, known, _)| *known == name);
+    let names = || CLASSES.map(|(_, name, _)| name).join(", ");
+    found
+        .map(|(number, ..)| *number)
+        .ok_or_else(|| usage(format!("--profile {name}: there are {}.", names())))
 }
 
 fn read_json(path: &Path) -> Result<Value> {
@@ -108,7 +128,7 @@ fn read_json(path: &Path) -> Result<Value> {
 }
 
 /// Boots a machine of two CPUs with the probe in it, under the observer.
-fn run(count: u32) -> Result<Evidence> {
+fn run(count: u32, profile: bool) -> Result<Evidence> {
     let machine = Machine::row(1, 2, 1024);
     let vm = Vm::probe("probe", &format!("bench cpus=2 count={count}"))
         .set("cpus", "2")
@@ -129,9 +149,10 @@ fn run(count: u32) -> Result<Evidence> {
     let counted = folder.join("plugin.json");
     let _ = fs::remove_file(&counted);
     let arguments = format!(
-        "out={},{},host=count",
+        "out={},{},host={}",
         counted.display(),
-        machine.plugin_args()
+        machine.plugin_args(),
+        if profile { "profile" } else { "count" }
     );
     let places = Places {
         disk: &disk,

@@ -18,6 +18,32 @@ for node in /sys/devices/system/node/node*; do
     echo "GUEST-NODE ${node##*/node} cpus=$cpus memory_kib=$memory distance=$distance"
 done
 
+# A program that knows nothing of all this, Debian's busybox, for so many seconds between two marks for an observer
+# outside, and for a while after, so that whoever is asked meanwhile still sees it.
+if [ "$1" = --program ]; then
+    case "$2" in
+    sort) work() { $b sort -n /tmp/in >/tmp/done; } ;;
+    gzip) work() { $b gzip -c /tmp/in >/tmp/done; } ;;
+    esac
+    $b awk -v seed="$4" 'BEGIN { srand(seed); for (i = 0; i < 120000; i++) print int(rand() * 1e9) }' >/tmp/in
+    work
+    first=$($b sha256sum </tmp/done)
+    differ=
+    run_until() {
+        while [ "$($b date +%s)" -lt "$1" ]; do
+            work
+            [ "$($b sha256sum </tmp/done)" = "$first" ] || differ=1
+        done
+    }
+    /bin/workload --window open
+    run_until $(($($b date +%s) + $3))
+    /bin/workload --window close
+    echo "PROBE window closed program=$2"
+    run_until $(($($b date +%s) + 5))
+    [ "$differ" ] && echo "GUEST-RESULT mismatch $2 gave different results" || echo "GUEST-RESULT ok $2"
+    $b poweroff -f
+fi
+
 { /bin/workload "$@" 2>&1; echo $? >/tmp/status; } | $b tee /tmp/out
 read -r status </tmp/status
 last=$($b tail -n 1 /tmp/out)

@@ -19,6 +19,10 @@ pub const TAGS: usize = 8;
 const MAGIC: u32 = 0x5047_0000;
 /// The tag that asks the plugin for a report.
 const FLUSH: u32 = MAGIC | 0xfffe;
+/// The tag from which on the plugin counts every page.
+const OPEN: u32 = MAGIC | 0x200;
+/// The tag that ends this.
+const CLOSE: u32 = MAGIC | 0x300;
 /// Bytes from one access to the next.
 pub const LINE: usize = 64;
 /// Accesses of a visit.
@@ -106,17 +110,32 @@ unsafe fn follow<const TAG: u32>(word: *mut u64) -> u64 {
     value
 }
 
-/// Asks the plugin for a report; nothing without one.
-pub fn flush() {
+/// A NOP that means something to the plugin, and nothing without one.
+fn mark<const WHAT: u32>() {
     // SAFETY: a NOP.
     unsafe {
         asm!(
             ".byte 0x0f, 0x1f, 0x84, 0x00",
-            ".long {flush}",
-            flush = const FLUSH,
+            ".long {what}",
+            what = const WHAT,
             options(nostack, nomem, preserves_flags),
         );
     }
+}
+
+/// Asks the plugin for a report.
+pub fn flush() {
+    mark::<FLUSH>();
+}
+
+/// From here on the plugin counts every page.
+pub fn open_window() {
+    mark::<OPEN>();
+}
+
+/// It no longer does.
+pub fn close_window() {
+    mark::<CLOSE>();
 }
 
 const fn with_tag<const TAG: u32>() -> Touch {
