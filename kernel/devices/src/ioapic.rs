@@ -28,6 +28,8 @@ pub(crate) struct IoApic {
     entries: [u64; PINS],
     asserted: [bool; PINS],
     outbox: [Option<InterruptMessage>; PINS],
+    /// Something is in the outbox; asked after every access to any device.
+    posted: bool,
 }
 
 impl IoApic {
@@ -38,6 +40,7 @@ impl IoApic {
             entries: [MASKED; PINS],
             asserted: [false; PINS],
             outbox: [None; PINS],
+            posted: false,
         }
     }
 
@@ -132,7 +135,12 @@ impl IoApic {
 
     /// The next message on its way out.
     pub(crate) fn take_message(&mut self) -> Option<InterruptMessage> {
-        self.outbox.iter_mut().find_map(Option::take)
+        if !self.posted {
+            return None;
+        }
+        let message = self.outbox.iter_mut().find_map(Option::take);
+        self.posted = message.is_some();
+        message
     }
 
     fn send_if_level(&mut self, pin: usize) {
@@ -162,6 +170,7 @@ impl IoApic {
         if trigger == TriggerMode::Level {
             *entry |= REMOTE_IRR;
         }
+        self.posted = true;
         *slot = Some(InterruptMessage {
             destination: Destination::from_8_bits((*entry >> 56) as u8, *entry & LOGICAL != 0),
             delivery,

@@ -277,6 +277,8 @@ pub enum Event {
         ranges: Vec<HotRange>,
         /// Colder ranges that are not told.
         left_out: u64,
+        /// The next record does not go on with it.
+        last: bool,
     },
     /// What a machine touched between two moments, exactly, as a tool asked.
     Touched {
@@ -288,6 +290,8 @@ pub enum Event {
         accessed: Vec<PageRange>,
         /// Pages that were written.
         dirty: Vec<PageRange>,
+        /// The next record does not go on with it.
+        last: bool,
     },
     /// The scheduler chose.
     Pick(Pick),

@@ -110,12 +110,14 @@ fn one_of_each() -> Vec<Event> {
                 heat: 9,
             }],
             left_out: 0,
+            last: false,
         },
         Event::Touched {
             vm: VmId(1),
             name: "beta".into(),
             accessed: vec![(8192, 3), (9000, 1)],
             dirty: vec![(8193, 1)],
+            last: true,
         },
         Event::Proximity {
             vm: VmId(1),

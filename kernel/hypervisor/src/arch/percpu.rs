@@ -97,6 +97,8 @@ pub struct PerCpu {
     pub(super) reported: AtomicBool,
     /// TSC of this CPU minus TSC of the boot processor, in ticks.
     pub(super) tsc_offset: AtomicI64,
+    /// When the timer is set to interrupt, in nanoseconds: the end of time if it is not set, or has interrupted.
+    pub(super) timer_deadline: AtomicU64,
     /// Interrupts on vectors that nobody expects.
     pub(super) unexpected: AtomicU32,
     /// Interrupts that the local APIC reported as errors, and their status bits.
@@ -126,6 +128,7 @@ impl PerCpu {
             online: AtomicBool::new(false),
             reported: AtomicBool::new(false),
             tsc_offset: AtomicI64::new(0),
+            timer_deadline: AtomicU64::new(u64::MAX),
             unexpected: AtomicU32::new(0),
             apic_errors: AtomicU32::new(0),
             snapshot: Snapshot::new(),

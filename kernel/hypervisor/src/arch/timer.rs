@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use units::Nanos;
 
-use super::{apic, idt, msr, time};
+use super::{apic, idt, msr, percpu, time};
 
 const MODE_TSC_DEADLINE: u32 = 0b10 << 17;
 static TSC_DEADLINE: AtomicBool = AtomicBool::new(false);
@@ -77,6 +77,12 @@ pub(super) fn init() {
 /// Sets the calling CPU's timer to `deadline`, in place of any other. A deadline in the past
 /// interrupts at once; one further away than the hardware counts interrupts early.
 pub fn arm(deadline: Nanos) {
+    // Asked before every entry, mostly for the same moment: the register is slow, and so is computing what to write.
+    let set = &percpu::current().timer_deadline;
+    if set.load(Ordering::Relaxed) == deadline.0 {
+        return;
+    }
+    set.store(deadline.0, Ordering::Relaxed);
     if TSC_DEADLINE.load(Ordering::Relaxed) {
         // SAFETY: CPUID has the register. 0 would disarm, and counts started long ago. The fences
         // order the write in x2APIC mode (SDM 3A 11.12.3).
@@ -95,8 +101,18 @@ pub fn arm(deadline: Nanos) {
     );
 }
 
+/// It has interrupted: the next [`arm`] sets it anew, whatever it is asked for.
+pub(super) fn fired() {
+    percpu::current()
+        .timer_deadline
+        .store(u64::MAX, Ordering::Relaxed);
+}
+
 /// Stops the calling CPU's timer.
 pub fn disarm() {
+    percpu::current()
+        .timer_deadline
+        .store(u64::MAX, Ordering::Relaxed);
     if TSC_DEADLINE.load(Ordering::Relaxed) {
         // SAFETY: CPUID has the register; 0 disarms (SDM 3A 11.5.4.1).
         unsafe { msr::write(msr::TSC_DEADLINE, 0) };

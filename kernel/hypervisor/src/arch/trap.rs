@@ -21,7 +21,7 @@ use x86_64::registers::control::Cr2;
 
 use super::idt::{self, TrapFrame};
 use super::percpu::{self, PerCpu};
-use super::{apic, entry, fixup, gdt, msr, report, stack, stop};
+use super::{apic, entry, fixup, gdt, msr, report, stack, stop, timer};
 
 const DEBUG: u8 = 1;
 const NMI: u8 = 2;
@@ -34,6 +34,7 @@ pub(super) extern "C" fn dispatch(frame: &mut TrapFrame) {
     let vector = frame.vector as u8;
     match vector {
         idt::TIMER => {
+            timer::fired();
             percpu::current().defer(percpu::DEFER_TIMER);
             apic::end_of_interrupt();
         }

@@ -5,6 +5,7 @@
 //! the bits are clear, as a cached one sets none, and nobody else may clear bits meanwhile: between the two the
 //! VM has no footprint passes.
 
+use crate::console;
 use crate::drive::record;
 use crate::virt::Backend;
 use crate::vm::{Hypervisor, Vm, VmState};
@@ -18,8 +19,10 @@ use telemetry::Event;
 use telemetry::touched::{HotRange, extend};
 use units::{Gpa, PAGE_BYTES, PageSize};
 
-/// Most ranges of a record: what the serial line carries in a few seconds.
-const RANGES_MAX: usize = 16 * 1024;
+/// Most ranges that are told: what a serial line carries in some seconds.
+const RANGES_MAX: usize = 8 * 1024;
+/// Ranges of one record, which must find room in the port's queue.
+const RANGES_OF_A_RECORD: usize = 64;
 
 /// Every bit, once.
 const FORGET: Options = Options {
@@ -27,6 +30,20 @@ const FORGET: Options = Options {
     dirty: Bit::Clear,
     descend: Descend::Everywhere,
 };
+
+/// Records a part, and waits until it is on the wire: the next one would find no room, and be lost.
+fn tell(event: Event) {
+    record(event);
+    console::flush();
+}
+
+/// What a record's part holds of a list.
+fn piece<T: Clone>(list: &[T], part: usize) -> Vec<T> {
+    list.chunks(RANGES_OF_A_RECORD)
+        .nth(part)
+        .unwrap_or_default()
+        .to_vec()
+}
 
 /// What the footprint believes to be hot, hottest first.
 pub fn hot<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
@@ -55,13 +72,17 @@ pub fn hot<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
     let left_out = ranges.len().saturating_sub(RANGES_MAX) as u64;
     ranges.truncate(RANGES_MAX);
     let count = ranges.len();
-    record(Event::HotPages {
-        vm: vm.id,
-        name: vm.name.clone(),
-        pass,
-        ranges,
-        left_out,
-    });
+    let parts = count.div_ceil(RANGES_OF_A_RECORD).max(1);
+    for part in 0..parts {
+        tell(Event::HotPages {
+            vm: vm.id,
+            name: vm.name.clone(),
+            pass,
+            ranges: piece(&ranges, part),
+            left_out,
+            last: part + 1 == parts,
+        });
+    }
     format!("{count} hot ranges of {} are in the records\n", vm.name)
 }
 
@@ -108,12 +129,20 @@ pub fn end<B: Backend>(vm: &Vm<B>) -> String {
         debug_assert!(progress == Progress::Finished, "the budget has no end");
     });
     vm.watched.store(false, SeqCst);
-    record(Event::Touched {
-        vm: vm.id,
-        name: vm.name.clone(),
-        accessed,
-        dirty,
-    });
+    let parts = accessed
+        .len()
+        .max(dirty.len())
+        .div_ceil(RANGES_OF_A_RECORD)
+        .max(1);
+    for part in 0..parts {
+        tell(Event::Touched {
+            vm: vm.id,
+            name: vm.name.clone(),
+            accessed: piece(&accessed, part),
+            dirty: piece(&dirty, part),
+            last: part + 1 == parts,
+        });
+    }
     format!(
         "{}: {small} pages of 4 KiB and {large} larger ones were touched; they are in the records\n",
         vm.name

@@ -69,15 +69,24 @@ fn trial(step: &'static str, step_pages: u64, seed: u64) -> Scenario {
 /// Every round's record has the drawn blocks and no other.
 fn exact(e: &Evidence, seed: u64, step_pages: u64) -> Result<(), String> {
     e.every_guest_is_well(1)?;
-    let told: Vec<(&Vec<PageRange>, &Vec<PageRange>)> = e
-        .events()
-        .filter_map(|event| match event {
-            Event::Touched {
-                accessed, dirty, ..
-            } => Some((accessed, dirty)),
-            _ => None,
-        })
-        .collect();
+    let mut told: Vec<(Vec<PageRange>, Vec<PageRange>)> = vec![Default::default()];
+    for event in e.events() {
+        if let Event::Touched {
+            accessed,
+            dirty,
+            last,
+            ..
+        } = event
+            && let Some(round) = told.last_mut()
+        {
+            round.0.extend_from_slice(accessed);
+            round.1.extend_from_slice(dirty);
+            if *last {
+                told.push(Default::default());
+            }
+        }
+    }
+    told.pop();
     if told.len() as u64 != ROUNDS {
         return Err(format!("{} rounds were told of, not {ROUNDS}", told.len()));
     }
@@ -98,13 +107,13 @@ fn exact(e: &Evidence, seed: u64, step_pages: u64) -> Result<(), String> {
         );
         same(
             &touched,
-            &blocks(ranges(accessed), step_pages),
+            &blocks(ranges(&accessed), step_pages),
             "accessed",
             round,
         )?;
         same(
             &written,
-            &blocks(ranges(dirty), step_pages),
+            &blocks(ranges(&dirty), step_pages),
             "written",
             round,
         )?;

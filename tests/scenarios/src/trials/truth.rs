@@ -127,32 +127,39 @@ fn touching(
 }
 
 /// What Perigee said to be hot.
-fn said(e: &Evidence) -> Result<&[HotRange], String> {
-    let said = e.events().filter_map(|event| match event {
-        Event::HotPages {
+fn said(e: &Evidence) -> Result<Vec<HotRange>, String> {
+    let mut said = Vec::new();
+    for event in e.events() {
+        if let Event::HotPages {
             name,
             ranges,
             left_out: 0,
+            last,
             ..
-        } if name == NAME => Some(ranges.as_slice()),
-        _ => None,
-    });
-    said.last()
-        .ok_or("Perigee did not say what is hot, or not all of it".into())
+        } = event
+            && name == NAME
+        {
+            said.extend_from_slice(ranges);
+            if *last {
+                return Ok(said);
+            }
+        }
+    }
+    Err("Perigee did not say what is hot, or not all of it".into())
 }
 
 /// The hot set, by the bar.
 fn knows_the_hot_set(e: &Evidence) -> Result<(), String> {
     well(e)?;
     let truth = hot_set(&Observed::only(e)?.linear);
-    agree(&truth, &believed(said(e)?, |range| range.first))
+    agree(&truth, &believed(&said(e)?, |range| range.first))
 }
 
 /// The same of a guest whose linear addresses say nothing: by the machine's pages, of which none moves.
 fn knows_the_hot_frames(e: &Evidence) -> Result<(), String> {
     well(e)?;
     let truth = hot_set(&Observed::only(e)?.machine);
-    agree(&truth, &believed(said(e)?, |range| range.frame))
+    agree(&truth, &believed(&said(e)?, |range| range.frame))
 }
 
 fn agree(truth: &BTreeSet<u64>, belief: &BTreeSet<u64>) -> Result<(), String> {
