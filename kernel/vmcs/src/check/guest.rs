@@ -245,7 +245,10 @@ fn non_register(g: &Guest, c: &Controls, facts: &Facts) -> Result<(), Violation>
             rule,
         )
     };
-    state(g.interruptibility >> 5 == 0, "bits 31:5 are reserved")?;
+    state(
+        g.interruptibility >> 4 == 0,
+        "bits 31:5 are reserved, and bit 4 is for enclaves, which no guest has",
+    )?;
     state(
         blocking != Guest::BLOCKING_BY_STI | Guest::BLOCKING_BY_MOV_SS,
         "STI and MOV SS cannot block both",
@@ -277,8 +280,14 @@ fn non_register(g: &Guest, c: &Controls, facts: &Facts) -> Result<(), Violation>
 
     let pending =
         |met, rule| NON_REGISTER.must(met, "guest pending debug exceptions", g.pending_debug, rule);
-    const DEFINED: u64 = 0xf | 1 << 12 | 1 << 14 | 1 << 16;
+    const ENABLED: u64 = 1 << 12;
+    const TRANSACTION: u64 = 1 << 16;
+    const DEFINED: u64 = 0xf | ENABLED | 1 << 14 | TRANSACTION;
     pending(g.pending_debug & !DEFINED == 0, "a reserved bit is 1")?;
+    pending(
+        g.pending_debug & TRANSACTION == 0 || g.pending_debug == TRANSACTION | ENABLED,
+        "bit 16 (from within a transaction) goes with bit 12 and nothing else",
+    )?;
     if blocking != 0 || g.activity == HALTED {
         let stepping = g.rflags & TF != 0 && g.debugctl & DEBUGCTL_BTF == 0;
         pending(
