@@ -42,6 +42,9 @@
 //! | `vnuma` | boolean | `false` | show the guest one node per entry of `memory_nodes` |
 //! | `boot` | `"linux"` `"multiboot"` | `"linux"` | what `kernel` is: a bzImage, or a Multiboot 1 image |
 //! | `test_devices` | boolean | `false` | give the VM the devices of test kernels (below) |
+//! | `on_poweroff` | `"off"` `"restart"` | `"off"` | what follows when the guest switches itself off |
+//! | `on_reset` | as `on_poweroff` | `"restart"` | what follows when the guest asks for a reset |
+//! | `on_fault` | as `on_poweroff` | `"off"` | what follows when it did what cannot be continued, such as a triple fault |
 //!
 //! Multiboot modules stand in `initrd` as QEMU has them: files separated by commas, each with
 //! the words of its command line behind it (`"guests/a.bin first,guests/b.bin"`; two commas are one).
@@ -71,7 +74,8 @@ mod write;
 
 pub use error::ConfigError;
 pub use model::{
-    Affinity, BootProtocol, Console, Host, HostConfig, LogLevel, Mode, NodeShare, Priority, Vm,
+    Affinity, AtEnd, BootProtocol, Console, Host, HostConfig, LogLevel, Mode, NodeShare, Priority,
+    Vm,
 };
 pub use sabotage::Sabotage;
 pub use size::{parse_size, size_text};

@@ -96,6 +96,12 @@ pub struct Vm {
     pub boot: BootProtocol,
     /// Whether the board has the devices that test kernels end and configure themselves by.
     pub test_devices: bool,
+    /// What follows when the guest switches itself off.
+    pub on_poweroff: AtEnd,
+    /// What follows when the guest asks for a reset.
+    pub on_reset: AtEnd,
+    /// What follows when it did something that cannot be continued.
+    pub on_fault: AtEnd,
 }
 
 impl Vm {
@@ -123,6 +129,9 @@ impl Vm {
             vnuma: false,
             boot: BootProtocol::default(),
             test_devices: false,
+            on_poweroff: AtEnd::Off,
+            on_reset: AtEnd::Restart,
+            on_fault: AtEnd::Off,
         }
     }
 
@@ -210,6 +219,17 @@ keyword!(
         PagesOnly = "pages-only",
         /// Plan nothing; the scheduler balances load without looking at memory.
         Off = "off",
+    }
+);
+
+keyword!(
+    /// What follows when a VM has ended.
+    AtEnd {
+        /// It stays off.
+        #[default]
+        Off = "off",
+        /// It starts again from its images.
+        Restart = "restart",
     }
 );
 

@@ -1,6 +1,6 @@
 //! One `[[vm]]` table, and the rules between its keys.
 
-use crate::model::{Affinity, NodeShare, Vm};
+use crate::model::{Affinity, AtEnd, NodeShare, Vm};
 use crate::read::{Issues, TableReader, kind, number};
 use crate::size::{GRANULE, parse_size, size_text};
 use alloc::format;
@@ -27,6 +27,9 @@ pub(crate) const KEYS: &[&str] = &[
     "vnuma",
     "boot",
     "test_devices",
+    "on_poweroff",
+    "on_reset",
+    "on_fault",
 ];
 
 /// Longest name of a VM, in characters.
@@ -69,6 +72,9 @@ pub(crate) fn read(table: &TableReader<'_>, others: &[Vm], issues: &mut Issues<'
         vnuma: table.boolean("vnuma", false, issues),
         boot: table.keyword("boot", issues).unwrap_or_default(),
         test_devices: table.boolean("test_devices", false, issues),
+        on_poweroff: table.keyword("on_poweroff", issues).unwrap_or(AtEnd::Off),
+        on_reset: table.keyword("on_reset", issues).unwrap_or(AtEnd::Restart),
+        on_fault: table.keyword("on_fault", issues).unwrap_or(AtEnd::Off),
     };
     if let (Some(start), Affinity::Nodes(allowed)) = (vm.start_node, &vm.affinity)
         && !allowed.contains(&start)

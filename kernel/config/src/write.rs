@@ -89,7 +89,10 @@ fn vm_table(f: &mut fmt::Formatter<'_>, vm: &Vm) -> fmt::Result {
     }
     writeln!(f, "vnuma = {}", vm.vnuma)?;
     writeln!(f, "boot = \"{}\"", vm.boot)?;
-    writeln!(f, "test_devices = {}", vm.test_devices)
+    writeln!(f, "test_devices = {}", vm.test_devices)?;
+    writeln!(f, "on_poweroff = \"{}\"", vm.on_poweroff)?;
+    writeln!(f, "on_reset = \"{}\"", vm.on_reset)?;
+    writeln!(f, "on_fault = \"{}\"", vm.on_fault)
 }
 
 /// A TOML basic string (TOML 1.0, "String").

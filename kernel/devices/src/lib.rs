@@ -23,7 +23,7 @@
 //!   so a call costs the same however much time has passed.
 //! * Work per call is bounded whatever the guest programs. Timers that tick faster than every
 //!   100 us, or while nobody looked, deliver once and count the rest as lost.
-//! * Queues are bounded: one waiting message a pin, 16 KiB of serial output, 1 KiB of input.
+//! * Queues are bounded: one waiting message a pin, 16 KiB of serial output, 1 KiB of input, 64 KiB of lines to be shown.
 //! * No input panics. What no device claims reads all ones, is counted, and its first
 //!   occurrences are reported.
 //!
@@ -41,6 +41,7 @@ mod access;
 mod acpi_pm;
 pub mod apic;
 pub mod board;
+mod guest_console;
 mod ioapic;
 pub mod layout;
 mod message;
@@ -56,4 +57,5 @@ mod unclaimed;
 pub use access::{AccessSize, Now};
 pub use apic::{Activity, ApicConfig, ApicMode, Effect, GeneralProtection, LocalApic, Role};
 pub use board::{Board, BoardConfig, PowerEvent, UnclaimedAccess};
+pub use guest_console::GuestConsole;
 pub use message::{DeliveryMode, Destination, InterruptMessage, TriggerMode, lowest_priority};

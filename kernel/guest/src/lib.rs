@@ -41,6 +41,7 @@ pub mod msr;
 pub mod multiboot;
 pub mod pvclock;
 pub mod shape;
+pub mod speculation;
 pub mod walk;
 
 pub use entry::EntryState;

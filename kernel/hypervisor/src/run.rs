@@ -15,7 +15,9 @@ use crate::exits::{self, After, Context};
 use crate::sabotage;
 use crate::shootdown;
 use crate::timers::{self, Timer};
+use crate::virt::speculation;
 use crate::virt::{Backend, Event, EventKind, Exit, TlbState, VcpuState};
+use crate::vm::history::What;
 use crate::vm::{self, Hypervisor, NOWHERE, Vcpu, VcpuCore, Vm, VmState, clock};
 use config::Sabotage;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -35,6 +37,7 @@ pub fn cpu_main<B: Backend>(hv: &Hypervisor<B>, mut hw: B::Cpu) -> ! {
     loop {
         let asked = window();
         let now = time::now();
+        percpu::current().come_round();
         percpu::current().beat(now);
         if sabotage::on(Sabotage::HangCpu) {
             sabotage::hang_if_last(now);
@@ -98,6 +101,7 @@ fn run_slice<B: Backend>(
     percpu::current().set_running(Activity::Guest(vcpu.id));
     let began = time::now();
     arrive(hv, vm, vcpu, &mut core, cpu, began);
+    speculation::vm_comes(vm.id);
     B::load(hw, &mut core.hw);
 
     let end = slice(hv, hw, cpu, vm, vcpu, &mut core, slice_end);
@@ -126,6 +130,7 @@ fn run_slice<B: Backend>(
         End::Fault(sentence) => vm.fault(hv, vcpu.id, sentence),
         End::Preempted | End::Spins | End::Gone => {}
     }
+    vm::dump_if_wanted(vm, vcpu);
 }
 
 /// Why a slice ended.
@@ -173,9 +178,16 @@ fn slice<B: Backend>(
             Prepared::Waits => return End::Waits,
         }
         arm_timer(hv, cpu, vm, vcpu, slice_end);
+        let given = core.hw.pending_event();
+        let entered_at = core.hw.rip();
         let Some(exit) = enter(hw, vm, vcpu, core) else {
             continue;
         };
+        if let Some(event) = given {
+            core.history.add(now, entered_at, What::Event(event));
+        }
+        core.history
+            .add(time::now(), core.hw.rip(), What::Exit(exit));
         vcpu.exits.fetch_add(1, Relaxed);
         note_task_priority(vcpu, core);
         let mut ctx = Context {
@@ -347,7 +359,9 @@ fn enter<B: Backend>(
     };
     core.seen_map = map;
     core.seen_sample = sample;
+    speculation::before_entry(core.spec_ctrl);
     let exit = B::enter(hw, &mut core.hw, tlb);
+    speculation::after_exit(core.spec_ctrl);
     drop(inside);
     Some(exit)
 }

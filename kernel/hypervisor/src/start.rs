@@ -135,7 +135,9 @@ fn module(wanted: impl Fn(&handoff::Module) -> bool) -> Option<&'static [u8]> {
         .map(platform::module_bytes)
 }
 
-struct BootImages;
+/// The guests' files, as the loader brought them; they stay for VMs that start again.
+#[derive(Clone, Copy, Debug)]
+pub struct BootImages;
 
 impl Images for BootImages {
     fn find(&self, name: &str) -> Option<&[u8]> {
@@ -251,7 +253,7 @@ fn place(machine: &Machine, cpu: usize) -> CpuPlace {
 }
 
 /// What a VM's configuration means to the scheduler.
-fn spec<B: Backend>(vm: &Vm<B>) -> VcpuSpec {
+pub fn spec<B: Backend>(vm: &Vm<B>) -> VcpuSpec {
     VcpuSpec {
         weight: u32::from(vm.config.weight),
         cap: (vm.config.cap_percent > 0).then(|| {
@@ -327,6 +329,7 @@ fn join<B: Backend>() -> ! {
 
 /// All VMs are off, or the operator wants it so: the machine is switched off.
 pub fn shutdown<B: Backend>(hv: &Hypervisor<B>) -> ! {
+    crate::monitor::show_all_of_guests(hv);
     let failed = hv.vms.iter().filter(|vm| vm.failed());
     let mut vms = core::mem::take(&mut *REFUSED.lock());
     vms.extend(failed.map(|vm| vm.name.clone()));

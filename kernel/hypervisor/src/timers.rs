@@ -19,6 +19,8 @@ pub enum Timer {
     Vcpu(VcpuId),
     /// A VM's board wants to be polled.
     Board(VmId),
+    /// Something is to be done for a VM that is off.
+    Chores(VmId),
     /// Another page may be moved by this CPU.
     Pages,
     /// Time to look at footprints.
@@ -88,6 +90,7 @@ pub fn run_due<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
                     vm::board_due(hv, vm);
                 }
             }
+            Some(Timer::Chores(id)) => vm::chores(hv, id),
             Some(Timer::Pages) => crate::drive::work(hv),
             Some(Timer::Sample) => crate::drive::sample(hv, now),
             Some(Timer::Watchdog) => watch(hv, now),

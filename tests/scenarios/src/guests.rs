@@ -15,9 +15,14 @@ pub enum GuestKernel {
     Probe,
     /// A name that is on no medium, for a VM that cannot be started.
     Absent,
+    /// A path below `/perigee` that the scenario itself puts there (`Scenario::file`).
+    OnMedium(String),
 }
 
 impl GuestKernel {
+    /// What a path on the medium begins with.
+    pub const MEDIUM: &str = "medium:";
+
     /// From a command line: `debian-6.1`, `debian-6.12`, `probe`, `absent` or a path.
     pub fn parse(text: &str) -> Self {
         match text {
@@ -25,6 +30,9 @@ impl GuestKernel {
             "debian-6.12" => Self::Debian612,
             "probe" => Self::Probe,
             "absent" => Self::Absent,
+            on_medium if on_medium.starts_with(Self::MEDIUM) => {
+                Self::OnMedium(on_medium[Self::MEDIUM.len()..].into())
+            }
             path => Self::File(path.into()),
         }
     }
@@ -83,6 +91,15 @@ impl Vm {
     pub fn without_initrd(mut self) -> Self {
         self.initrd = Some("none".into());
         self
+    }
+
+    /// A VM with one CPU and `memory_mib` that boots the file at this path below `/perigee`, and nothing else.
+    pub fn of_file(name: &str, path: &str, memory_mib: u32) -> Self {
+        Self::linux(name)
+            .kernel(GuestKernel::OnMedium(path.into()))
+            .without_initrd()
+            .set("cpus", "1")
+            .set("memory", &format!("\"{memory_mib}M\""))
     }
 
     /// The same VM with this kernel command line.

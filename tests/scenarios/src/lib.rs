@@ -27,13 +27,14 @@ mod guests;
 mod machine;
 mod scenario;
 pub mod selftest;
+mod tiny;
 pub mod trials;
 
 pub use emulator::Emulator;
 pub use evidence::{Evidence, GuestResult, Outcome, Stamped};
 pub use guests::{GuestKernel, Vm};
 pub use machine::{Latency, Machine, Node};
-pub use scenario::{Action, Override, Scenario, Step, Tier};
+pub use scenario::{Action, FileChange, Override, Scenario, Step, Tier};
 
 /// Every scenario there is, in the order in which they run. `seed` feeds the random ones; each prints it.
 pub fn all(seed: u64) -> Vec<Scenario> {

@@ -28,6 +28,19 @@ pub struct Override {
     pub bytes: Vec<u8>,
 }
 
+/// How a file of the boot medium is not what it usually is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileChange {
+    /// It holds these bytes.
+    Put(Vec<u8>),
+    /// It is missing.
+    Remove,
+    /// Only so many bytes of it are there.
+    Cut(usize),
+    /// This byte of it is inverted.
+    Flip(usize),
+}
+
 /// Something that happens to the machine from outside, once a line of the console asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
@@ -44,6 +57,18 @@ pub enum Action {
     Type(String),
     /// Every CPU receives an NMI, as from a server's diagnostic button.
     Nmi,
+    /// A machine-check bank of CPU 0 reports an uncorrected error.
+    MachineCheck,
+}
+
+impl Action {
+    /// Whether it comes through the emulator's control socket.
+    pub fn needs_control(&self) -> bool {
+        match self {
+            Self::Type(_) => false,
+            Self::Nmi | Self::MachineCheck => true,
+        }
+    }
 }
 
 /// How a scenario is judged: a sentence when the evidence does not convince.
@@ -73,6 +98,8 @@ pub struct Scenario {
     pub vms: Vec<Vm>,
     /// ACPI tables that replace the firmware's.
     pub overrides: Vec<Override>,
+    /// What is different on the boot medium, by path.
+    pub files: Vec<(String, FileChange)>,
     /// What happens to it from outside, in this order.
     pub steps: Vec<Step>,
     /// Arguments of the observer plugin besides the machine's shape and its output file; `None` runs without it.
@@ -112,6 +139,7 @@ impl Scenario {
             sabotage: Vec::new(),
             vms: Vec::new(),
             overrides: Vec::new(),
+            files: Vec::new(),
             steps: Vec::new(),
             plugin: None,
             timeout: Duration::from_secs(240),
@@ -209,6 +237,12 @@ impl Scenario {
         self
     }
 
+    /// With this file of the boot medium (`perigee/...`) changed.
+    pub fn file(mut self, path: &str, change: FileChange) -> Self {
+        self.files.push((path.into(), change));
+        self
+    }
+
     /// With `keys` typed once a line of the console contains `after`.
     pub fn type_after(mut self, after: &str, keys: &str) -> Self {
         self.steps.push(Step {
@@ -223,6 +257,15 @@ impl Scenario {
         self.steps.push(Step {
             after: after.into(),
             what: Action::Nmi,
+        });
+        self
+    }
+
+    /// With an uncorrected machine check once a line of the console contains `after`.
+    pub fn machine_check_after(mut self, after: &str) -> Self {
+        self.steps.push(Step {
+            after: after.into(),
+            what: Action::MachineCheck,
         });
         self
     }
@@ -274,7 +317,7 @@ impl Scenario {
         if emulator == Emulator::Qemu {
             return self.bochs_only.then(|| "QEMU emulates no VT-x".into());
         }
-        if self.steps.iter().any(|step| step.what == Action::Nmi) {
+        if self.steps.iter().any(|step| step.what.needs_control()) {
             return Some("Bochs lets nobody send an NMI from outside".into());
         }
         self.machine_in(emulator).check_for_bochs().err()

@@ -76,6 +76,19 @@ impl Control {
         self.command(&json!({"execute": "inject-nmi"})).map(drop)
     }
 
+    /// Lets bank 4 of CPU 0 report an error: valid, uncorrected, enabled, context corrupt, with an address (SDM 3B
+    /// 16.3.2.2).
+    ///
+    /// # Errors
+    /// As [`Self::inject_nmi`].
+    pub fn inject_machine_check(&mut self) -> Result<()> {
+        let line = "mce 0 4 0xb600000000000135 0x4 0x12345000 0";
+        self.command(
+            &json!({"execute": "human-monitor-command", "arguments": {"command-line": line}}),
+        )
+        .map(drop)
+    }
+
     /// Every processor's registers, as QEMU prints them.
     ///
     /// # Errors

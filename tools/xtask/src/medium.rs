@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use scenarios::{GuestKernel, Override};
+use anyhow::{Context, Result, bail};
+use scenarios::{FileChange, GuestKernel, Override};
 
 use crate::artifacts::Artifacts;
 use crate::image::Files;
@@ -56,5 +56,28 @@ pub fn files(
     for table in overrides {
         files.insert(format!("perigee/acpi/{}", table.name), table.bytes.clone());
     }
+    for (path, change) in &plan.changes {
+        alter(&mut files, path, change).with_context(|| format!("cannot change {path}"))?;
+    }
     Ok(files)
+}
+
+/// Makes one file other than it usually is.
+fn alter(files: &mut Files, path: &str, change: &FileChange) -> Result<()> {
+    if let FileChange::Put(bytes) = change {
+        files.insert(path.to_string(), bytes.clone());
+        return Ok(());
+    }
+    let bytes = files.get_mut(path).context("there is no such file")?;
+    match change {
+        FileChange::Put(_) => {}
+        FileChange::Cut(length) if *length < bytes.len() => bytes.truncate(*length),
+        FileChange::Cut(_) => bail!("it is shorter than that already"),
+        FileChange::Flip(at) => match bytes.get_mut(*at) {
+            Some(byte) => *byte = !*byte,
+            None => bail!("it is shorter than that"),
+        },
+        FileChange::Remove => drop(files.remove(path)),
+    }
+    Ok(())
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use guest::multiboot::module_list;
-use scenarios::{Emulator, GuestKernel, Machine, Vm};
+use scenarios::{Emulator, FileChange, GuestKernel, Machine, Vm};
 use toml::{Table, Value};
 
 use crate::status::usage;
@@ -21,11 +21,22 @@ pub const APPEND: &str = "console=ttyS0 quiet panic=1";
 /// What keeps a guest at a shell after its workload.
 const STAY: &str = "perigee.stay";
 /// Keys whose values are text even where they look like a number.
-const TEXT_KEYS: [&str; 9] = [
-    "name", "memory", "kernel", "initrd", "append", "priority", "mode", "boot", "workload",
+const TEXT_KEYS: [&str; 12] = [
+    "name",
+    "memory",
+    "kernel",
+    "initrd",
+    "append",
+    "priority",
+    "mode",
+    "boot",
+    "workload",
+    "on_poweroff",
+    "on_reset",
+    "on_fault",
 ];
 /// Keys of a `[[vm]]` table, and `workload`, which becomes a part of `append`.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 20] = [
     "name",
     "cpus",
     "memory",
@@ -42,6 +53,9 @@ const KEYS: [&str; 17] = [
     "vnuma",
     "boot",
     "test_devices",
+    "on_poweroff",
+    "on_reset",
+    "on_fault",
     "workload",
 ];
 /// The value of `boot` for test kernels.
@@ -108,6 +122,8 @@ pub struct Plan {
     pub guests: BTreeMap<String, Source>,
     /// The VMs in their order.
     pub vms: Vec<PlannedVm>,
+    /// What is different on the medium in the end, by path.
+    pub changes: Vec<(String, FileChange)>,
 }
 
 /// The two VMs of a run without a configuration: `alpha` wherever it is near its memory, `beta`
@@ -207,6 +223,7 @@ impl Plan {
             toml: String::new(),
             guests: BTreeMap::new(),
             vms: Vec::new(),
+            changes: Vec::new(),
         };
         for table in &mut tables {
             plan.add(table, &base, wishes)?;
@@ -251,6 +268,7 @@ impl Plan {
                 self.place(Source::File(path))
             }
             GuestKernel::Absent => "guests/absent".into(),
+            GuestKernel::OnMedium(path) => path.clone(),
             known => self.place(Source::Kernel(known.clone())),
         };
         table.insert("kernel".into(), Value::String(placed));
@@ -419,8 +437,12 @@ impl Wishes {
         }
         let mut vms = Vec::new();
         for vm in &self.vms {
-            let mut table =
-                Table::from_iter([("name".to_string(), Value::String(vm.name.clone()))]);
+            let text = |text: &str| Value::String(text.into());
+            // A guest that panics asks for a reset: in a laboratory that is its end and a failure.
+            let mut table = Table::from_iter([
+                ("name".to_string(), text(&vm.name)),
+                ("on_reset".to_string(), text("off")),
+            ]);
             for (key, toml) in &vm.keys {
                 table.insert(key.clone(), literal(key, toml)?);
             }
@@ -430,6 +452,7 @@ impl Wishes {
                 GuestKernel::File(path) => path.display().to_string(),
                 GuestKernel::Absent => "absent".into(),
                 GuestKernel::Probe => "probe".into(),
+                GuestKernel::OnMedium(path) => format!("{}{path}", GuestKernel::MEDIUM),
             };
             let mut set = |key: &str, text: Option<String>| {
                 text.map(|t| table.insert(key.into(), Value::String(t)))

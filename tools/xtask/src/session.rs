@@ -182,6 +182,7 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
                     .write_all(keys.as_bytes())
                     .context("the console takes no keys")?,
                 Action::Nmi => control.inject_nmi()?,
+                Action::MachineCheck => control.inject_machine_check()?,
             }
         }
         let _ = console_in.flush();

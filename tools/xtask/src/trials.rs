@@ -411,7 +411,9 @@ fn plan(scenario: &Scenario) -> Result<Plan> {
         vms: scenario.vms.clone(),
         ..Wishes::default()
     };
-    Plan::new(&wishes).with_context(|| format!("scenario {}", scenario.name))
+    let mut plan = Plan::new(&wishes).with_context(|| format!("scenario {}", scenario.name))?;
+    plan.changes = scenario.files.clone();
+    Ok(plan)
 }
 
 fn read_json(path: &Path) -> Result<Value> {

@@ -127,14 +127,16 @@ fn failure(vm: &PlannedVm, evidence: &Evidence) -> Option<String> {
 }
 
 fn off_reason<'a>(evidence: &'a Evidence, vm: &str) -> Option<&'a OffReason> {
-    evidence.events().find_map(|event| match event {
+    // A VM may have several lives; the last one counts.
+    let ends = evidence.events().filter_map(|event| match event {
         Event::Vm {
             name,
             what: VmEvent::Off(reason),
             ..
         } if name == vm => Some(reason),
         _ => None,
-    })
+    });
+    ends.last()
 }
 
 /// One phase of a run, by arrival on the host's clock.

@@ -3,9 +3,9 @@
 //! SDM 2A CPUID and APM 3 appendix E give the bits; the names are those of the manuals. What is
 //! not here is zero.
 //!
-//! Speculation control (IBRS, IBPB, STIBP, SSBD and their kin) is not listed: IA32_SPEC_CTRL and
-//! IA32_PRED_CMD are not switched with the vCPU yet. [`crate::msr`] follows these bits by itself, so
-//! listing them is all that is needed once they are.
+//! Speculation control (IBRS, IBPB, STIBP, SSBD, PSFD) is listed because the hypervisor switches IA32_SPEC_CTRL with the
+//! vCPU and carries IBPB out ([`crate::speculation`]). IA32_ARCH_CAPABILITIES is not shown: a guest without it takes the measures
+//! that the other bits allow.
 
 use super::{CpuidResult, Vendor};
 
@@ -214,8 +214,8 @@ pub(super) const TABLE: &[Row] = &[
         // PREFETCHWT1 AVX512_VBMI UMIP PKU AVX512_VBMI2 GFNI VAES VPCLMULQDQ AVX512_VNNI AVX512_BITALG
         // AVX512_VPOPCNTDQ LA57 RDPID CLDEMOTE MOVDIRI MOVDIR64B
         bits(&[0, 1, 2, 3, 6, 8, 9, 10, 11, 12, 14, 16, 22, 25, 27, 28]),
-        // FSRM AVX512_VP2INTERSECT MD_CLEAR SERIALIZE AVX512_FP16
-        bits(&[4, 8, 10, 14, 23]),
+        // FSRM AVX512_VP2INTERSECT MD_CLEAR SERIALIZE AVX512_FP16 IBRS_IBPB STIBP SSBD
+        bits(&[4, 8, 10, 14, 23, 26, 27, 31]),
     ),
     // AVX_VNNI AVX512_BF16 FZLRM FSRS FSRC AVX_IFMA
     row(7, 1, bits(&[4, 5, 10, 11, 12, 23]), 0, 0, 0),
@@ -245,8 +245,8 @@ pub(super) const TABLE: &[Row] = &[
         0x8000_0008,
         0,
         0xFFFF, // physical and linear address bits
-        // CLZERO RSTR_FP_ERR_PTRS WBNOINVD SSB_NO BTC_NO
-        bits(&[0, 2, 9, 26, 29]),
+        // CLZERO RSTR_FP_ERR_PTRS WBNOINVD IBPB IBRS STIBP SSBD SSB_NO PSFD BTC_NO
+        bits(&[0, 2, 9, 12, 14, 15, 24, 26, 28, 29]),
         0,
         0,
     ),

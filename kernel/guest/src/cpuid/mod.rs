@@ -55,6 +55,19 @@ pub enum Vendor {
     Intel,
 }
 
+impl Vendor {
+    /// The host's.
+    pub fn of(host: &impl CpuidSource) -> Self {
+        let leaf0 = host.leaf(0, 0);
+        match (leaf0.ebx, leaf0.edx, leaf0.ecx) {
+            (0x6874_7541, 0x6974_6E65, 0x444D_4163) | (0x6F67_7948, 0x6E65_476E, 0x656E_6975) => {
+                Self::Amd
+            }
+            _ => Self::Intel,
+        }
+    }
+}
+
 /// Whether the TSCs of all host CPUs agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TscSync {
@@ -134,12 +147,7 @@ impl CpuidPolicy {
     /// The policy for a machine of this shape on this host.
     pub fn new(host: &impl CpuidSource, shape: &VmShape, tsc: TscFacts) -> Self {
         let leaf0 = host.leaf(0, 0);
-        let vendor = match (leaf0.ebx, leaf0.edx, leaf0.ecx) {
-            (0x6874_7541, 0x6974_6E65, 0x444D_4163) | (0x6F67_7948, 0x6E65_476E, 0x656E_6975) => {
-                Vendor::Amd
-            }
-            _ => Vendor::Intel,
-        };
+        let vendor = Vendor::of(host);
         let host_extended = host.leaf(0x8000_0000, 0).eax;
         let host_extended = if host_extended >> 16 == 0x8000 {
             host_extended

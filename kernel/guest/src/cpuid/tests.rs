@@ -154,7 +154,6 @@ fn what_is_not_emulated_is_hidden_whatever_the_host_has() {
             (5, "UINTR"),
             (20, "CET_IBT"),
             (22, "AMX"),
-            (26, "SPEC_CTRL"),
             (28, "FLUSH_CMD"),
             (29, "ARCH_CAP"),
         ] {

@@ -176,10 +176,14 @@ fn registers_follow_the_features_that_are_shown() {
         );
         assert_eq!(bare.classify(msr, Write), MsrAction::Deny, "{msr:#x}");
     }
+    for (msr, emulated) in [(0x48, EmulatedMsr::SpecCtrl), (0x49, EmulatedMsr::PredCmd)] {
+        assert_eq!(full.classify(msr, Write), MsrAction::Emulate(emulated));
+        assert_eq!(bare.classify(msr, Write), MsrAction::Deny);
+    }
     assert_eq!(
-        full.classify(0x48, Write),
-        MsrAction::Deny,
-        "speculation control is not shown"
+        (full.classify(0x49, Read), bare.spec_ctrl_mask()),
+        (MsrAction::Deny, 0),
+        "a command cannot be read, and nothing may be set that was not shown"
     );
     assert_eq!(
         full.classify(0x83F, Write),

@@ -18,6 +18,7 @@ use units::{ApicId, CpuId, Nanos, NodeId, PAGE_BYTES, VcpuId, VmId};
 use super::backtrace::Snapshot;
 use super::gdt::Descriptors;
 use super::{msr, paging};
+use crate::virt::speculation::PerCpuState;
 
 /// The timer's deadline has passed.
 pub const DEFER_TIMER: u64 = 1 << 0;
@@ -92,6 +93,7 @@ pub struct PerCpu {
     deferred: AtomicU64,
     running: AtomicU64,
     heartbeat: AtomicU64,
+    rounds: AtomicU64,
     online: AtomicBool,
     /// The watchdog has reported this CPU and it has not recovered since.
     pub(super) reported: AtomicBool,
@@ -105,6 +107,8 @@ pub struct PerCpu {
     pub(super) apic_errors: AtomicU32,
     /// Where the last NMI found this CPU.
     pub(super) snapshot: Snapshot,
+    /// Measures against leaks by speculation.
+    pub speculation: PerCpuState,
     /// GDT and TSS.
     pub(super) descriptors: Descriptors,
 }
@@ -125,6 +129,7 @@ impl PerCpu {
             deferred: AtomicU64::new(0),
             running: AtomicU64::new(Activity::Offline.encode()),
             heartbeat: AtomicU64::new(0),
+            rounds: AtomicU64::new(0),
             online: AtomicBool::new(false),
             reported: AtomicBool::new(false),
             tsc_offset: AtomicI64::new(0),
@@ -132,6 +137,7 @@ impl PerCpu {
             unexpected: AtomicU32::new(0),
             apic_errors: AtomicU32::new(0),
             snapshot: Snapshot::new(),
+            speculation: PerCpuState::new(),
             descriptors: Descriptors::new(),
         }
     }
@@ -173,6 +179,16 @@ impl PerCpu {
         if self.reported.load(Ordering::Relaxed) {
             self.reported.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// The run loop begins another round: it has nothing in hand.
+    pub fn come_round(&self) {
+        self.rounds.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How many rounds the run loop has begun.
+    pub fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::SeqCst)
     }
 
     /// When the run loop was last seen alive.

@@ -154,6 +154,17 @@ pub fn read_byte() -> Option<u8> {
     })
 }
 
+/// Bytes of text that would be taken without waiting; all of them if there is no UART.
+pub fn room() -> usize {
+    without_interrupts(|| {
+        let mut text = TEXT.lock();
+        text.port.as_mut().map_or(usize::MAX, |port| {
+            port.pump();
+            port.room()
+        })
+    })
+}
+
 /// Writes a record, whole or, if records come faster than the port takes them, not at all. The record brings its own
 /// line end. Returns whether it was taken.
 pub fn record(line: &[u8]) -> bool {

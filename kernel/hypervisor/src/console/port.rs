@@ -158,6 +158,11 @@ impl SerialPort {
         fits
     }
 
+    /// Bytes that can be queued without waiting.
+    pub(super) fn room(&self) -> usize {
+        self.ring.room()
+    }
+
     fn queue(&mut self, byte: u8) {
         if self.ring.room() == 0 {
             self.send_some();

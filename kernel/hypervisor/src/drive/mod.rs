@@ -113,7 +113,7 @@ fn verify_left<B: Backend>(hv: &Hypervisor<B>, vcpu: VcpuId, from: CpuId, to: Cp
 }
 
 /// Makes a CPU pick again.
-fn reschedule(cpu: CpuId) {
+pub fn reschedule(cpu: CpuId) {
     let Some(target) = percpu::of(cpu) else {
         return;
     };
@@ -183,6 +183,28 @@ pub fn paused<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, paused: bool) {
     });
 }
 
+/// Makes every CPU come round its loop: each ends the slice that it is in.
+pub fn call_all_cpus() {
+    percpu::online().for_each(|cpu| reschedule(cpu.cpu));
+}
+
+/// A VM may run: its virtual CPUs come to the run queues, the first one wakes.
+pub fn vm_started<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) {
+    let added = |v: &Vcpu<B>| Event::VcpuAdded {
+        vcpu: v.id,
+        spec: crate::start::spec(vm),
+    };
+    tell_all(hv, vm.vcpus.iter().map(added));
+    record(Told::Vm {
+        vm: vm.id,
+        name: vm.name.clone(),
+        what: VmEvent::Started,
+    });
+    if let Some(first) = vm.vcpus.first() {
+        crate::run::wake(hv, first);
+    }
+}
+
 /// A VM is off: its virtual CPUs leave the run queues.
 pub fn vm_ended<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) {
     tell_all(
@@ -200,16 +222,11 @@ fn take_ended() -> Vec<VmId> {
     core::mem::take(&mut *ENDED.lock())
 }
 
-/// Gives back what ended VMs held, and ends the run when all are off. Called from the sampling timer, with
-/// whatever virtual CPU the boot CPU has in hand: a VM that somebody runs keeps its memory until the next call.
+/// Ends the run when all VMs are off for good.
 pub fn tidy<B: Backend>(hv: &Hypervisor<B>) {
     let off = |vm: &Vm<B>| matches!(vm.state(), VmState::Off(_));
     if hv.config.host.poweroff && hv.vms.iter().all(off) {
         crate::start::shutdown(hv);
-    }
-    // One VM at a time: scrubbing takes a while.
-    if let Some(vm) = hv.vms.iter().find(|vm| off(vm) && !vm.ram.is_empty()) {
-        vm.release();
     }
 }
 

@@ -96,7 +96,7 @@ pub fn work<B: Backend>(hv: &Hypervisor<B>) {
     let Some(vm) = hv.vm(work.vm) else { return };
     if let Some(order) = work.leaves.pop_front() {
         let outcome = match vm.state() {
-            VmState::Off(_) => MoveOutcome::Gone,
+            VmState::Off(_) | VmState::Starting => MoveOutcome::Gone,
             VmState::Running | VmState::Paused => carry_out(vm, order, &mut work),
         };
         super::sample::moved(

@@ -93,6 +93,11 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
     let mut tracking = hv.tracking.lock();
     let tracking = &mut *tracking;
     for vm in super::take_ended() {
+        if let Some(track) = tracking.vms.iter_mut().find(|t| t.vm == vm) {
+            // What starts again in its place has touched nothing yet.
+            track.footprint =
+                Footprint::new(hv.machine.nodes.len(), footprint::Tunables::default());
+        }
         tracking.planner.handle(now, migrate::Event::VmGone(vm));
     }
     for track in &mut tracking.vms {

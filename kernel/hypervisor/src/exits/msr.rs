@@ -2,6 +2,7 @@
 
 use super::{After, Context, complete, general_protection};
 use crate::arch;
+use crate::virt::speculation;
 use crate::virt::{Backend, ControlRegister, Direction, Gpr, VcpuState};
 use crate::vm::{self, clock};
 use core::sync::atomic::Ordering::Relaxed;
@@ -60,7 +61,8 @@ fn read<B: Backend>(ctx: &mut Context<'_, B>, number: u32) -> Result<u64, Refuse
         EmulatedMsr::Stored(stored) => ctx.core.msrs.read(stored),
         EmulatedMsr::KvmSystemTime => ctx.core.clock.map_or(0, |page| page.gpa.0 | 1),
         EmulatedMsr::KvmStealTime => ctx.core.steal.map_or(0, |page| page.gpa.0 | 1),
-        EmulatedMsr::KvmWallClock | EmulatedMsr::SpecCtrl | EmulatedMsr::PredCmd => 0,
+        EmulatedMsr::SpecCtrl => ctx.core.spec_ctrl,
+        EmulatedMsr::KvmWallClock | EmulatedMsr::PredCmd => 0,
         EmulatedMsr::ApicBase | EmulatedMsr::X2Apic(_) | EmulatedMsr::TscDeadline => {
             return Err(Refused);
         } // claimed above
@@ -119,8 +121,17 @@ fn write<B: Backend>(ctx: &mut Context<'_, B>, number: u32, value: u64) -> Resul
             clock::set_steal_page(ctx.vm, ctx.core, value).map_err(|_| Refused)?
         }
         EmulatedMsr::KvmWallClock => clock::write_wall_clock(ctx.hv, ctx.vm, Gpa(value)),
-        // Offered only together with the host's own: nothing to do while they are not offered.
-        EmulatedMsr::SpecCtrl | EmulatedMsr::PredCmd => return Err(Refused),
+        EmulatedMsr::SpecCtrl => {
+            if value & !ctx.vm.msr_policy.spec_ctrl_mask() != 0 {
+                return Err(Refused);
+            }
+            ctx.core.spec_ctrl = value;
+        }
+        EmulatedMsr::PredCmd => match value {
+            0 => {}
+            1 => speculation::barrier(),
+            _ => return Err(Refused),
+        },
         EmulatedMsr::ApicBase | EmulatedMsr::X2Apic(_) | EmulatedMsr::TscDeadline => {
             return Err(Refused);
         } // claimed above

@@ -48,13 +48,15 @@ pub unsafe fn init_early(info: &BootInfo) -> Result<(), BootInfoError> {
     early::init(regions);
     INFO.call_once(|| *info);
     let modules = MODULES.call_once(|| whole(modules, info.direct_map_end));
-    let elf = modules
-        .iter()
-        .find(|m| m.kind() == Some(ModuleKind::KernelElf));
-    let elf = elf.map_or(0..0, |m| {
-        m.base..(m.base + m.bytes).next_multiple_of(PAGE_BYTES)
-    });
-    REGIONS.call_once(|| keep_for_backtraces(regions, &elf));
+    let stays = |m: &&Module| {
+        matches!(
+            m.kind(),
+            Some(ModuleKind::KernelElf | ModuleKind::GuestImage)
+        )
+    };
+    let pages = |m: &Module| m.base..(m.base + m.bytes).next_multiple_of(PAGE_BYTES);
+    let files: Vec<Range<u64>> = modules.iter().filter(stays).map(pages).collect();
+    REGIONS.call_once(|| files.iter().fold(regions.to_vec(), keep));
     Ok(())
 }
 
@@ -69,13 +71,13 @@ fn whole(modules: &[Module], direct_map_end: u64) -> Vec<Module> {
     modules.iter().filter(fits).copied().collect()
 }
 
-/// The memory map, with the kernel's ELF file marked as the kernel's: its symbols are read when
-/// something goes wrong, which may be at any time.
-fn keep_for_backtraces(regions: &[MemoryRegion], elf: &Range<u64>) -> Vec<MemoryRegion> {
+/// The memory map, with a file marked as the kernel's. The symbols of its ELF file are read when something goes
+/// wrong, which may be at any time; guests' images are loaded again whenever their VM starts again.
+fn keep(regions: Vec<MemoryRegion>, file: &Range<u64>) -> Vec<MemoryRegion> {
     let mut kept = Vec::with_capacity(regions.len() + 2);
-    for region in regions {
-        let start = elf.start.clamp(region.base, region.end());
-        let end = elf.end.clamp(start, region.end());
+    for region in &regions {
+        let start = file.start.clamp(region.base, region.end());
+        let end = file.end.clamp(start, region.end());
         let parts = [
             (region.base, start, region.kind),
             (start, end, MemoryKind::Kernel as u32),
@@ -105,13 +107,13 @@ pub fn boot_info() -> &'static BootInfo {
 }
 
 /// The loader's memory map, ascending, without overlaps; empty before [`init_early`]. The kernel's own ELF
-/// file counts as kernel here.
+/// file and the guests' images count as kernel here.
 pub fn memory_map() -> &'static [MemoryRegion] {
     REGIONS.get().map_or(&[], Vec::as_slice)
 }
 
 /// The files that the loader read, in its order. Their contents are gone after
-/// [`super::release_boot_memory`], except those of the kernel's own ELF file.
+/// [`super::release_boot_memory`], except those of the kernel's own ELF file and of guests' images.
 pub fn modules() -> &'static [Module] {
     MODULES.get().map_or(&[], Vec::as_slice)
 }

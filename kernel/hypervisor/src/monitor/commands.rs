@@ -15,12 +15,13 @@ use units::NodeId;
 type Entry = (&'static str, &'static str, &'static str);
 
 #[rustfmt::skip] // a table, a line each
-const COMMANDS: [Entry; 15] = [
+const COMMANDS: [Entry; 17] = [
     ("help", "", "this list"),
     ("topology", "", "nodes with their memory and CPUs, latencies between them"),
     ("memory", "", "free memory of each node"),
     ("vm", "[NAME]", "all VMs, or one and its vCPUs"),
-    ("vm", "NAME stop|pause|resume", "ends a VM, holds it, lets it go on"),
+    ("vm", "NAME start|stop|pause|resume", "starts a VM that is off, ends it, holds it, lets it go on"),
+    ("vm", "NAME dump", "shows the registers and last exits of its vCPUs"),
     ("vm", "NAME mode MODE", "what may move of a VM from now on"),
     ("cpu", "", "what each CPU does"),
     ("footprint", "[NAME]", "who touches which node's memory"),
@@ -30,6 +31,7 @@ const COMMANDS: [Entry; 15] = [
     ("hot", "NAME", "records the pages that a VM touches most, for tools"),
     ("touched", "NAME begin|end", "records exactly what a VM reads and writes between the two"),
     ("split", "NAME MIB MIB", "maps memory of a VM, from there, so much, by pages of 4 KiB"),
+    ("security", "", "measures against leaks by speculation: needed, taken, how often"),
     ("log", "[error|warn|info|debug|trace]", "shows or sets which messages are shown"),
 ];
 /// The last command stands apart: what it does cannot be undone.
@@ -51,6 +53,7 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
         ("memory", []) => report::memory(),
         ("vm", []) => report::vms(hv),
         ("vm", [name]) => with_vm(hv, name, |vm| report::vm(hv, vm)),
+        ("vm", [name, "dump"]) => with_vm(hv, name, |vm| dump(hv, vm)),
         ("vm", [name, verb]) => with_vm(hv, name, |vm| control(hv, vm, verb)),
         ("vm", [name, "mode", mode]) => with_vm(hv, name, |vm| set_mode(hv, vm, mode)),
         ("cpu", []) => report::cpus(hv),
@@ -65,6 +68,7 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
         ("touched", [name, "begin"]) => with_vm(hv, name, touched::begin),
         ("touched", [name, "end"]) => with_vm(hv, name, touched::end),
         ("split", [name, at, mib]) => with_vm(hv, name, |vm| touched::split(vm, at, mib)),
+        ("security", []) => report::security(),
         ("log", []) => format!(
             "messages down to {} are shown\n",
             level_name(log::max_level())
@@ -132,6 +136,7 @@ fn with_vm<B: Backend>(
 
 fn control<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, verb: &str) -> String {
     let done = match (verb, vm.state()) {
+        ("start", _) => vm.start(hv),
         ("stop", off @ VmState::Off(_)) => {
             Err(format!("{} is {off} already; nothing was done", vm.name))
         }
@@ -142,13 +147,18 @@ fn control<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, verb: &str) -> String {
         ("pause", _) => vm.set_paused(hv, true),
         ("resume", _) => vm.set_paused(hv, false),
         (other, _) => Err(format!(
-            "{other:?} cannot be done to a VM; stop, pause and resume can"
+            "{other:?} cannot be done to a VM; start, stop, pause, resume and dump can"
         )),
     };
     match done {
         Ok(()) => format!("{} is {}\n", vm.name, vm.state()),
         Err(why) => format!("{why}\n"),
     }
+}
+
+fn dump<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
+    crate::vm::dump_all(hv, vm);
+    String::new()
 }
 
 fn set_mode<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, word: &str) -> String {

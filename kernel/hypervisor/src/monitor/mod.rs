@@ -15,8 +15,6 @@ mod report;
 mod table;
 mod touched;
 
-pub use mux::{show_line, show_partial};
-
 use crate::arch::time;
 use crate::console;
 use crate::virt::Backend;
@@ -24,6 +22,7 @@ use crate::vm::{self, Hypervisor};
 use alloc::format;
 use alloc::string::String;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use mux::{show_line, show_partial};
 use spin::Mutex;
 use units::{CpuId, Nanos};
 
@@ -31,6 +30,8 @@ use units::{CpuId, Nanos};
 const POLL: Nanos = Nanos::from_millis(20);
 /// Longest command line; what is longer is cut.
 const LINE_MAX: usize = 200;
+/// Room that the console must have for a line of a guest with its name: three bytes may stand for one that is no text.
+const LINE_ROOM: usize = 2 << 10;
 /// Bytes taken in one look, so that a flood of input cannot stop the guests.
 const BYTES_PER_LOOK: usize = 64;
 const CTRL_A: u8 = 1;
@@ -75,6 +76,7 @@ pub fn poll<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId) {
         return;
     }
     NEXT_LOOK_NS.store((now + POLL).0, Relaxed);
+    show_guests(hv);
     for _ in 0..BYTES_PER_LOOK {
         let Some(byte) = console::read_byte() else {
             return;
@@ -82,6 +84,42 @@ pub fn poll<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId) {
         if let Some(command) = take(hv, byte) {
             commands::execute(hv, &command);
             prompt("");
+        }
+    }
+}
+
+/// Shows what guests have printed, as much as the console takes without waiting, and one line of each in turn.
+fn show_guests<B: Backend>(hv: &Hypervisor<B>) {
+    let mut more = true;
+    while core::mem::take(&mut more) {
+        for vm in &hv.vms {
+            if console::room() < LINE_ROOM {
+                return;
+            }
+            let line = vm.console.lock().next_line();
+            if let Some(line) = line {
+                show_line(vm.id, &vm.name, &line);
+                more = true;
+            }
+        }
+    }
+    if let Some(vm) = mux::focus().and_then(|id| hv.vm(id)) {
+        let line = vm.console.lock().changed_line().map(<[u8]>::to_vec);
+        if let Some(line) = line {
+            show_partial(vm.id, &vm.name, &line);
+        }
+    }
+}
+
+/// Shows everything that guests have printed, however long that takes: the machine is about to go off.
+pub fn show_all_of_guests<B: Backend>(hv: &Hypervisor<B>) {
+    for vm in &hv.vms {
+        loop {
+            let line = vm.console.lock().next_line();
+            match line {
+                Some(line) => show_line(vm.id, &vm.name, &line),
+                None => break,
+            }
         }
     }
 }
@@ -170,7 +208,7 @@ fn switch<B: Backend>(hv: &Hypervisor<B>, key: u8, typed: &str) {
                 "-- input goes to {}; Ctrl-A 0 brings it back --\n",
                 vm.name
             ));
-            vm.console.lock().show(vm);
+            vm.console.lock().show_again();
         }
         None => {
             console::print(format_args!("-- input goes to Perigee --\n"));

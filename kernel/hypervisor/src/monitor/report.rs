@@ -9,11 +9,13 @@ use crate::arch::time;
 use crate::drive;
 use crate::mm;
 use crate::virt::Backend;
+use crate::virt::speculation::{self, Counted};
 use crate::vm::{Hypervisor, NOWHERE, Vcpu, Vm};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
+use guest::speculation::Measure;
 use sched::Explanation;
 use units::{CpuId, Nanos, NodeId, PAGE_BYTES, VcpuId};
 
@@ -368,4 +370,25 @@ pub fn migrate<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, node: NodeId) -> Stri
         vm.name,
         mib(away)
     )
+}
+
+/// What is done against leaks by speculation.
+pub fn security() -> String {
+    let counts = [
+        Counted::Ibpb,
+        Counted::SpecCtrl,
+        Counted::ReturnStack,
+        Counted::Verw,
+        Counted::L1d,
+    ];
+    let mut table = Table::new(["measure", "state", "done", "because"]);
+    for ((name, measure), counted) in speculation::plan().measures().into_iter().zip(counts) {
+        let (state, why) = match measure {
+            Measure::Active(why) => ("active", why),
+            Measure::Spared(why) => ("not needed", why),
+            Measure::Missing(why) => ("MISSING", why),
+        };
+        table.row([name, state, &speculation::total(counted).to_string(), why]);
+    }
+    table.to_string()
 }

@@ -14,8 +14,10 @@
 mod exit;
 pub mod fpu;
 mod regs;
+pub mod speculation;
 pub mod svm;
 pub mod vmx;
+mod words;
 
 pub use exit::{ControlRegister, CrSource, Culprit, Direction, Exit, IoAccess, NestedFault};
 pub use regs::{Event, EventKind, Gpr, Regs, SegmentName};
@@ -145,6 +147,12 @@ pub trait VcpuState {
     fn nmi_allowed(&self) -> bool;
     /// Whether an event waits to be delivered at the next entry already.
     fn event_pending(&self) -> bool;
+    /// The event that waits to be delivered at the next entry.
+    fn pending_event(&self) -> Option<Event>;
+    /// What the hardware said at the last exit, by the manual's names.
+    fn vendor_exit(&self) -> [(&'static str, u64); 6];
+    /// GDTR, IDTR, LDTR and TR: base and limit.
+    fn descriptor_tables(&self) -> [(&'static str, u64, u32); 4];
     /// Delivers `event` at the next entry.
     fn inject(&mut self, event: Event);
     /// The event whose delivery the last exit interrupted, taken out.

@@ -30,7 +30,7 @@ pub fn with_board<B: Backend, R>(
         let Some(bytes) = output.get(..taken).filter(|b| !b.is_empty()) else {
             break;
         };
-        vm.console.lock().write(vm, bytes);
+        vm.console.lock().write(bytes);
     }
     while let Some(unclaimed) = board.take_unclaimed() {
         log::debug!(
@@ -58,6 +58,10 @@ pub fn with_board<B: Backend, R>(
     result
 }
 
+/// Shortest time between two polls of a board for its timers' sake. A guest may program a period of two microseconds, and
+/// whoever runs on the CPU that looks after it would pay; ticks that come faster are counted at the next poll.
+const BOARD_REST: Nanos = Nanos::from_micros(100);
+
 /// Makes sure that some CPU polls the board at `deadline` (guest time).
 fn arm_board<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, deadline: Option<Nanos>) {
     let deadline = deadline.unwrap_or(Nanos::MAX);
@@ -65,7 +69,8 @@ fn arm_board<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, deadline: Option<Nanos>
         return; // an earlier poll is armed and will arm the next
     }
     vm.board_deadline.store(deadline.0, Relaxed);
-    crate::timers::arm(hv, vm.host_time(deadline), Timer::Board(vm.id));
+    let at = vm.host_time(deadline).max(time::now() + BOARD_REST);
+    crate::timers::arm(hv, at, Timer::Board(vm.id));
 }
 
 /// Polls the board because its time has come.

@@ -99,7 +99,7 @@ pub fn tsc_offset_here<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, vcpu: &Vcpu<B
     // subtraction where they agree: that is exact, and the same on every processor.
     let host = arch::tsc::read();
     let offset = if hv.tsc_synchronised {
-        0_u64.wrapping_sub(vm.tsc_at_start)
+        0_u64.wrapping_sub(vm.tsc_at_start.load(Relaxed))
     } else {
         let elapsed = vm.guest_time(time::now());
         let ticks = (u128::from(elapsed.0) * u128::from(hv.tsc_hz) / 1_000_000_000) as u64;

@@ -1,17 +1,15 @@
 //! A VM's life: running, paused, off; and the machine's end when all are off.
 
 use super::{Hypervisor, Vm};
-use crate::arch::time;
-use crate::sabotage;
-use crate::virt::{Backend, VcpuState};
+use crate::virt::Backend;
 use alloc::format;
 use alloc::string::String;
-use config::Sabotage;
+use config::AtEnd;
 use core::fmt;
 use core::sync::atomic::Ordering::SeqCst;
 use devices::PowerEvent;
 use telemetry::{Event, OffReason, TestVerdict, VmEvent};
-use units::{Nanos, VcpuId};
+use units::VcpuId;
 
 /// What a VM is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +20,8 @@ pub enum VmState {
     Paused,
     /// Over.
     Off(Outcome),
+    /// It was over and is about to start again.
+    Starting,
 }
 
 /// How a VM ended.
@@ -29,7 +29,7 @@ pub enum VmState {
 pub enum Outcome {
     /// The guest switched itself off.
     PoweredOff,
-    /// The guest asked for a reset, which Perigee answers by stopping it.
+    /// The guest asked for a reset.
     Reset,
     /// The operator stopped it.
     Stopped,
@@ -47,6 +47,7 @@ impl fmt::Display for VmState {
             }
             Self::Running => "running",
             Self::Paused => "paused",
+            Self::Starting => "starting",
             Self::Off(Outcome::PoweredOff) => "off (powered off)",
             Self::Off(Outcome::Reset) => "off (asked for a reset)",
             Self::Off(Outcome::Stopped) => "off (stopped by the operator)",
@@ -54,12 +55,6 @@ impl fmt::Display for VmState {
         })
     }
 }
-
-/// How long [`Vm::release`] scrubs in one go. A time and no size: an emulator may be a thousand times slower
-/// than a server.
-const RELEASE_TIME: Nanos = Nanos::from_millis(5);
-/// Memory between two looks at the clock.
-const RELEASE_STEP_BYTES: u64 = 2 << 20;
 
 impl<B: Backend> Vm<B> {
     /// What it is doing.
@@ -86,10 +81,8 @@ impl<B: Backend> Vm<B> {
     /// It did something that cannot be honoured: it stops, nobody else does.
     pub fn fault(&self, hv: &Hypervisor<B>, vcpu: VcpuId, sentence: String) {
         log::error!("{}: {vcpu} stopped the VM: {sentence}", self.name);
-        if let Some(v) = self.vcpus.get(usize::from(vcpu.index))
-            && let Some(core) = v.core.try_lock()
-        {
-            dump(&core.hw);
+        if let Some(v) = self.vcpus.get(usize::from(vcpu.index)) {
+            super::dump::try_dump(self, v);
         }
         self.end(hv, Outcome::Faulted, OffReason::Fault { what: sentence });
     }
@@ -121,40 +114,24 @@ impl<B: Backend> Vm<B> {
         }
     }
 
-    /// Gives a part of its memory back, once no CPU runs it any more. To be called until [`super::GuestRam`] is
-    /// empty: scrubbing takes a while, and the caller has guests that wait.
-    ///
-    /// No CPU can be about to enter: one that is first says so in [`super::Vcpu::running_on`] and then looks at
-    /// the state, which became [`VmState::Off`] before this call.
-    pub fn release(&self) {
-        let running = self
-            .vcpus
-            .iter()
-            .any(|v| v.running_on.load(SeqCst) != super::NOWHERE);
-        if running {
-            return;
-        }
-        let began = time::now();
-        while time::now().since(began) < RELEASE_TIME && !self.ram.is_empty() {
-            let taken = self.ram.take_leaves(RELEASE_STEP_BYTES);
-            let kept = usize::from(sabotage::on(Sabotage::LeakFrame) && self.ram.is_empty());
-            for (frame, size) in taken.into_iter().skip(kept) {
-                crate::mm::free(frame, size);
-            }
-        }
-    }
-
     fn end(&self, hv: &Hypervisor<B>, outcome: Outcome, reason: OffReason) {
+        let again = self.after(outcome) == AtEnd::Restart;
         {
             let mut state = self.state.lock();
-            if matches!(*state, VmState::Off(_)) {
-                return;
+            match *state {
+                VmState::Off(_) => return,
+                // Nothing of it runs yet: whoever is at work for it sees the state and undoes it.
+                VmState::Starting => {
+                    *state = VmState::Off(outcome);
+                    return;
+                }
+                VmState::Running | VmState::Paused if again => *state = VmState::Starting,
+                VmState::Running | VmState::Paused => *state = VmState::Off(outcome),
             }
-            *state = VmState::Off(outcome);
         }
         {
             let mut console = self.console.lock();
-            console.finish(self);
+            console.finish();
         }
         crate::drive::record(Event::Vm {
             vm: self.id,
@@ -165,40 +142,16 @@ impl<B: Backend> Vm<B> {
             vcpu.blocked.store(false, SeqCst);
         }
         crate::drive::vm_ended(hv, self);
+        self.leave_memory(hv);
     }
-}
 
-/// The registers that say most about where a guest went wrong.
-fn dump(hw: &impl VcpuState) {
-    use crate::virt::{ControlRegister, Gpr, SegmentName};
-    let r = |n| hw.regs().get(Gpr(n));
-    log::error!(
-        "  rip {:04x}:{:016x} rflags {:x} cpl {} efer {:x}",
-        hw.segment(SegmentName::Cs).selector,
-        hw.rip(),
-        hw.rflags(),
-        hw.cpl(),
-        hw.efer()
-    );
-    log::error!(
-        "  rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}",
-        r(0),
-        r(3),
-        r(1),
-        r(2)
-    );
-    log::error!(
-        "  rsi {:016x} rdi {:016x} rbp {:016x} rsp {:016x}",
-        r(6),
-        r(7),
-        r(5),
-        r(4)
-    );
-    log::error!(
-        "  cr0 {:x} cr2 {:x} cr3 {:x} cr4 {:x}",
-        hw.cr(ControlRegister::Cr0),
-        hw.cr(ControlRegister::Cr2),
-        hw.cr(ControlRegister::Cr3),
-        hw.cr(ControlRegister::Cr4)
-    );
+    /// What follows when it has ended like this.
+    fn after(&self, outcome: Outcome) -> AtEnd {
+        match outcome {
+            Outcome::PoweredOff => self.config.on_poweroff,
+            Outcome::Reset => self.config.on_reset,
+            Outcome::Faulted => self.config.on_fault,
+            Outcome::Stopped | Outcome::TestExit(_) => AtEnd::Off,
+        }
+    }
 }

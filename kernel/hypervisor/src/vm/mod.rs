@@ -4,6 +4,7 @@
 //! [`Vm`]; a VM holds its memory, its board of devices and its virtual CPUs. Each piece has one lock, and
 //! they nest in one order only (outer first):
 //!
+//! 0. `Vm::chores`: what is done for a VM that is off; whoever does not get it comes back later
 //! 1. [`Vcpu::core`]: registers; held for a whole time slice by the CPU that runs the virtual CPU
 //! 2. what the operator has typed (`monitor`)
 //! 3. [`Hypervisor::tracking`]: footprints and the planner
@@ -12,7 +13,8 @@
 //! 6. [`Hypervisor::sched`]: run queues
 //! 7. [`Hypervisor::timers`]: one queue per CPU
 //! 8. [`Vm::ram`]'s access lock (inside), then the heap, then the frame allocators
-//! 9. [`Vm::console`], then whose line stands unfinished (`monitor`), then the UART
+//! 9. [`Vm::console`]
+//! 10. whose line stands unfinished (`monitor`), then the UART
 //!
 //! [`Vm::state`], [`Vm::first_seen`] and the lists of waiting page work and ended VMs (`drive`) are leaves: no lock
 //! is taken under them but the heap's.
@@ -20,33 +22,40 @@
 //! Interrupts are off while any of them is held, and nobody waits for another CPU's reaction under
 //! one of them, but for a page move, which holds only the access lock and needs no lock to be answered.
 //!
-//! Reading order: this file, `create.rs`, `load.rs`, `bus.rs` (interrupts between vCPUs and devices), `clock.rs`,
-//! `ram.rs`, `console.rs`.
+//! Reading order: this file, `place.rs`, `filling.rs`, `create.rs`, `load.rs`,
+//! `lifecycle.rs`, `restart.rs`, `bus.rs` (interrupts between vCPUs and devices), `clock.rs`,
+//! `ram.rs`.
 
 mod bus;
 pub mod clock;
-mod console;
 mod create;
+mod dump;
+mod filling;
+pub mod history;
 mod lifecycle;
 mod load;
+mod place;
 mod ram;
+mod restart;
 mod tables;
 
 pub use bus::{apic_now, board_due, deliver, notify, with_board};
-pub use console::GuestConsole;
-pub use create::{Images, Taken, World, build};
+pub use create::{Images, World, build};
+pub use dump::{dump_all, dump_if_wanted};
 pub use lifecycle::VmState;
+pub use place::Taken;
 pub use ram::GuestRam;
+pub use restart::chores;
 
 use crate::drive::Tracking;
 use crate::timers::TimerQueue;
 use crate::virt::{Backend, Event};
 use alloc::string::String;
 use alloc::vec::Vec;
-use config::HostConfig;
-use core::sync::atomic::Ordering::SeqCst;
+use config::{HostConfig, NodeShare};
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use devices::{Board, LocalApic};
+use devices::{Board, GuestConsole, LocalApic};
 use guest::VmShape;
 use guest::cpuid::CpuidPolicy;
 use guest::msr::{FirstSeen, MsrPolicy, MsrState};
@@ -117,10 +126,16 @@ pub struct Vm<B: Backend> {
     pub state: Mutex<VmState>,
     /// How often it went on after a pause.
     pub resumes: AtomicU32,
-    /// Host time at guest time zero.
-    pub started: Nanos,
+    /// Host time at guest time zero, in ns.
+    pub started_ns: AtomicU64,
     /// Host TSC at guest time zero.
-    pub tsc_at_start: u64,
+    pub tsc_at_start: AtomicU64,
+    /// Which nodes held its memory at the first start.
+    placement: Vec<NodeShare>,
+    /// How often each CPU had come round its loop when the VM ended.
+    rounds_at_end: Mutex<Vec<u64>>,
+    /// What is to be done for it while it is off.
+    chores: Mutex<restart::Chores>,
 }
 
 impl<B: Backend> Vm<B> {
@@ -130,11 +145,11 @@ impl<B: Backend> Vm<B> {
     }
     /// Guest time at host time `now`.
     pub fn guest_time(&self, now: Nanos) -> Nanos {
-        now.since(self.started)
+        now.since(Nanos(self.started_ns.load(Relaxed)))
     }
     /// Host time at guest time `at`.
     pub fn host_time(&self, at: Nanos) -> Nanos {
-        at + self.started
+        at + Nanos(self.started_ns.load(Relaxed))
     }
 }
 
@@ -160,6 +175,8 @@ pub struct Vcpu<B: Backend> {
     pub ran_ns: AtomicU64,
     /// Time it has run on each node since the footprint last asked, in ns.
     pub ran_on_node_ns: Vec<AtomicU64>,
+    /// The operator wants to see its state when its CPU leaves it.
+    pub dump_wanted: AtomicBool,
     /// Exits it has taken.
     pub exits: AtomicU64,
     /// How often it changed the CPU.
@@ -178,6 +195,8 @@ pub struct VcpuCore<B: Backend> {
     pub msrs: MsrState,
     /// IA32_XSS.
     pub xss: u64,
+    /// IA32_SPEC_CTRL.
+    pub spec_ctrl: u64,
     /// Where the guest wants its clock, and which version of it was last written.
     pub clock: Option<clock::ClockPage>,
     /// Where the guest wants its steal time.
@@ -196,6 +215,8 @@ pub struct VcpuCore<B: Backend> {
     pub runnable_since: Option<Nanos>,
     /// An event that gave way to an exception and follows it.
     pub postponed: Option<Event>,
+    /// What it did last.
+    pub history: history::History,
 }
 
 impl<B: Backend> Vcpu<B> {

@@ -14,7 +14,7 @@ use super::tables::DirectTables;
 use crate::mm;
 use crate::shootdown;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 use guest::memory::Width;
 use guest::{GuestMemory, OutOfRange};
@@ -28,7 +28,7 @@ use units::{Frame, Gpa, Hpa, NodeId, PageSize, VmId};
 #[derive(Debug)]
 pub struct GuestRam<F: TableFormat<Address = Gpa>> {
     vm: VmId,
-    bytes: u64,
+    bytes: AtomicU64,
     root: Frame,
     table: RwLock<RadixTable<F, DirectTables>>,
     map_generation: AtomicU64,
@@ -55,7 +55,7 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
         let table = RadixTable::new(DirectTables, node)?;
         Ok(Self {
             vm,
-            bytes: 0,
+            bytes: AtomicU64::new(0),
             root: table.root(),
             table: RwLock::new(table),
             map_generation: AtomicU64::new(1),
@@ -64,14 +64,14 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     }
 
     /// Maps a frame, before the guest starts.
-    pub fn map(&mut self, gpa: Gpa, frame: Frame, size: PageSize) -> Result<(), TableError> {
+    pub fn map(&self, gpa: Gpa, frame: Frame, size: PageSize) -> Result<(), TableError> {
         let rights = Rights::READ | Rights::WRITE | Rights::EXECUTE;
         let flush = self
             .table
-            .get_mut()
+            .write()
             .map(gpa, frame, size, Attributes::memory(rights))?;
         flush.carry_out(&memory::table::NoProcessor);
-        self.bytes += size.bytes();
+        self.bytes.fetch_add(size.bytes(), Relaxed);
         Ok(())
     }
 
@@ -163,6 +163,7 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
             for leaf in leaves {
                 if let Ok(unmapped) = table.unmap(leaf.at, leaf.size) {
                     let gone = unmapped.finish(shootdown, &DirectTables);
+                    self.bytes.fetch_sub(gone.size.bytes(), Relaxed);
                     frames.push((gone.frame, gone.size));
                 }
             }
@@ -262,7 +263,7 @@ impl<F: TableFormat<Address = Gpa>> GuestMemory for GuestRam<F> {
     }
 
     fn size(&self) -> u64 {
-        self.bytes
+        self.bytes.load(Relaxed)
     }
 }
 

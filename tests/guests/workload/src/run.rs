@@ -179,7 +179,7 @@ fn watch(args: &Args, threads: usize, shared: &Shared) -> u64 {
             let rate =
                 (ops - printed_ops) as u128 * u128::from(SECOND_NS) / u128::from(now - printed);
             println!(
-                "WORKLOAD t={} ops={ops} ops/s={rate}",
+                "WORKLOAD t={} ops={ops} ops/s={rate} clock_ns={now}",
                 (now - start) / SECOND_NS
             );
             (printed, printed_ops) = (now, ops);

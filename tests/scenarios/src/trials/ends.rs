@@ -26,6 +26,15 @@ pub fn scenarios() -> Vec<Scenario> {
         .on(Machine::row(2, 1, 512))
         .vm(Vm::linux("alpha"))
         .nmi_after("GUEST-UP"),
+        Scenario::full("machine-check", "an uncorrected machine check stops the hypervisor with a report of the bank", |e| {
+            ended(e, |outcome| {
+                let words = ["machine check", "bank 4", "uncorrected", "context corrupt", "address 0x12345000"];
+                matches!(outcome, Outcome::HypervisorPanic(why) if words.iter().all(|word| why.contains(word)))
+            })
+        })
+        .on(Machine::row(2, 1, 512))
+        .vm(Vm::linux("alpha"))
+        .machine_check_after("GUEST-UP"),
     ]
 }
 

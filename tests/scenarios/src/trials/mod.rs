@@ -1,7 +1,9 @@
 //! The trials, one file a subject.
 
+pub mod bad_input;
 pub mod boot;
 mod counted;
+pub mod crowded;
 pub mod ends;
 pub mod exact;
 pub mod guests;
@@ -9,6 +11,7 @@ pub mod locality;
 mod observed;
 pub mod operator;
 mod random;
+pub mod restarts;
 pub mod sabotage;
 pub mod starved;
 pub mod topology;
@@ -28,6 +31,9 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         sabotage::scenarios(),
         starved::scenarios(),
         vmcs::scenarios(seed),
+        bad_input::scenarios(),
+        restarts::scenarios(),
+        crowded::scenarios(),
         topology::scenarios(seed),
         exact::scenarios(seed),
         truth::scenarios(seed),

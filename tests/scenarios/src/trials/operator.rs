@@ -19,8 +19,8 @@ const TO_PERIGEE: &str = "\u{1}0";
 
 /// What is typed one after the other, and words that the answer must have.
 #[rustfmt::skip] // a table, a line each
-const QUESTIONS: [(&str, &[&str]); 20] = [
-    ("help", &["topology", "vm NAME stop|pause|resume", "Ctrl-A 0"]),
+const QUESTIONS: [(&str, &[&str]); 21] = [
+    ("help", &["topology", "vm NAME start|stop|pause|resume", "Ctrl-A 0"]),
     ("topology", &["node0", "node1", "MiB", "latency in ns"]),
     ("memory", &["free", "node1"]),
     ("vm", &["alpha", "running", "128 MiB"]),
@@ -31,6 +31,7 @@ const QUESTIONS: [(&str, &[&str]); 20] = [
     ("proximity", &["proximity", "node1"]),
     ("why", &["alpha.0", "deadline", "credit", "key"]),
     ("why alpha.1", &["alpha.1"]),
+    ("security", &["IBPB between VMs", "return stack filled", "active"]),
     ("log", &["messages down to info"]),
     ("log warn", &["messages down to warn"]),
     ("vmm", &["no command", "topology", "shutdown"]),

@@ -76,7 +76,10 @@ impl Part {
         match kernel {
             GuestKernel::Debian61 => Some(Self::Kernel61),
             GuestKernel::Debian612 => Some(Self::Kernel612),
-            GuestKernel::File(_) | GuestKernel::Probe | GuestKernel::Absent => None,
+            GuestKernel::File(_)
+            | GuestKernel::Probe
+            | GuestKernel::Absent
+            | GuestKernel::OnMedium(_) => None,
         }
     }
 }
@@ -247,7 +250,7 @@ impl Lab {
             GuestKernel::Debian61 => self.kernel_61.clone(),
             GuestKernel::Debian612 => self.kernel_612.clone(),
             GuestKernel::File(path) => Some(path.clone()),
-            GuestKernel::Probe | GuestKernel::Absent => None,
+            GuestKernel::Probe | GuestKernel::Absent | GuestKernel::OnMedium(_) => None,
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::arch::msr;
 use crate::mm;
 use crate::virt::Unsupported;
 use crate::virt::fpu::Xfeatures;
+use crate::virt::speculation;
 use units::{Hpa, NodeId, PageSize};
 
 const MSR_EFER: u32 = 0xc000_0080;
@@ -44,6 +45,7 @@ impl SvmCpu {
         let caps = Caps::read();
         caps.check()?;
         Xfeatures::read().enable();
+        speculation::prepare_cpu();
         let out_of_memory = |_| Unsupported("no memory for the host-state pages of AMD-V");
         let host_save = mm::alloc(node, PageSize::Size4K).map_err(out_of_memory)?;
         let host_vmcb = mm::alloc(node, PageSize::Size4K).map_err(out_of_memory)?;

@@ -13,6 +13,7 @@ use super::vcpu::SvmVcpu;
 use super::vmcb::{TLB_FLUSH_ALL, TLB_FLUSH_ASID, TLB_KEEP};
 use super::{bitmap, exit};
 use crate::mm;
+use crate::virt::speculation::fill_return_stack;
 use crate::virt::{Exit, Regs, TlbState};
 use core::arch::{asm, naked_asm};
 use units::Hpa;
@@ -98,6 +99,7 @@ unsafe extern "sysv64" fn world_switch(regs: *mut Regs, guest: u64, host: u64) {
         "vmrun rax",
         "cli",
         "vmsave rax", // RAX is the host's again: the guest's VMCB
+        fill_return_stack!(),
         "push rdi",
         "mov rdi, [rsp + 8]",
         "mov [rdi + 0x08], rcx",

@@ -403,23 +403,32 @@ impl VcpuState for SvmVcpu {
     }
 
     fn take_interrupted_event(&mut self) -> Option<Event> {
-        let word = core::mem::take(&mut self.vmcb_mut().control.exit_int_info);
-        if word & vmcb::EVENT_VALID == 0 {
-            return None;
-        }
-        let kind = match word >> vmcb::EVENT_TYPE_SHIFT & 7 {
-            0 => EventKind::Interrupt,
-            2 => EventKind::Nmi,
-            3 => EventKind::Exception,
-            4 => EventKind::SoftwareInterrupt,
-            _ => return None,
-        };
-        let error = (word & vmcb::EVENT_ERROR_VALID != 0).then_some((word >> 32) as u32);
-        Some(Event {
-            kind,
-            vector: word as u8,
-            error,
-        })
+        event_of(core::mem::take(&mut self.vmcb_mut().control.exit_int_info))
+    }
+    fn pending_event(&self) -> Option<Event> {
+        event_of(self.vmcb().control.event_injection)
+    }
+
+    fn vendor_exit(&self) -> [(&'static str, u64); 6] {
+        let c = &self.vmcb().control;
+        [
+            ("EXITCODE", c.exit_code),
+            ("EXITINFO1", c.exit_info1),
+            ("EXITINFO2", c.exit_info2),
+            ("EXITINTINFO", c.exit_int_info),
+            ("nRIP", c.next_rip),
+            ("shadow", c.interrupt_shadow),
+        ]
+    }
+    fn descriptor_tables(&self) -> [(&'static str, u64, u32); 4] {
+        let s = &self.vmcb().save;
+        let of = |name, t: VmcbSegment| (name, t.base, t.limit);
+        [
+            of("gdtr", s.gdtr),
+            of("idtr", s.idtr),
+            of("ldtr", s.ldtr),
+            of("tr", s.tr),
+        ]
     }
 
     fn want_interrupt_window(&mut self, wanted: bool) {
@@ -460,6 +469,26 @@ impl VcpuState for SvmVcpu {
             .get(..usize::from(control.fetched_bytes & 15))
             .unwrap_or(&[])
     }
+}
+
+/// An event as EVENTINJ and EXITINTINFO hold it (APM 2 15.20).
+fn event_of(word: u64) -> Option<Event> {
+    if word & vmcb::EVENT_VALID == 0 {
+        return None;
+    }
+    let kind = match word >> vmcb::EVENT_TYPE_SHIFT & 7 {
+        0 => EventKind::Interrupt,
+        2 => EventKind::Nmi,
+        3 => EventKind::Exception,
+        4 => EventKind::SoftwareInterrupt,
+        _ => return None,
+    };
+    let error = (word & vmcb::EVENT_ERROR_VALID != 0).then_some((word >> 32) as u32);
+    Some(Event {
+        kind,
+        vector: word as u8,
+        error,
+    })
 }
 
 fn to_vmcb(s: Segment) -> VmcbSegment {

@@ -13,6 +13,7 @@ use crate::arch::percpu;
 use crate::mm;
 use crate::virt::Unsupported;
 use crate::virt::fpu::Xfeatures;
+use crate::virt::speculation;
 use core::arch::asm;
 use raw_cpuid::CpuId;
 use spin::Once;
@@ -79,6 +80,7 @@ impl VmxCpu {
             ));
         }
         Xfeatures::read().enable();
+        speculation::prepare_cpu();
         let region = mm::alloc(node, PageSize::Size4K)
             .map_err(|_| Unsupported("no memory for the VMXON region of VT-x"))?;
         write_revision(region.address(), facts.caps.revision);

@@ -8,6 +8,7 @@
 use super::cpu::VmxCpu;
 use super::exit;
 use super::vcpu::VmxVcpu;
+use crate::virt::speculation::fill_return_stack;
 use crate::virt::{Exit, Regs, TlbState};
 use core::arch::{asm, naked_asm};
 use vmcs::field;
@@ -93,6 +94,7 @@ pub(super) unsafe extern "sysv64" fn world_switch(regs: *mut Regs, launched: u64
 #[unsafe(naked)]
 pub unsafe extern "sysv64" fn vm_exit() {
     naked_asm!(
+        fill_return_stack!(),
         "push rdi",
         "mov rdi, [rsp + 8]",
         "mov [rdi], rax",

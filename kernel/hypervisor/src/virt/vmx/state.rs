@@ -233,6 +233,44 @@ impl VcpuState for VmxVcpu {
         self.event = Some((event, self.exit.instruction_length));
     }
 
+    fn pending_event(&self) -> Option<Event> {
+        let (event, _) = self.event?;
+        let kind = match event.kind {
+            Kind::External => EventKind::Interrupt,
+            Kind::Nmi => EventKind::Nmi,
+            Kind::Exception => EventKind::Exception,
+            Kind::SoftwareInterrupt | Kind::PrivilegedSoftware | Kind::SoftwareException => {
+                EventKind::SoftwareInterrupt
+            }
+        };
+        Some(Event {
+            kind,
+            vector: event.vector,
+            error: event.error,
+        })
+    }
+
+    fn vendor_exit(&self) -> [(&'static str, u64); 6] {
+        let e = &self.exit;
+        [
+            ("reason", u64::from(e.reason)),
+            ("qualification", e.qualification),
+            ("guest-physical", e.guest_physical),
+            ("interruption", u64::from(e.event)),
+            ("its error code", u64::from(e.event_error)),
+            ("instruction length", u64::from(e.instruction_length)),
+        ]
+    }
+    fn descriptor_tables(&self) -> [(&'static str, u64, u32); 4] {
+        let g = &self.guest;
+        [
+            ("gdtr", g.gdtr.base, u32::from(g.gdtr.limit)),
+            ("idtr", g.idtr.base, u32::from(g.idtr.limit)),
+            ("ldtr", g.ldtr.base, g.ldtr.limit),
+            ("tr", g.tr.base, g.tr.limit),
+        ]
+    }
+
     fn take_interrupted_event(&mut self) -> Option<Event> {
         let (event, _) = self.interrupted.take()?;
         let kind = match event.kind {
