@@ -130,10 +130,13 @@ pub enum Event {
         /// One score per node.
         scores: Vec<Score>,
     },
-    /// What caches cost a vCPU; 0 without a PMU.
+    /// What memory costs a vCPU, as a PMU tells. Without one nothing is lost to misses, and how much
+    /// distance matters is not known, which counts as all.
     CachePenalty {
         /// Which.
         vcpu: VcpuId,
+        /// Part of its run time in which it waits for memory: so much does distance matter to it.
+        stall: Score,
         /// What its next slice is expected to lose to misses.
         penalty: Nanos,
         /// What it takes to fill another last-level cache with its working set.

@@ -61,6 +61,7 @@ pub mod report;
 pub mod scheduler;
 mod score;
 pub mod smt;
+pub mod swap;
 pub mod table;
 pub mod trace;
 pub mod tunables;

@@ -42,6 +42,13 @@ impl Candidate {
     }
 }
 
+/// Whom a CPU runs and who is next best in its class.
+#[derive(Clone, Copy)]
+struct Choice {
+    vcpu: VcpuId,
+    rival: Option<Candidate>,
+}
+
 impl Cpu {
     /// While `class` runs, lower classes with members are owed their floor; what the class itself
     /// was owed is paid.
@@ -72,18 +79,21 @@ impl Scheduler {
         let donation = self.take_donation(cpu);
         self.balance_core(cpu, now, out);
         let mut choice = match donation {
-            Some(d) => Some(d.to),
+            Some(d) => Some(Choice {
+                vcpu: d.to,
+                rival: self.best(cpu, None).filter(|b| b.vcpu != d.to),
+            }),
             None => self.choose(cpu, now, continuing.map(|(vcpu, _)| vcpu)),
         };
         if choice.is_none() && self.pull(cpu, now, out) {
             choice = self.choose(cpu, now, None);
         }
-        let protected = continuing.filter(|(vcpu, _)| choice == Some(*vcpu));
+        let protected = continuing.filter(|(vcpu, _)| choice.is_some_and(|c| c.vcpu == *vcpu));
         if let Some(c) = self.cpus.get_mut(cpu) {
             c.protected = protected.map_or(Nanos::ZERO, |(_, ran)| ran);
         }
         match choice {
-            Some(vcpu) => self.start_running(cpu, vcpu, now, donation, out),
+            Some(choice) => self.start_running(cpu, choice, now, donation, out),
             None => self.go_idle(cpu, now, out),
         }
     }
@@ -182,48 +192,67 @@ impl Scheduler {
         (first, second)
     }
 
-    /// The best of what `cpu` has in its own queues.
-    pub(crate) fn best(&self, cpu: CpuId, only: Option<VmId>) -> Option<Candidate> {
+    /// The best of what `cpu` has in its own queues, and the next best of the same class.
+    fn best_of_queues(
+        &self,
+        cpu: CpuId,
+        only: Option<VmId>,
+    ) -> Option<(Candidate, Option<Candidate>)> {
         let c = self.cpus.get(cpu)?;
         let due = self.class_due(c)?;
+        let two = |class| {
+            let (first, second) = self.best_two(cpu, class, only);
+            Some((first?, second))
+        };
         // The class whose turn it is may only have members that other CPUs are leaving.
-        self.best_two(cpu, due, only).0.or_else(|| {
-            Class::ALL
-                .into_iter()
-                .find_map(|class| self.best_two(cpu, class, only).0)
-        })
+        two(due).or_else(|| Class::ALL.into_iter().find_map(two))
     }
 
-    fn choose(&self, cpu: CpuId, now: Nanos, continuing: Option<VcpuId>) -> Option<VcpuId> {
+    /// The best of what `cpu` has in its own queues.
+    pub(crate) fn best(&self, cpu: CpuId, only: Option<VmId>) -> Option<Candidate> {
+        Some(self.best_of_queues(cpu, only)?.0)
+    }
+
+    /// Whom `cpu` runs and who is next best.
+    fn choose(&self, cpu: CpuId, now: Nanos, continuing: Option<VcpuId>) -> Option<Choice> {
         let only = self.core_owner(cpu);
         if only.is_some() && self.core_is_due(cpu, now) {
             return None;
         }
-        let best = self.best(cpu, only)?;
+        let (best, next) = self.best_of_queues(cpu, only)?;
+        let class = |id: VcpuId| self.vcpus.get(id).map(|v| v.spec.class);
         let stays = continuing.filter(|id| {
-            let same_class = |a: &VcpuId, b: &VcpuId| {
-                let class = |id: &VcpuId| self.vcpus.get(*id).map(|v| v.spec.class);
-                class(a) == class(b)
-            };
-            same_class(id, &best.vcpu)
+            class(*id) == class(best.vcpu)
                 && only.is_none_or(|vm| vm == id.vm)
                 && self
                     .vcpus
                     .get(*id)
                     .is_some_and(|v| v.queued && v.cpu == cpu)
         });
-        Some(stays.unwrap_or(best.vcpu))
+        let vcpu = stays.unwrap_or(best.vcpu);
+        let rival = if vcpu == best.vcpu { next } else { Some(best) };
+        Some(Choice { vcpu, rival })
     }
 
     /// The decision for `vcpu` on `cpu` with its terms and the best of the others.
     pub(crate) fn explain_pick(&self, cpu: CpuId, vcpu: VcpuId, slice: Nanos) -> Option<Pick> {
         let own = self.vcpus.get(vcpu)?.spec.class;
-        let other = |class| {
-            let (first, second) = self.best_two(cpu, class, None);
-            first.filter(|c| c.vcpu != vcpu).or(second)
-        };
+        let (first, second) = self.best_two(cpu, own, None);
+        let rival = first.filter(|c| c.vcpu != vcpu).or(second);
+        self.explain(cpu, vcpu, slice, rival)
+    }
+
+    /// The same, where the best of the same class is known.
+    fn explain(
+        &self,
+        cpu: CpuId,
+        vcpu: VcpuId,
+        slice: Nanos,
+        rival: Option<Candidate>,
+    ) -> Option<Pick> {
+        let own = self.vcpus.get(vcpu)?.spec.class;
         let rest = Class::ALL.into_iter().filter(|c| *c != own);
-        let rival = core::iter::once(own).chain(rest).find_map(other);
+        let rival = rival.or_else(|| rest.map(|c| self.best_two(cpu, c, None).0).find_map(|c| c));
         Some(Pick {
             cpu,
             vcpu,
@@ -240,21 +269,28 @@ impl Scheduler {
     fn start_running(
         &mut self,
         cpu: CpuId,
-        vcpu: VcpuId,
+        choice: Choice,
         now: Nanos,
         donation: Option<Donation>,
         out: &mut Commands,
     ) -> Next {
+        let vcpu = choice.vcpu;
         let mut slice = match donation {
             Some(d) => d.slice.min(self.slice(cpu, d.donor, now)),
             None => self.slice(cpu, vcpu, now),
         };
         // Protection ends: whoever would have run instead is not left out for a whole slice.
         let protected = self.cpus.get(cpu).map_or(Nanos::ZERO, |c| c.protected);
-        if protected > Nanos::ZERO && self.best(cpu, None).is_some_and(|b| b.vcpu != vcpu) {
-            slice = slice.min(self.tunables.min_run - protected).max(Nanos(1));
+        if protected > Nanos::ZERO {
+            let rest = self.tunables.min_run - protected;
+            let behind = self.best(cpu, None).is_some_and(|b| b.vcpu != vcpu);
+            slice = if behind {
+                slice.min(rest).max(Nanos(1))
+            } else {
+                slice
+            };
         }
-        let why = self.explain_pick(cpu, vcpu, slice);
+        let why = self.explain(cpu, vcpu, slice, choice.rival);
         let core_since = self.core_since(cpu, now);
         if let Some(c) = self.cpus.get_mut(cpu) {
             // Yielding lasts for one pick.

@@ -120,7 +120,8 @@ impl Scheduler {
         let c = self.cpus.get(cpu)?;
         let t = &self.tunables;
         let last = v.last_cpu.and_then(|l| Some((l, self.cpus.get(l)?.place)));
-        let far = Nanos(self.remoteness(vcpu, c).of(t.pull_limit.0));
+        let far = self.weigh(vcpu, self.remoteness(vcpu, c));
+        let far = Nanos(far.of(t.pull_limit.0));
         let moving = move_cost(last, (cpu, c.place), v.refill, t);
         let sibling = match self.running_sibling(cpu) {
             None => Nanos::ZERO,

@@ -41,7 +41,8 @@ impl Scheduler {
         (t.move_far + v.refill + Nanos(loss.of(t.pull_limit.0))).min(t.pull_limit)
     }
 
-    /// Proximity lost by a move; leaving the preferred node counts as a half at least.
+    /// Proximity lost by a move, as far as it matters to the vCPU; leaving the preferred node counts as
+    /// a half at least.
     pub(crate) fn loss(&self, vcpu: VcpuId, from: CpuId, to: CpuId) -> Score {
         let (Some(src), Some(dst)) = (self.cpus.get(from), self.cpus.get(to)) else {
             return Score::ZERO;
@@ -49,11 +50,18 @@ impl Scheduler {
         let (src, dst) = (src.place.node, dst.place.node);
         let loss = self.score(vcpu, src).above(self.score(vcpu, dst));
         let preferred = self.vcpus.vm(vcpu.vm).and_then(|vm| vm.preferred);
-        if preferred == Some(src) && dst != src {
+        let loss = if preferred == Some(src) && dst != src {
             loss.max(Score(Score::ONE.0 / 2))
         } else {
             loss
-        }
+        };
+        self.weigh(vcpu, loss)
+    }
+
+    /// A part of proximity, as far as it matters to the vCPU.
+    pub(crate) fn weigh(&self, vcpu: VcpuId, part: Score) -> Score {
+        let stall = self.vcpus.get(vcpu).map_or(Score::ONE, |v| v.stall);
+        Score(u32::try_from(stall.of(part.0.into())).unwrap_or(part.0))
     }
 
     /// Whether `cpu`, if idle, could run a vCPU that waits elsewhere.
@@ -101,6 +109,9 @@ impl Scheduler {
 
     /// When `cpu` could take the first of those who wait elsewhere.
     pub(crate) fn next_pull(&self, cpu: CpuId, now: Nanos) -> Option<Nanos> {
+        if !self.index.any_waiting() {
+            return None;
+        }
         let mut first: Option<Nanos> = None;
         for (node, _) in self.nodes_from(cpu) {
             for class in Class::ALL {
@@ -121,7 +132,7 @@ impl Scheduler {
 
     /// Takes a waiting vCPU from another CPU, if one may be taken now.
     pub(crate) fn pull(&mut self, cpu: CpuId, now: Nanos, out: &mut Commands) -> bool {
-        if self.core_is_due(cpu, now) {
+        if !self.index.any_waiting() || self.core_is_due(cpu, now) {
             return false;
         }
         let Some((_, far, since, vcpu)) = self.prey(cpu, now) else {

@@ -95,11 +95,12 @@ impl Scheduler {
             }
             Event::CachePenalty {
                 vcpu,
+                stall,
                 penalty,
                 refill,
             } => {
                 let v = self.known(vcpu)?;
-                (v.penalty, v.refill) = (penalty, refill);
+                (v.stall, v.penalty, v.refill) = (stall, penalty, refill);
             }
             Event::PreferredNode { vm, node } => {
                 if let Some(vm) = self.vcpus.vm_mut(vm) {

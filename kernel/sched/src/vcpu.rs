@@ -99,6 +99,8 @@ pub(crate) struct Vcpu {
     /// When it left a queue, and its share there: at that rate a debt is forgiven.
     pub(crate) left: (Nanos, Score),
     pub(crate) penalty: Nanos,
+    /// How much distance matters to it.
+    pub(crate) stall: Score,
     /// Time to fill another last-level cache.
     pub(crate) refill: Nanos,
     /// Left its CPU by spinning last time: the wait is its own, no lock's holder.
@@ -148,6 +150,7 @@ impl Vcpu {
             remaining: tunables.request,
             left: (now, Score::ZERO),
             penalty: Nanos::ZERO,
+            stall: Score::ONE,
             refill: Nanos::ZERO,
             spun: false,
             indexed: None,

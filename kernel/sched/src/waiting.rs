@@ -17,6 +17,7 @@ pub(crate) struct Index {
     waiting: BTreeMap<(NodeId, Class), BTreeSet<(Nanos, VcpuId)>>,
     idle: BTreeMap<NodeId, BTreeSet<CpuId>>,
     idle_count: usize,
+    waiting_count: usize,
 }
 
 impl Index {
@@ -36,6 +37,11 @@ impl Index {
     /// CPUs of a node that have nothing to run.
     pub(crate) fn idle(&self, node: NodeId) -> impl Iterator<Item = CpuId> + '_ {
         self.idle.get(&node).into_iter().flatten().copied()
+    }
+
+    /// Whether any vCPU waits that another CPU might take.
+    pub(crate) const fn any_waiting(&self) -> bool {
+        self.waiting_count > 0
     }
 
     /// Whether any CPU idles.
@@ -64,10 +70,12 @@ impl Scheduler {
             && let Some(set) = self.index.waiting.get_mut(&(node, class))
         {
             set.remove(&(since, vcpu));
+            self.index.waiting_count -= 1;
         }
         if let Some((node, class, since)) = key {
             let set = self.index.waiting.entry((node, class)).or_default();
             set.insert((since, vcpu));
+            self.index.waiting_count += 1;
         }
     }
 

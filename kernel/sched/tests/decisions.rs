@@ -103,6 +103,7 @@ fn a_cache_penalty_alone_flips_the_pick() {
     let (mut s, mut out) = pair(ordinary(), ordinary());
     let penalty = Event::CachePenalty {
         vcpu: vcpu(0, 0),
+        stall: Score::ONE,
         penalty: Nanos::from_micros(200),
         refill: Nanos::ZERO,
     };
@@ -483,4 +484,39 @@ fn waking_up_changes_nodes_for_preference_and_not_for_a_score() {
     sim.run(Nanos::from_millis(100));
     assert_eq!(sim.node(vcpu(0, 0)), NodeId(1));
     assert_eq!(sim.moves.len(), 1);
+}
+
+#[test]
+fn who_needs_a_full_node_more_changes_places_with_who_needs_it_less() {
+    let end = |stalls: [u16; 2]| {
+        // Two nodes of one CPU; both machines have their memory on node 0, and each its own CPU.
+        let mut sim = Sim::new(2, 1, 1);
+        for (vm, stall) in (0u16..).zip(stalls) {
+            let spec = VcpuSpec {
+                home: Some(NodeId(vm)),
+                ..ordinary()
+            };
+            sim.add(vcpu(vm, 0), spec, Load::Busy);
+            let scores = vec![Score::ONE, Score::ZERO];
+            sim.event(Event::ProximityUpdated {
+                vm: VmId(vm),
+                scores,
+            });
+            sim.event(Event::CachePenalty {
+                vcpu: vcpu(vm, 0),
+                stall: Score::from_per_mille(stall),
+                penalty: Nanos::ZERO,
+                refill: Nanos::ZERO,
+            });
+        }
+        sim.run(Nanos::from_secs(10));
+        ([0, 1].map(|vm| sim.node(vcpu(vm, 0)).0), sim.moves.len())
+    };
+    assert_eq!(
+        end([50, 600]),
+        ([1, 0], 2),
+        "the second stalls more: one swap"
+    );
+    assert_eq!(end([600, 50]), ([0, 1], 0), "the first does, and is there");
+    assert_eq!(end([600, 600]), ([0, 1], 0), "equals stay");
 }

@@ -193,8 +193,10 @@ fn lag_case(weights: &[u32], seed: u64) -> i64 {
         let vcpu = vcpu(sim.rng.below(n.into()) as u16, 0);
         let penalty = Nanos(sim.rng.below(2_000_000));
         let refill = Nanos(sim.rng.below(2_000_000));
+        let stall = Score(sim.rng.below(65537) as u32);
         sim.event(Event::CachePenalty {
             vcpu,
+            stall,
             penalty,
             refill,
         });

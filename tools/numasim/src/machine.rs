@@ -115,16 +115,10 @@ impl Shape {
                     .map(|i| socket(i, (i + 1) % n))
                     .collect(),
             ),
-            // Eight sockets with three links each: a twisted cube, two hops at most.
+            // Eight sockets with three links each: a ring with its diameters, two hops at most.
             "glueless" => {
-                let cube = (0..8).flat_map(|a| [1, 2, 4].map(|bit| (a, a ^ bit)));
-                let twist = |(a, b): (usize, usize)| match (a, b) {
-                    (0, 4) => (0, 7),
-                    (3, 7) => (3, 4),
-                    ab => ab,
-                };
-                let links = cube.filter(|(a, b)| a < b).map(twist);
-                (8, links.map(|(a, b)| socket(a, b)).collect())
+                let ring = (0..8).map(|i| socket(i, (i + 1) % 8));
+                (8, ring.chain((0..4).map(|i| socket(i, i + 4))).collect())
             }
             // Two sockets of n/2 clusters: near inside, one socket link between each pair.
             "snc" => {

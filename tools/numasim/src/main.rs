@@ -33,6 +33,17 @@ enum Command {
         #[arg(long)]
         json: Option<PathBuf>,
     },
+    /// Run one seed of the report, and say what the planner said
+    Seed {
+        /// The seed
+        seed: u64,
+        /// Simulated seconds
+        #[arg(long, default_value_t = 10.0)]
+        seconds: f64,
+        /// Print the planner's sentences
+        #[arg(long)]
+        say: bool,
+    },
     /// Compare all policies on random machines and mixes
     Report {
         /// Number of seeds
@@ -71,6 +82,7 @@ enum Command {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Run { scenario, json } => run(&scenario, json.as_deref()),
+        Command::Seed { seed, seconds, say } => one_seed(seed, seconds, say),
         Command::Report {
             seeds,
             from,
@@ -90,6 +102,40 @@ fn trial(s: &Scenario) -> Trial {
         outcomes: compare::all(s, Options::default()),
         optimum: optimum::best(s),
     }
+}
+
+fn one_seed(seed: u64, seconds: f64, say: bool) -> Result<()> {
+    let scenario = Scenario::random(seed, seconds);
+    let options = Options {
+        say,
+        ..Options::default()
+    };
+    for (i, vm) in scenario.vms.iter().enumerate() {
+        let mut held = vec![0; scenario.machine.nodes()];
+        vm.pages.iter().for_each(|n| held[*n] += 1);
+        println!(
+            "vm{i}: {:?}, {} vCPUs of weight {} start on node {}, pages {held:?}",
+            vm.kind, vm.vcpus, vm.weight, vm.start
+        );
+    }
+    let outcomes = compare::all(&scenario, options);
+    for o in &outcomes {
+        let figures: Vec<String> = o.throughput.iter().map(|t| format!("{t:.3e}")).collect();
+        println!(
+            "{:<13} local {:.2}, {}",
+            o.policy,
+            o.local,
+            figures.join(" ")
+        );
+    }
+    let trial = Trial {
+        scenario: scenario.name.clone(),
+        seed,
+        outcomes,
+        optimum: optimum::best(&scenario),
+    };
+    print!("{}", Report::of(vec![trial]).table());
+    Ok(())
 }
 
 fn run(path: &Path, json: Option<&Path>) -> Result<()> {

@@ -7,7 +7,7 @@
 use footprint::{Attribution, Coverage, Footprint, Latencies, LeafSample, Window};
 use migrate::{HostView, MoveOutcome, MoveResult, NodeView, PageOrder, Planner, VcpuView, VmView};
 use sched::{Affinity, Command, Commands, CpuPlace, Event, Scheduler, VcpuSpec};
-use units::{CpuId, Gpa, Nanos, NodeId, PageSize, VcpuId, VmId};
+use units::{CpuId, Gpa, Nanos, NodeId, PageSize, Score, VcpuId, VmId};
 
 use crate::policy::{Acts, Left, Next, Policy};
 use crate::workload::Owner;
@@ -27,6 +27,8 @@ pub struct Options {
     pub plan: u64,
     /// Whether a PMU tells what a working set's refill costs.
     pub pmu: bool,
+    /// Whether the planner's sentences are printed.
+    pub say: bool,
 }
 
 impl Default for Options {
@@ -40,6 +42,7 @@ impl Default for Options {
             sample: 100_000_000,
             plan: 1_000_000_000,
             pmu: true,
+            say: false,
         }
     }
 }
@@ -182,6 +185,11 @@ impl Perigee {
             })
             .collect();
         let decisions = self.planner.plan(Nanos(w.now), &host, &views);
+        if self.options.say {
+            for d in &decisions {
+                println!("{:>7.3} s {}: {}", w.now as f64 / 1e9, d.vm, d.event);
+            }
+        }
         for decision in decisions.into_iter().filter(|d| d.acts()) {
             let wish = Event::PreferredNode {
                 vm: decision.vm,
@@ -244,8 +252,10 @@ impl Policy for Perigee {
                 let id = id(w, *vcpu);
                 self.tell(w, Event::VcpuAdded { vcpu: id, spec }, acts);
                 if self.options.pmu {
+                    let wait = vm.kind.misses() / 1000.0 * 80.0 / crate::workload::OVERLAP;
                     let refill = Event::CachePenalty {
                         vcpu: id,
+                        stall: Score((wait / (1.0 + wait) * 65536.0) as u32),
                         penalty: Nanos::ZERO,
                         refill: Nanos((1.5 * vm.kind.working_set() / 8.0) as u64),
                     };

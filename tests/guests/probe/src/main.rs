@@ -9,6 +9,7 @@
 //! | `bench count=N` | N operations of each class of exit ([`bench`]) |
 //! | `touch layout=NAME seed=S mib=M seconds=T` | visits pages as the seed draws ([`touch`]) |
 //! | `idle seconds=T` | sleeps |
+//! | `count seconds=T` | counts its own progress ([`count`]) |
 //! | `exact seed=S rounds=N from=MIB mib=M step=4k or 2m` | reads and writes drawn blocks once each ([`exact`]) |
 //!
 //! `cpus=2` starts a second processor for what can use one.
@@ -22,6 +23,7 @@ mod apic;
 mod bench;
 mod board;
 mod console;
+mod count;
 mod cpu;
 mod entry;
 mod exact;
@@ -48,6 +50,8 @@ fn main(words: &Words<'_>) -> ! {
         touch::run(words, cpus)
     } else if words.has("idle") {
         touch::idle(words)
+    } else if words.has("count") {
+        count::run(words)
     } else if words.has("exact") {
         exact::run(words)
     } else {

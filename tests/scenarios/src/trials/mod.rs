@@ -13,6 +13,7 @@ pub mod operator;
 mod random;
 pub mod restarts;
 pub mod sabotage;
+pub mod schedule;
 pub mod starved;
 pub mod topology;
 pub mod truth;
@@ -28,6 +29,7 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         guests::scenarios(),
         operator::scenarios(),
         locality::scenarios(),
+        schedule::scenarios(),
         sabotage::scenarios(),
         starved::scenarios(),
         vmcs::scenarios(seed),
