@@ -1,6 +1,7 @@
 //! The machine comes up, understands itself, and guests live on it.
 
-use telemetry::Topology;
+use telemetry::{Choice, Event, Topology};
+use units::NodeId;
 
 use crate::{Evidence, Machine, Outcome, Scenario, Vm};
 
@@ -24,12 +25,56 @@ pub fn scenarios() -> Vec<Scenario> {
             |e| e.every_guest_is_well(2),
         )
         .on_bochs(Machine::row(4, 1, 256))
-        .quick_in_bochs()
         .vm(Vm::linux("alpha"))
         .vm(Vm::linux("beta")
             .set("memory_nodes", "[3]")
             .set("start_node", "0")),
+        Scenario::full(
+            "two-small-guests",
+            "two small Linux guests on two nodes; the one that is far from its memory is brought together with it",
+            |e| {
+                e.every_guest_is_well(1)?;
+                came_together(e, "beta")
+            },
+        )
+        .on(Machine::row(2, 1, 256))
+        .quick_in_bochs()
+        .vm(small("alpha", 4))
+        .vm(small("beta", 8)
+            .set("memory_nodes", "[1]")
+            .set("start_node", "0")),
     ]
+}
+
+fn small(name: &str, seconds: u32) -> Vm {
+    Vm::linux(name)
+        .set("cpus", "1")
+        .set("memory", "\"96M\"")
+        .workload(&format!("--mib 8 --seconds {seconds}"))
+}
+
+/// Pages of this VM, or its virtual CPU, went where the other was, and the record says why.
+fn came_together(evidence: &Evidence, vm: &str) -> Result<(), String> {
+    let went = evidence.events().any(|event| match event {
+        Event::PagesMoved {
+            name,
+            from: NodeId(1),
+            to: NodeId(0),
+            bytes,
+            reason,
+            ..
+        } => name == vm && *bytes > 0 && reason.contains("to node0"),
+        Event::Plan {
+            name,
+            chosen: Choice::MoveVcpus { to: NodeId(1), .. },
+            ..
+        } => name == vm,
+        _ => false,
+    });
+    match went {
+        true => Ok(()),
+        false => Err(format!("{vm} and its memory stayed apart")),
+    }
 }
 
 fn ended_cleanly(evidence: &Evidence) -> Result<(), String> {
@@ -90,7 +135,7 @@ pub fn topology_matches(machine: &Machine, seen: &Topology) -> Result<(), String
 mod tests {
     use super::*;
     use telemetry::{CpuReport, NodeReport};
-    use units::{ApicId, CpuId, NodeId, ProximityDomain};
+    use units::{ApicId, CpuId, ProximityDomain};
 
     fn seen() -> Topology {
         let node = |n| NodeReport {

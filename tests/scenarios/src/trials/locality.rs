@@ -44,7 +44,6 @@ pub fn scenarios() -> Vec<Scenario> {
         )
         .vm(far().set("mode", "\"off\""))
         .on_bochs(Machine::row(4, 2, 256))
-        .quick_in_bochs()
         .type_after(COUNTED, &format!("{LOOK}{SWITCH_ON}"))
         .type_after(LATE, &format!("{LOOK}why far\r")),
         Scenario::quick(
