@@ -48,6 +48,12 @@ sabotages! {
     MutateVmcs = "mutate-vmcs",
     /// The first VM's first virtual CPU gets an RFLAGS that no processor accepts, at its 5000th entry.
     BreakVmcs = "break-vmcs",
+    /// The end of a level-triggered interrupt never reaches the I/O APIC.
+    LostEoi = "lost-eoi",
+    /// An NMI is delivered into the handler of another.
+    NestedNmi = "nested-nmi",
+    /// A virtual CPU's floating-point registers are not saved when it leaves its CPU.
+    StaleFpu = "stale-fpu",
 }
 
 impl fmt::Display for Sabotage {

@@ -13,17 +13,22 @@ pub enum GuestKernel {
     File(std::path::PathBuf),
     /// The micro-kernel that is measured with (`tests/guests/probe`).
     Probe,
+    /// A micro-kernel of `tests/guests`, by its package's name.
+    Micro(String),
     /// A name that is on no medium, for a VM that cannot be started.
     Absent,
     /// A path below `/perigee` that the scenario itself puts there (`Scenario::file`).
     OnMedium(String),
 }
 
+/// How the name of a micro-kernel begins on a command line.
+const MICRO: &str = "micro:";
+
 impl GuestKernel {
     /// What a path on the medium begins with.
     pub const MEDIUM: &str = "medium:";
 
-    /// From a command line: `debian-6.1`, `debian-6.12`, `probe`, `absent` or a path.
+    /// From a command line: `debian-6.1`, `debian-6.12`, `probe`, `micro:NAME`, `absent` or a path.
     pub fn parse(text: &str) -> Self {
         match text {
             "debian-6.1" => Self::Debian61,
@@ -33,7 +38,23 @@ impl GuestKernel {
             on_medium if on_medium.starts_with(Self::MEDIUM) => {
                 Self::OnMedium(on_medium[Self::MEDIUM.len()..].into())
             }
-            path => Self::File(path.into()),
+            text => match text.strip_prefix(MICRO) {
+                Some(name) => Self::Micro(name.into()),
+                None => Self::File(text.into()),
+            },
+        }
+    }
+
+    /// The text that [`GuestKernel::parse`] makes this of.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Debian61 => "debian-6.1".into(),
+            Self::Debian612 => "debian-6.12".into(),
+            Self::File(path) => path.display().to_string(),
+            Self::Probe => "probe".into(),
+            Self::Micro(name) => format!("{MICRO}{name}"),
+            Self::Absent => "absent".into(),
+            Self::OnMedium(path) => format!("{}{path}", Self::MEDIUM),
         }
     }
 }
@@ -79,6 +100,19 @@ impl Vm {
         .workload(words)
         .set("cpus", "1")
         .set("memory", "\"128M\"")
+    }
+
+    /// A micro-kernel of `tests/guests` with 1 CPU and 32 MiB, told what to do by `append`; it powers off at its end.
+    pub fn micro(name: &str, guest: &str, append: &str) -> Self {
+        Self {
+            kernel: GuestKernel::Micro(guest.into()),
+            ..Self::linux(name)
+        }
+        .without_initrd()
+        .append(append)
+        .set("boot", "\"multiboot\"")
+        .set("cpus", "1")
+        .set("memory", "\"32M\"")
     }
 
     /// The same VM with `key = value` in its table; `value` is TOML (`"[3]"`, `"\"off\""`).

@@ -345,6 +345,7 @@ impl Plan {
         let name = match &source {
             Source::Kernel(GuestKernel::Debian612) => "vmlinuz-6.12".to_string(),
             Source::Kernel(GuestKernel::Probe) => "probe".to_string(),
+            Source::Kernel(GuestKernel::Micro(name)) => format!("{name}.elf"),
             Source::Kernel(_) => "vmlinuz-6.1".to_string(),
             Source::OurInitramfs => "initrd.gz".to_string(),
             Source::File(path) => {
@@ -446,14 +447,7 @@ impl Wishes {
             for (key, toml) in &vm.keys {
                 table.insert(key.clone(), literal(key, toml)?);
             }
-            let kernel = match &vm.kernel {
-                GuestKernel::Debian61 => "debian-6.1".into(),
-                GuestKernel::Debian612 => "debian-6.12".into(),
-                GuestKernel::File(path) => path.display().to_string(),
-                GuestKernel::Absent => "absent".into(),
-                GuestKernel::Probe => "probe".into(),
-                GuestKernel::OnMedium(path) => format!("{}{path}", GuestKernel::MEDIUM),
-            };
+            let kernel = vm.kernel.text();
             let mut set = |key: &str, text: Option<String>| {
                 text.map(|t| table.insert(key.into(), Value::String(t)))
             };

@@ -2,9 +2,11 @@
 
 use super::{After, Context, complete, general_protection};
 use crate::arch;
+use crate::sabotage;
 use crate::virt::speculation;
 use crate::virt::{Backend, ControlRegister, Direction, Gpr, VcpuState};
 use crate::vm::{self, clock};
+use config::Sabotage;
 use core::sync::atomic::Ordering::Relaxed;
 use devices::{Effect, LocalApic};
 use guest::msr::{self, EmulatedMsr, MsrAction, StoredMsr};
@@ -143,6 +145,7 @@ fn write<B: Backend>(ctx: &mut Context<'_, B>, number: u32, value: u64) -> Resul
 pub fn apic_effect<B: Backend>(ctx: &Context<'_, B>, effect: Option<Effect>) {
     match effect {
         Some(Effect::Ipi(message)) => vm::deliver(ctx.hv, ctx.vm, &message),
+        Some(Effect::EoiBroadcast(_)) if sabotage::on(Sabotage::LostEoi) => {}
         Some(Effect::EoiBroadcast(vector)) => {
             vm::with_board(ctx.hv, ctx.vm, |board, _| board.eoi(vector))
         }

@@ -8,8 +8,10 @@
 //! values stay in the processor while it runs and exits; they are saved only when another virtual
 //! CPU takes the processor or this one leaves it (SDM 1 chapter 13, APM 2 11.5).
 
+use crate::sabotage;
 use alloc::vec;
 use alloc::vec::Vec;
+use config::Sabotage;
 use core::arch::asm;
 use core::arch::x86_64::{__cpuid_count, _xgetbv};
 use raw_cpuid::CpuId;
@@ -137,6 +139,9 @@ impl FpuState {
     /// Takes the state out of the processor.
     pub fn save(&mut self) {
         self.loaded = false;
+        if sabotage::on(Sabotage::StaleFpu) {
+            return;
+        }
         let area = self.area.as_mut_ptr();
         if self.features.host_xcr0 == 0 {
             // SAFETY: 512 bytes at least, 64-byte aligned, exclusively borrowed.

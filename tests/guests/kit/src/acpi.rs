@@ -33,9 +33,14 @@ impl Tables {
             off_type: 0,
             timer_pin: 2,
         };
-        let Some(rsdt) = root() else { return found };
-        for index in 0..(peek::<u32>(rsdt + 4).saturating_sub(36) / 4).min(64) {
-            let table = u64::from(peek::<u32>(rsdt + 36 + 4 * u64::from(index)));
+        let Some((root, entry_bytes)) = root() else {
+            return found;
+        };
+        let entries = peek::<u32>(root + 4).saturating_sub(36) / entry_bytes;
+        for index in 0..entries.min(64) {
+            let at = root + 36 + u64::from(entry_bytes * index);
+            // Everything lies below 4 GiB.
+            let table = u64::from(peek::<u32>(at));
             match &peek::<[u8; 4]>(table) {
                 b"APIC" => found.madt(table),
                 b"FACP" => found.fadt(table),
@@ -64,10 +69,21 @@ impl Tables {
 
     /// FADT (ACPI 6.5, 5.2.9).
     fn fadt(&mut self, table: u64) {
-        self.pm1a_control = peek::<u32>(table + 64) as u16;
-        self.pm_timer = peek::<u32>(table + 76) as u16;
+        let (control, timer) = (
+            peek::<u32>(table + 64) as u16,
+            peek::<u32>(table + 76) as u16,
+        );
+        if control != 0 {
+            self.pm1a_control = control;
+        }
+        if timer != 0 {
+            self.pm_timer = timer;
+        }
         self.pm_timer_is_32_bit = peek::<u32>(table + 112) & TIMER_IS_32_BIT != 0;
-        let dsdt = u64::from(peek::<u32>(table + 40));
+        let dsdt = match peek::<u32>(table + 40) {
+            0 => peek(table + 140),
+            dsdt => u64::from(dsdt),
+        };
         let length = u64::from(peek::<u32>(dsdt + 4)).min(1 << 20);
         // `\_S5_` is a package whose first element is SLP_TYP: NameOp, name, PackageOp, length, count, then a byte.
         let name = (36..length.saturating_sub(8)).find(|i| &peek::<[u8; 4]>(dsdt + i) == b"_S5_");
@@ -81,8 +97,8 @@ impl Tables {
     }
 }
 
-/// The RSDT, through the RSDP in the EBDA or the BIOS area (ACPI 6.5, 5.2.5.1).
-fn root() -> Option<u64> {
+/// The XSDT or the RSDT and the bytes of its entries, through the RSDP in the EBDA or the BIOS area (ACPI 6.5, 5.2.5).
+fn root() -> Option<(u64, u32)> {
     let ebda = u64::from(peek::<u16>(EBDA_POINTER)) << 4;
     let areas = [(ebda, 1024), (0xe0000, 0x20000)];
     let pointer = areas.into_iter().find_map(|(from, bytes)| {
@@ -91,6 +107,11 @@ fn root() -> Option<u64> {
             .filter(|at| *at >= 0x400)
             .find(|at| &peek::<[u8; 8]>(*at) == b"RSD PTR ")
     })?;
+    let since_2_0 = peek::<u8>(pointer + 15) >= 2;
+    let xsdt = if since_2_0 { peek(pointer + 24) } else { 0_u64 };
     let rsdt = u64::from(peek::<u32>(pointer + 16));
-    (rsdt != 0 && &peek::<[u8; 4]>(rsdt) == b"RSDT").then_some(rsdt)
+    [(xsdt, b"XSDT", 8), (rsdt, b"RSDT", 4)]
+        .into_iter()
+        .find(|(at, name, _)| *at != 0 && peek::<[u8; 4]>(*at) == **name)
+        .map(|(at, _, bytes)| (at, bytes))
 }

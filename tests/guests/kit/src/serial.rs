@@ -21,6 +21,17 @@ impl Write for Port {
     }
 }
 
+/// The port as the kit needs it, whatever was written to its registers: 8 bits, no interrupts (16550, table II).
+pub fn reset() {
+    outb(COM1 + 3, 0x83);
+    outb(COM1, 1);
+    outb(COM1 + 1, 0);
+    outb(COM1 + 3, 0x03);
+    outb(COM1 + 1, 0);
+    outb(COM1 + 2, 0);
+    outb(COM1 + 4, 0x03);
+}
+
 /// Sends a byte once there is room.
 pub fn send(byte: u8) {
     // Bounded: a port that is never ready must not hide what else went wrong.

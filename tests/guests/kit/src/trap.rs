@@ -57,6 +57,7 @@ pub struct Caught {
 global_asm!(
     ".text",
     ".balign 16",
+    ".global kit_vectors",
     "kit_vectors:",
     ".set kit_vector, 0",
     ".rept 256",

@@ -7,6 +7,7 @@ pub mod crowded;
 pub mod ends;
 pub mod exact;
 pub mod guests;
+pub mod hostile;
 pub mod locality;
 mod observed;
 pub mod operator;
@@ -14,6 +15,7 @@ mod random;
 pub mod restarts;
 pub mod sabotage;
 pub mod schedule;
+pub mod selftests;
 pub mod starved;
 pub mod topology;
 pub mod truth;
@@ -36,6 +38,8 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         bad_input::scenarios(),
         restarts::scenarios(),
         crowded::scenarios(),
+        selftests::scenarios(),
+        hostile::scenarios(seed),
         topology::scenarios(seed),
         exact::scenarios(seed),
         truth::scenarios(seed),

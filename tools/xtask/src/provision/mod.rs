@@ -78,6 +78,7 @@ impl Part {
             GuestKernel::Debian612 => Some(Self::Kernel612),
             GuestKernel::File(_)
             | GuestKernel::Probe
+            | GuestKernel::Micro(_)
             | GuestKernel::Absent
             | GuestKernel::OnMedium(_) => None,
         }
@@ -250,6 +251,7 @@ impl Lab {
             GuestKernel::Debian61 => self.kernel_61.clone(),
             GuestKernel::Debian612 => self.kernel_612.clone(),
             GuestKernel::File(path) => Some(path.clone()),
+            GuestKernel::Micro(name) => Some(crate::micro::place(name)),
             GuestKernel::Probe | GuestKernel::Absent | GuestKernel::OnMedium(_) => None,
         }
     }
