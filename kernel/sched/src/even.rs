@@ -8,8 +8,8 @@ use units::{CpuId, Nanos, NodeId, VcpuId};
 use crate::event::Commands;
 use crate::scheduler::Scheduler;
 
-/// Moves for load in one look, if the host has no more nodes than that; more would act on loads that
-/// the first ones have changed.
+/// Moves for load in one look, inside each node or between nodes; more would act on loads that the
+/// first ones have changed.
 const MOVES_PER_LOOK: usize = 4;
 
 /// Load is counted in weight x this, so that small parts of small weights do not vanish.
@@ -51,16 +51,40 @@ impl Scheduler {
             .map(|(id, c)| (self.load_on(id), id, c.place.node))
             .collect();
         let mean = loads.iter().map(|(l, ..)| l).sum::<u64>() / (loads.len() as u64).max(1);
+        loads.sort_unstable_by_key(|(load, cpu, node)| (*node, Reverse(*load), *cpu));
+        let inside = self.tunables.imbalance_inside;
         let mut moved = false;
-        for _ in 0..MOVES_PER_LOOK.max(self.nodes.len()) {
-            let Some(best) = self.best_exchange(now, &mut loads, mean) else {
+        // Nodes do not meddle with one another, so each is evened out by itself.
+        for node in loads.chunk_by_mut(|a, b| a.2 == b.2) {
+            moved |= self.even_out_among(now, node, inside, mean, out);
+        }
+        if moved || self.nodes.len() < 2 {
+            return moved;
+        }
+        let across = self.tunables.imbalance_across;
+        self.even_out_among(now, &mut loads, across, mean, out)
+    }
+
+    /// Moves among these CPUs until nothing is worth it or enough was done; false if nothing was.
+    fn even_out_among(
+        &mut self,
+        now: Nanos,
+        loads: &mut [(u64, CpuId, NodeId)],
+        limit_per_cent: u32,
+        mean: u64,
+        out: &mut Commands,
+    ) -> bool {
+        let mut moved = false;
+        for _ in 0..MOVES_PER_LOOK {
+            loads.sort_unstable_by_key(|(load, cpu, _)| (Reverse(*load), *cpu));
+            let Some(best) = self.best_exchange(now, loads, limit_per_cent, mean) else {
                 break;
             };
             moved = true;
             // A running vCPU goes later, but its load is as good as there.
             let back = best.back.map_or(0, |id| self.load_of(id));
             let shift = self.load_of(best.vcpu).saturating_sub(back);
-            for (load, cpu, _) in &mut loads {
+            for (load, cpu, _) in &mut *loads {
                 if *cpu == best.from.0 {
                     *load = load.saturating_sub(shift);
                 } else if *cpu == best.to.0 {
@@ -88,37 +112,16 @@ impl Scheduler {
         }
     }
 
-    /// The best single move or swap; None if none is worth it.
-    ///
-    /// Compared are the most and the least loaded CPUs of each node with one another, and the most
-    /// loaded of all with the least loaded of all.
+    /// The best single move or swap between the loaded end of a list in falling order of load and its other
+    /// end; None if none is worth it.
     fn best_exchange(
-        &self,
-        now: Nanos,
-        loads: &mut [(u64, CpuId, NodeId)],
-        mean: u64,
-    ) -> Option<Exchange> {
-        let mut best: Option<Exchange> = None;
-        loads.sort_unstable_by_key(|(load, cpu, node)| (*node, Reverse(*load), *cpu));
-        for node in loads.chunk_by(|a, b| a.2 == b.2) {
-            self.compare_ends(now, node, self.tunables.imbalance_inside, mean, &mut best);
-        }
-        if best.is_none() && self.nodes.len() > 1 {
-            loads.sort_unstable_by_key(|(load, cpu, _)| (Reverse(*load), *cpu));
-            self.compare_ends(now, loads, self.tunables.imbalance_across, mean, &mut best);
-        }
-        best
-    }
-
-    /// Compares the loaded end of a list in falling order of load with its other end.
-    fn compare_ends(
         &self,
         now: Nanos,
         loads: &[(u64, CpuId, NodeId)],
         limit_per_cent: u32,
         mean: u64,
-        best: &mut Option<Exchange>,
-    ) {
+    ) -> Option<Exchange> {
+        let mut best: Option<Exchange> = None;
         for &(a, from, from_node) in loads.iter().take(ENDS) {
             for &(b, to, to_node) in loads.iter().rev().take(ENDS) {
                 let gap = a.saturating_sub(b);
@@ -130,7 +133,7 @@ impl Scheduler {
                 }
                 for (gain, vcpu, back) in self.exchanges(now, from, to, gap, mean) {
                     if gain > 0 && best.is_none_or(|b| gain > b.gain) {
-                        *best = Some(Exchange {
+                        best = Some(Exchange {
                             gain,
                             vcpu,
                             back,
@@ -141,6 +144,7 @@ impl Scheduler {
                 }
             }
         }
+        best
     }
 
     /// Moves and swaps between two CPUs whose loads differ by `gap`, with what each is worth.
