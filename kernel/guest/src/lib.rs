@@ -14,8 +14,9 @@
 //!   sees what somebody decided it may see, and a bit that a future CPU invents is off.
 //!   [`pvclock`] gives the bytes of the KVM-compatible clock and steal-time pages.
 //! * **Touching.** [`walk`] translates guest-virtual addresses as the processor would, [`mmio`]
-//!   decodes and executes the instruction behind a device access, and [`inject`] says what
-//!   becomes of an exception that meets another one on its way.
+//!   decodes and executes the instruction behind a device access, [`inject`] says what
+//!   becomes of an exception that meets another one on its way, and [`task_switch`] does what hardware
+//!   leaves to software.
 //!
 //! Invariants:
 //! * No input panics: images, tables, instruction bytes, page tables and register values are all
@@ -42,6 +43,7 @@ pub mod multiboot;
 pub mod pvclock;
 pub mod shape;
 pub mod speculation;
+pub mod task_switch;
 pub mod walk;
 
 pub use entry::EntryState;

@@ -200,6 +200,8 @@ fn slice<B: Backend>(
         match exits::handle(&mut ctx, exit) {
             After::Resume => {}
             After::Yield => return End::Spins,
+            // A trap that HLT left behind, a single step, ends the wait at once.
+            After::Halt if core.hw.event_pending() => {}
             After::Halt => {
                 let deaf = core.hw.rflags() & RFLAGS_IF == 0;
                 vcpu.deaf.store(deaf, SeqCst);

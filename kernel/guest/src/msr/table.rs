@@ -142,6 +142,9 @@ fn amd(msr: u32) -> Option<(u64, Writes)> {
         0xC001_0010 => (0, Writes::Ignored),
         // HWCR: TscFreqSel, the TSC counts at the P0 frequency; Linux complains if it is clear.
         0xC001_0015 => (1 << 24, Writes::Ignored),
+        // PERF_CTL0 to 3 and PERF_CTR0 to 3 are there on every processor, whatever CPUID says (APM 2 13.2.1).
+        // These never count.
+        0xC001_0000..=0xC001_0007 => (0, Writes::Ignored),
         // NB_CFG1, PATCH_LOADER, interrupt pending message, MMIO configuration base.
         0xC001_001F | 0xC001_0020 | 0xC001_0055 | 0xC001_0058 => (0, Writes::Ignored),
         // IC_CFG, DC_CFG, BU_CFG (TW_CFG), BU_CFG2, EX_CFG: chicken bits of errata that are the host's business.

@@ -125,7 +125,14 @@ fn linux_finds_what_it_reads_without_being_ready_for_a_fault() {
         0x4B56_4D01,
         0x4B56_4D03,
     ];
-    let amd = [0x8B, 0xC001_0010, 0xC001_0015, 0xC001_1029];
+    let amd = [
+        0x8B,
+        0xC001_0000,
+        0xC001_0007,
+        0xC001_0010,
+        0xC001_0015,
+        0xC001_1029,
+    ];
     let intel = [0x8B, 0x17, 0x34, 0x3A, 0x1A0];
     for (p, own) in [
         (policy(&Everything(AMD)), &amd[..]),
@@ -150,6 +157,7 @@ fn linux_finds_what_it_reads_without_being_ready_for_a_fault() {
     assert_eq!(p.classify(0x1A0, Read), MsrAction::Deny, "Intel's");
     let p = policy(&Everything(INTEL));
     assert_eq!(p.classify(0xC001_0015, Read), MsrAction::Deny, "AMD's");
+    assert_eq!(p.classify(0xC001_0000, Read), MsrAction::Deny, "AMD's");
     assert_eq!(
         p.classify(0x8B, Write),
         MsrAction::IgnoreWrite,

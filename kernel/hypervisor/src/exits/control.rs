@@ -179,7 +179,11 @@ fn write_cr4<B: Backend>(ctx: &mut Context<'_, B>, value: u64) -> bool {
 }
 
 /// With PAE paging a MOV to CR0 or CR4 loads four page-directory pointers (SDM 3A 4.4.1).
-fn pdptes_are_accepted<B: Backend>(ctx: &mut Context<'_, B>, cr0: u64, cr4: u64) -> bool {
+pub(super) fn pdptes_are_accepted<B: Backend>(
+    ctx: &mut Context<'_, B>,
+    cr0: u64,
+    cr4: u64,
+) -> bool {
     /// Bits 31:5 of CR3.
     const TABLE: u64 = 0xffff_ffe0;
     if cr0 & CR0_PG == 0 || cr4 & CR4_PAE == 0 || ctx.core.hw.efer() & EFER_LMA != 0 {

@@ -14,6 +14,9 @@ const EFER_LMA: u64 = 1 << 10;
 const CR0_PE: u64 = 1;
 const RFLAGS_VM: u64 = 1 << 17;
 const RFLAGS_RF: u64 = 1 << 16;
+const RFLAGS_TF: u64 = 1 << 8;
+/// DR6: a single step.
+const DR6_BS: u64 = 1 << 14;
 /// Segment attributes (packed): L and D/B.
 const ATTRIBUTE_LONG: u16 = 1 << 9;
 const ATTRIBUTE_BIG: u16 = 1 << 10;
@@ -154,7 +157,7 @@ pub fn advance<B: Backend>(ctx: &mut Context<'_, B>) -> Result<(), After> {
     Ok(())
 }
 
-/// Goes past an instruction of known length: RIP moves, its shadow and RF end.
+/// Goes past an instruction of known length: RIP moves, its shadow and RF end, and a single step is told.
 pub fn advance_by<B: Backend>(ctx: &mut Context<'_, B>, length: u8) {
     let next = ctx.core.hw.rip().wrapping_add(u64::from(length));
     let next = if code_size(ctx) == CodeSize::Bits64 {
@@ -166,4 +169,16 @@ pub fn advance_by<B: Backend>(ctx: &mut Context<'_, B>, length: u8) {
     hw.set_rip(next);
     hw.set_rflags(hw.rflags() & !RFLAGS_RF);
     hw.clear_interrupt_shadow();
+    single_step(ctx);
+}
+
+/// The trap of RFLAGS.TF behind an instruction, or an iteration of one, that software has completed (APM 2 13.1.4).
+pub fn single_step<B: Backend>(ctx: &mut Context<'_, B>) {
+    let hw = &mut ctx.core.hw;
+    if hw.rflags() & RFLAGS_TF == 0 {
+        return;
+    }
+    hw.set_dr6(hw.dr6() | DR6_BS);
+    // The instruction is complete, so there is nothing that the trap could meet on its way.
+    let _resumes = super::event::raise(ctx, super::event::VECTOR_DEBUG, None);
 }

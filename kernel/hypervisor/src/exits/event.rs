@@ -10,7 +10,7 @@ use alloc::format;
 use alloc::string::String;
 use guest::inject::{Delivery, Exception, Interrupted, combine};
 
-const VECTOR_DEBUG: u8 = 1;
+pub const VECTOR_DEBUG: u8 = 1;
 const VECTOR_ALIGNMENT: u8 = 17;
 const VECTOR_MACHINE_CHECK: u8 = 18;
 

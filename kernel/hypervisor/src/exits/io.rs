@@ -12,6 +12,7 @@ use iced_x86::{Instruction, OpKind, Register};
 /// Elements of a REP INS or OUTS that one exit completes; the instruction continues by another exit.
 const ELEMENTS_PER_EXIT: u64 = 64;
 const RFLAGS_DF: u64 = 1 << 10;
+const RFLAGS_TF: u64 = 1 << 8;
 
 /// A port was accessed.
 pub fn handle<B: Backend>(ctx: &mut Context<'_, B>, access: IoAccess) -> After {
@@ -77,6 +78,11 @@ fn string<B: Backend>(ctx: &mut Context<'_, B>, access: IoAccess, size: AccessSi
             return complete(ctx, After::Resume);
         }
         store(ctx, Gpr::RCX, count - 1, mask);
+        if ctx.core.hw.rflags() & RFLAGS_TF != 0 && count > 1 {
+            // A single step ends each iteration; the instruction runs again for the next.
+            decode::single_step(ctx);
+            return After::Resume;
+        }
     }
     After::Resume
 }

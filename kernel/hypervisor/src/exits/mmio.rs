@@ -62,8 +62,9 @@ fn emulate<B: Backend>(ctx: &mut Context<'_, B>, fault: NestedFault) -> After {
     match completion {
         Ok(done) => {
             registers.put_back(ctx);
-            if done == Completion::Advance {
-                decode::advance_by(ctx, instruction.length);
+            match done {
+                Completion::Advance => decode::advance_by(ctx, instruction.length),
+                Completion::Repeat => decode::single_step(ctx),
             }
             After::Resume
         }

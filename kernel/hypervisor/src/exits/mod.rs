@@ -12,6 +12,7 @@ mod event;
 mod io;
 mod mmio;
 mod msr;
+mod task;
 
 use crate::virt::{Backend, Event, Exit, VcpuState};
 use crate::vm::{Hypervisor, Vcpu, VcpuCore, Vm};
@@ -94,9 +95,7 @@ fn dispatch<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit) -> After {
             );
             general_protection(ctx)
         }
-        Exit::TaskSwitch => After::Fault(String::from(
-            "the guest switched tasks by hardware, which Perigee does not do yet",
-        )),
+        Exit::TaskSwitch { selector, source } => task::handle(ctx, selector, source),
         Exit::Shutdown => After::Fault(String::from("the guest triple-faulted")),
         Exit::PlatformEvent(what) => {
             log::debug!(

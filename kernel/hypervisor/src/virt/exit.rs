@@ -92,6 +92,19 @@ impl fmt::Display for Culprit {
     }
 }
 
+/// What asked for a task switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskSource {
+    /// A far CALL.
+    Call,
+    /// IRET.
+    Iret,
+    /// A far JMP.
+    Jump,
+    /// An event whose gate is a task gate; it is the one whose delivery the exit interrupted.
+    Gate,
+}
+
 /// Why a guest stopped.
 #[derive(Clone, Copy, Debug)]
 pub enum Exit {
@@ -141,8 +154,13 @@ pub enum Exit {
     NotOffered(&'static str),
     /// An instruction that privileged software uses but this guest may not: it becomes #GP.
     NotAllowed(&'static str),
-    /// A hardware task switch.
-    TaskSwitch,
+    /// A hardware task switch, which software must do.
+    TaskSwitch {
+        /// Selector of the incoming task's TSS.
+        selector: u16,
+        /// What asked for it.
+        source: TaskSource,
+    },
     /// The guest triple-faulted.
     Shutdown,
     /// SMI or INIT arrived for the host.

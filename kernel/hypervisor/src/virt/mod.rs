@@ -19,13 +19,15 @@ pub mod svm;
 pub mod vmx;
 mod words;
 
-pub use exit::{ControlRegister, CrSource, Culprit, Direction, Exit, IoAccess, NestedFault};
+pub use exit::{
+    ControlRegister, CrSource, Culprit, Direction, Exit, IoAccess, NestedFault, TaskSource,
+};
 pub use regs::{Event, EventKind, Gpr, Regs, SegmentName};
 
 use crate::vm::Hypervisor;
 use core::fmt;
 use guest::EntryState;
-use guest::entry::Segment;
+use guest::entry::{Segment, TableRegister};
 use spin::Once;
 use units::{Frame, Gpa, NodeId};
 
@@ -91,6 +93,15 @@ pub trait Backend: fmt::Debug + Sized + Send + Sync + 'static {
     fn hypervisor() -> &'static Once<Hypervisor<Self>>;
 }
 
+/// Whether NMIs wait for the end of a handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NmiBlocking {
+    /// A handler runs.
+    Blocked,
+    /// None runs.
+    Open,
+}
+
 /// What may be looked at and changed between two entries.
 pub trait VcpuState {
     /// General-purpose registers; `rsp` and `rax` included.
@@ -130,8 +141,22 @@ pub trait VcpuState {
     fn set_tsc_aux(&mut self, value: u64);
     /// A segment register.
     fn segment(&self, name: SegmentName) -> Segment;
+    /// Sets a segment register; the caller has checked it.
+    fn set_segment(&mut self, name: SegmentName, segment: Segment);
+    /// The global descriptor table.
+    fn gdtr(&self) -> TableRegister;
     /// Current privilege level.
     fn cpl(&self) -> u8;
+    /// Sets the privilege level, where it is not the stack segment's.
+    fn set_cpl(&mut self, _cpl: u8) {}
+    /// DR6 of the guest.
+    fn dr6(&self) -> u64;
+    /// Sets DR6; only while the virtual CPU is loaded.
+    fn set_dr6(&mut self, value: u64);
+    /// DR7 of the guest.
+    fn dr7(&mut self) -> u64;
+    /// Sets DR7.
+    fn set_dr7(&mut self, value: u64);
     /// What is added to the host's TSC when the guest reads its own.
     fn set_tsc_offset(&mut self, offset: u64);
     /// The task priority as CR8 shows it.
@@ -155,6 +180,9 @@ pub trait VcpuState {
     fn descriptor_tables(&self) -> [(&'static str, u64, u32); 4];
     /// Delivers `event` at the next entry.
     fn inject(&mut self, event: Event);
+    /// Software has delivered an NMI, or executed the IRET that ends its handler, where the processor would have
+    /// blocked NMIs or let them in again.
+    fn set_nmi_blocking(&mut self, _blocking: NmiBlocking) {}
     /// The event whose delivery the last exit interrupted, taken out.
     fn take_interrupted_event(&mut self) -> Option<Event>;
     /// Asks for (or no longer for) an exit as soon as [`Self::interruptible`] becomes true.

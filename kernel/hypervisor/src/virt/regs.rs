@@ -69,6 +69,10 @@ pub enum SegmentName {
     Gs,
     /// SS.
     Ss,
+    /// TR.
+    Tr,
+    /// LDTR.
+    Ldtr,
 }
 
 /// Kinds of event a guest can be given (APM 2 15.20, SDM 3C 25.8.3).

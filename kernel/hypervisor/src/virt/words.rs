@@ -41,7 +41,7 @@ impl fmt::Display for Exit {
             }
             Self::NotOffered(what) => write!(f, "{what}, which is not offered"),
             Self::NotAllowed(what) => write!(f, "{what}, which is not allowed"),
-            Self::TaskSwitch => f.write_str("task switch"),
+            Self::TaskSwitch { selector, .. } => write!(f, "task switch to {selector:#x}"),
             Self::Shutdown => f.write_str("triple fault"),
             Self::PlatformEvent(what) => write!(f, "{what} for the host"),
             Self::InvalidState { detail, .. } => {

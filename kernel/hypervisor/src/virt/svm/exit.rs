@@ -2,8 +2,10 @@
 
 use super::cpu::SvmCpu;
 use super::vcpu::SvmVcpu;
-use super::vmcb::code;
-use crate::virt::{ControlRegister, CrSource, Direction, Exit, Gpr, IoAccess, NestedFault};
+use super::vmcb::{EVENT_VALID, code};
+use crate::virt::{
+    ControlRegister, CrSource, Direction, Exit, Gpr, IoAccess, NestedFault, TaskSource,
+};
 use units::Gpa;
 
 /// EXITINFO1 of a decoded CR move: the instruction was a MOV (APM 2 15.8.1).
@@ -56,7 +58,10 @@ pub fn classify(cpu: &SvmCpu, vcpu: &SvmVcpu) -> Exit {
         code::INVLPGA | code::VMRUN | code::VMLOAD..=code::SKINIT => {
             Exit::NotOffered("an SVM instruction")
         }
-        code::TASK_SWITCH => Exit::TaskSwitch,
+        code::TASK_SWITCH => Exit::TaskSwitch {
+            selector: info1 as u16,
+            source: task_source(info2, control.exit_int_info),
+        },
         code::SHUTDOWN => Exit::Shutdown,
         code::SMI => Exit::PlatformEvent("SMI"),
         code::INIT => Exit::PlatformEvent("INIT"),
@@ -66,6 +71,19 @@ pub fn classify(cpu: &SvmCpu, vcpu: &SvmVcpu) -> Exit {
             info1,
             info2,
         },
+    }
+}
+
+/// EXITINFO2 of a task switch, and EXITINTINFO, which holds the event if one caused it (APM 2 15.14.1).
+fn task_source(info2: u64, event: u64) -> TaskSource {
+    if info2 & 1 << 36 != 0 {
+        TaskSource::Iret
+    } else if info2 & 1 << 38 != 0 {
+        TaskSource::Jump
+    } else if event & EVENT_VALID != 0 {
+        TaskSource::Gate
+    } else {
+        TaskSource::Call
     }
 }
 

@@ -16,7 +16,7 @@ use crate::virt::{
 use core::arch::asm;
 use core::ptr::NonNull;
 use guest::EntryState;
-use guest::entry::Segment;
+use guest::entry::{Segment, TableRegister};
 use units::{Frame, Hpa, PageSize};
 
 const EFER_SVME: u64 = 1 << 12;
@@ -305,6 +305,8 @@ impl VcpuState for SvmVcpu {
             SegmentName::Fs => save.fs,
             SegmentName::Gs => save.gs,
             SegmentName::Ss => save.ss,
+            SegmentName::Tr => save.tr,
+            SegmentName::Ldtr => save.ldtr,
         };
         Segment {
             selector: s.selector,
@@ -313,8 +315,44 @@ impl VcpuState for SvmVcpu {
             attributes: s.attributes,
         }
     }
+    fn set_segment(&mut self, name: SegmentName, segment: Segment) {
+        let save = &mut self.vmcb_mut().save;
+        let place = match name {
+            SegmentName::Cs => &mut save.cs,
+            SegmentName::Ds => &mut save.ds,
+            SegmentName::Es => &mut save.es,
+            SegmentName::Fs => &mut save.fs,
+            SegmentName::Gs => &mut save.gs,
+            SegmentName::Ss => &mut save.ss,
+            SegmentName::Tr => &mut save.tr,
+            SegmentName::Ldtr => &mut save.ldtr,
+        };
+        *place = to_vmcb(segment);
+    }
+    fn gdtr(&self) -> TableRegister {
+        let gdtr = self.vmcb().save.gdtr;
+        TableRegister {
+            base: gdtr.base,
+            limit: gdtr.limit as u16,
+        }
+    }
     fn cpl(&self) -> u8 {
         self.vmcb().save.cpl
+    }
+    fn set_cpl(&mut self, cpl: u8) {
+        self.vmcb_mut().save.cpl = cpl;
+    }
+    fn dr6(&self) -> u64 {
+        self.vmcb().save.dr6
+    }
+    fn set_dr6(&mut self, value: u64) {
+        self.vmcb_mut().save.dr6 = value;
+    }
+    fn dr7(&mut self) -> u64 {
+        self.vmcb().save.dr7
+    }
+    fn set_dr7(&mut self, value: u64) {
+        self.vmcb_mut().save.dr7 = value;
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.vmcb_mut().control.tsc_offset = offset;

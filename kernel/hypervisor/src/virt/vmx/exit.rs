@@ -4,7 +4,7 @@ use super::enter;
 use super::vcpu::VmxVcpu;
 use crate::virt::VcpuState;
 use crate::virt::{
-    ControlRegister, CrSource, Culprit, Direction, Exit, Gpr, IoAccess, NestedFault,
+    ControlRegister, CrSource, Culprit, Direction, Exit, Gpr, IoAccess, NestedFault, TaskSource,
 };
 use units::Gpa;
 use vmcs::control::Primary;
@@ -33,7 +33,7 @@ pub fn classify(vcpu: &mut VmxVcpu) -> Exit {
             vcpu.windows.remove(Primary::NMI_WINDOW);
             Exit::NmiWindow
         }
-        basic::TASK_SWITCH => Exit::TaskSwitch,
+        basic::TASK_SWITCH => task_switch(exit.qualification),
         basic::CPUID => Exit::Cpuid,
         basic::HLT => Exit::Halt,
         basic::INVD | basic::WBINVD => Exit::CacheFlush,
@@ -151,6 +151,20 @@ fn control_register(vcpu: &VmxVcpu, qualification: u64) -> Exit {
     Exit::Cr {
         register,
         direction,
+        source,
+    }
+}
+
+/// SDM 3C table 28-2.
+fn task_switch(qualification: u64) -> Exit {
+    let source = match qualification >> 30 & 3 {
+        0 => TaskSource::Call,
+        1 => TaskSource::Iret,
+        2 => TaskSource::Jump,
+        _ => TaskSource::Gate,
+    };
+    Exit::TaskSwitch {
+        selector: qualification as u16,
         source,
     }
 }

@@ -1,11 +1,15 @@
-#![expect(unsafe_code, reason = "TSC_AUX is switched with the virtual CPU")]
+#![expect(
+    unsafe_code,
+    reason = "TSC_AUX and DR6 are switched with the virtual CPU"
+)]
 //! The registers of a virtual CPU, as everybody above sees them.
 
 use super::vcpu::VmxVcpu;
 use crate::arch::msr;
-use crate::virt::{ControlRegister, Event, EventKind, Regs, SegmentName, VcpuState};
+use crate::virt::{ControlRegister, Event, EventKind, NmiBlocking, Regs, SegmentName, VcpuState};
+use core::arch::asm;
 use guest::EntryState;
-use guest::entry::Segment;
+use guest::entry::{Segment, TableRegister};
 use vmcs::control::Primary;
 use vmcs::event::{self, Kind};
 use vmcs::reason;
@@ -28,6 +32,8 @@ impl VmxVcpu {
             SegmentName::Fs => (SegmentFields::FS, self.guest.fs),
             SegmentName::Gs => (SegmentFields::GS, self.guest.gs),
             SegmentName::Ss => (SegmentFields::SS, self.guest.ss),
+            SegmentName::Tr => (SegmentFields::TR, self.guest.tr),
+            SegmentName::Ldtr => (SegmentFields::LDTR, self.guest.ldtr),
         };
         match self.vmcs() {
             Some(vmcs) if !self.in_memory => fields.read(&vmcs),
@@ -141,6 +147,63 @@ impl VcpuState for VmxVcpu {
             base: segment.base,
             limit: segment.limit,
             attributes: (rights & 0xff | rights >> 4 & 0xf00) as u16,
+        }
+    }
+    fn set_segment(&mut self, name: SegmentName, segment: Segment) {
+        self.pull();
+        let guest = &mut self.guest;
+        let place = match name {
+            SegmentName::Cs => &mut guest.cs,
+            SegmentName::Ds => &mut guest.ds,
+            SegmentName::Es => &mut guest.es,
+            SegmentName::Fs => &mut guest.fs,
+            SegmentName::Gs => &mut guest.gs,
+            SegmentName::Ss => &mut guest.ss,
+            SegmentName::Tr => &mut guest.tr,
+            SegmentName::Ldtr => &mut guest.ldtr,
+        };
+        *place = to_vmcs(segment);
+        self.in_vmcs = false;
+    }
+    fn gdtr(&self) -> TableRegister {
+        let gdtr = match self.vmcs() {
+            Some(vmcs) if !self.in_memory => Guest::read(&vmcs).gdtr,
+            _ => self.guest.gdtr,
+        };
+        TableRegister {
+            base: gdtr.base,
+            limit: gdtr.limit as u16,
+        }
+    }
+    fn dr6(&self) -> u64 {
+        if !self.loaded {
+            return self.debug[4];
+        }
+        let dr6: u64;
+        // SAFETY: the guest's DR6, which is only a status.
+        unsafe { asm!("mov {}, dr6", out(reg) dr6, options(nomem, nostack)) };
+        dr6
+    }
+    fn set_dr6(&mut self, value: u64) {
+        self.debug[4] = value;
+        if self.loaded {
+            // SAFETY: as above; nothing depends on it in the host.
+            unsafe { asm!("mov dr6, {}", in(reg) value, options(nomem, nostack)) };
+        }
+    }
+    fn dr7(&mut self) -> u64 {
+        self.pull();
+        self.guest.dr7
+    }
+    fn set_dr7(&mut self, value: u64) {
+        self.pull();
+        self.guest.dr7 = value;
+        self.in_vmcs = false;
+    }
+    fn set_nmi_blocking(&mut self, blocking: NmiBlocking) {
+        match blocking {
+            NmiBlocking::Blocked => self.guest.interruptibility |= Guest::BLOCKING_BY_NMI,
+            NmiBlocking::Open => self.guest.interruptibility &= !Guest::BLOCKING_BY_NMI,
         }
     }
     /// The DPL of SS is the privilege level, in every mode and even if SS is unusable (SDM 3C 25.4.1).

@@ -127,7 +127,7 @@ pub struct VmxVcpu {
     /// The VMCS holds everything but perhaps hot fields.
     pub(super) in_vmcs: bool,
     /// The VMCS is current on this CPU.
-    loaded: bool,
+    pub(super) loaded: bool,
     /// The region has been cleared once, and the controls written.
     begun: bool,
     launched: bool,
