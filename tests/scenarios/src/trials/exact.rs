@@ -178,3 +178,64 @@ fn same(
         found.len()
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Stamped;
+    use crate::trials::counted::tests::evidence;
+    use telemetry::touched::extend;
+    use units::VmId;
+
+    const SEED: u64 = 77;
+
+    /// A run in which everything drawn is told, in two records a round, with `more` as well.
+    fn told(more: &[u64]) -> Evidence {
+        let mut e = evidence(serde_json::json!(null));
+        e.plugin = None;
+        e.vms.clear();
+        for round in 0..ROUNDS {
+            let of = |wanted: fn(Kind) -> bool| {
+                let mut ranges = Vec::new();
+                (0..MIB * PAGES_PER_MIB)
+                    .filter(|i| wanted(kind(SEED, round, *i)) || more.contains(i))
+                    .for_each(|i| extend(&mut ranges, FROM_MIB * PAGES_PER_MIB + i, 1));
+                ranges
+            };
+            let (accessed, dirty) = (of(|k| k != Kind::Untouched), of(|k| k == Kind::Written));
+            let half = accessed.len() / 2;
+            for (accessed, dirty, last) in [
+                (accessed[..half].to_vec(), dirty, false),
+                (accessed[half..].to_vec(), Vec::new(), true),
+            ] {
+                let (vm, name) = (VmId(0), NAME.into());
+                let event = Event::Touched {
+                    vm,
+                    name,
+                    accessed,
+                    dirty,
+                    last,
+                };
+                let (at_ns, seq) = (units::Nanos(0), 0);
+                let what = telemetry::Record { at_ns, seq, event };
+                e.records.push(Stamped {
+                    at: Duration::ZERO,
+                    what,
+                });
+            }
+        }
+        e
+    }
+
+    #[test]
+    fn exactly_what_was_drawn_convinces() {
+        assert_eq!(exact(&told(&[]), SEED, 1), Ok(()));
+        let untouched = (0..).find(|i| (0..ROUNDS).all(|r| kind(SEED, r, *i) == Kind::Untouched));
+        let surplus = told(&[untouched.expect("one in five")]);
+        assert!(exact(&surplus, SEED, 1).is_err_and(|why| why.contains("too many")));
+        assert!(exact(&told(&[]), SEED + 1, 1).is_err());
+        let mut less = told(&[]);
+        less.records.pop();
+        assert!(exact(&less, SEED, 1).is_err_and(|why| why.contains("2 rounds")));
+    }
+}
