@@ -233,6 +233,9 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         pass: &mut Pass<'_, V>,
     ) -> ControlFlow<()> {
         let first = pass.resumed_at.saturating_sub(table_start) / level.span();
+        if level == Level::LOWEST {
+            return self.harvest_pages(table, first as usize, table_start, pass);
+        }
         for index in first as usize..ENTRIES {
             let at = table_start + index as u64 * level.span();
             if at >= pass.cursor.end {
@@ -258,10 +261,44 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
                     pass.cursor.entered &= !(1 << level.number());
                 }
                 (Entry::Leaf, _, Some(size)) => {
+                    pass.cursor.tally.leaves += 1;
                     self.harvest_leaf(table, index, entry, at, size, pass);
                 }
                 _ => {}
             }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The lowest level, where nearly all entries are: what the budget and the range permit is read in one go.
+    fn harvest_pages<V: FnMut(Touched<F::Address>)>(
+        &self,
+        table: Frame,
+        first: usize,
+        table_start: u64,
+        pass: &mut Pass<'_, V>,
+    ) -> ControlFlow<()> {
+        let span = Level::LOWEST.span();
+        let in_range = pass.cursor.end.saturating_sub(table_start).div_ceil(span);
+        let last = (in_range.min(ENTRIES as u64) as usize).max(first);
+        let affordable = usize::try_from(pass.budget).unwrap_or(usize::MAX);
+        let stop = last.min(first.saturating_add(affordable));
+        let mut leaves = 0;
+        for index in first..stop {
+            let entry = self.memory().load(table, index);
+            leaves += u64::from(F::is_present(entry));
+            if F::is_present(entry) && entry & (F::ACCESSED | F::DIRTY) != 0 {
+                let at = table_start + index as u64 * span;
+                self.harvest_leaf(table, index, entry, at, PageSize::Size4K, pass);
+            }
+        }
+        let read = (stop - first) as u64;
+        pass.budget -= read;
+        pass.cursor.tally.entries += read;
+        pass.cursor.tally.leaves += leaves;
+        if stop < last {
+            pass.cursor.next = (table_start + stop as u64 * span).max(pass.resumed_at);
+            return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
     }
@@ -297,7 +334,6 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         pass: &mut Pass<'_, V>,
     ) {
         let tally = &mut pass.cursor.tally;
-        tally.leaves += 1;
         if entry & (F::ACCESSED | F::DIRTY) == 0 {
             return;
         }

@@ -9,7 +9,7 @@
 //!   Intel's extended tables. The three differ in a few bits, so they are three small
 //!   [`table::TableFormat`]s; the memory that tables live in is a [`table::TableMemory`], the direct
 //!   map in the kernel and a `Vec` of atomics in tests.
-//! * **Who touched it?** [`harvest`] reads and clears the accessed and dirty bits that processors set.
+//! * **Who touched it?** [`harvest`] reads and clears the accessed and dirty bits that processors set, [`probe`] one of them.
 //! * **How does it move under a running guest?** [`page_move`] is a chain of type states, so that a
 //!   wrong order (installing the new frame before the old one's translations are gone, say) does
 //!   not compile.
@@ -38,10 +38,13 @@
 extern crate alloc;
 
 pub mod buddy;
+pub mod entry;
 pub mod harvest;
 pub mod inventory;
 pub mod mtrr;
 pub mod page_move;
+pub mod probe;
+pub mod replica;
 pub mod table;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -121,6 +121,11 @@ impl<F: TableFormat<Address = Gpa>> Cpu<F> {
         (self.root, self.tag) = (root, tag);
     }
 
+    /// Drops everything that was cached under every tag, as an entry with a flush does.
+    pub fn forget_all(&mut self) {
+        self.flush(Flush::All);
+    }
+
     fn wait_for(&mut self, gpa: Gpa, access: Access) -> Frame {
         loop {
             self.serve();

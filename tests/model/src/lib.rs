@@ -18,15 +18,17 @@
 //! [`TableMemory`](memory::table::TableMemory) whose every operation is a scheduling point of `shuttle`, which
 //! explores interleavings at random from a seed and can replay a failing one.
 //!
-//! Memory is sequentially consistent here: x86's store buffers are not modelled. The initiator's
-//! full fence (between changing a table and looking who runs) is argued in the kernel, not tested here.
+//! Memory is sequentially consistent here but for words that are made [`Buffered`]: a store to one may wait in
+//! its CPU's store buffer while later loads of that CPU are carried out, until a fence or until it drains by itself.
 //!
 //! `tests/` holds the protocols: each runs once as it is in the kernel and must survive, and
 //! several times with one step broken and must be caught.
 #![forbid(unsafe_code)]
 
+mod buffer;
 mod cpu;
 mod machine;
 
+pub use buffer::{Buffered, Stores};
 pub use cpu::{Access, Cpu};
 pub use machine::{Broadcast, Machine, Reach};

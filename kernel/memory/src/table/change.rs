@@ -108,6 +108,29 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         Ok(())
     }
 
+    /// Sets A and D that a leaf had in another replica, and A of the entries above it: a harvest finds them.
+    pub(crate) fn inherit(&self, from: &Leaf<F::Address>) {
+        let bits =
+            if from.accessed { F::ACCESSED } else { 0 } | if from.dirty { F::DIRTY } else { 0 };
+        let Some(offset) = from.at.to_offset().filter(|_| bits != 0) else {
+            return;
+        };
+        let mut level = Level::of(from.size);
+        let mut mask = bits;
+        loop {
+            let slot = self.find_at(offset, level);
+            if slot.level == level && F::is_present(slot.value) {
+                self.update(slot, |old| old | mask);
+            }
+            // Leaves before their ancestors: whoever finds the ancestor finds the leaf.
+            mask = bits & F::ACCESSED;
+            match level.above() {
+                Some(above) if mask != 0 => level = above,
+                _ => return,
+            }
+        }
+    }
+
     /// The slot of the present leaf of exactly `size` at `at`.
     pub(super) fn leaf_slot(&self, at: F::Address, size: PageSize) -> Result<Slot, TableError> {
         let offset = offset_of::<F>(at, size.pages())?;

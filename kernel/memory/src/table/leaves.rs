@@ -38,6 +38,21 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
     }
 }
 
+impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
+    /// The first address that is frozen, as a leaf or as a table.
+    pub(crate) fn first_frozen(&self) -> Option<u64> {
+        let mut next = 0;
+        while next < 1 << super::address::INPUT_BITS {
+            let slot = self.find(next);
+            if F::is_frozen(slot.value) {
+                return Some(F::Address::from_offset(next).bits());
+            }
+            next = (next & !(slot.level.span() - 1)) + slot.level.span();
+        }
+        None
+    }
+}
+
 impl<F: TableFormat, M: TableMemory> Iterator for Leaves<'_, F, M> {
     type Item = Leaf<F::Address>;
 

@@ -72,15 +72,15 @@ impl Entry {
 
 /// An entry's place, and its value when the walk passed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Slot {
-    pub(super) table: Frame,
-    pub(super) index: usize,
-    pub(super) level: Level,
-    pub(super) value: u64,
+pub(crate) struct Slot {
+    pub(crate) table: Frame,
+    pub(crate) index: usize,
+    pub(crate) level: Level,
+    pub(crate) value: u64,
 }
 
 impl Slot {
-    pub(super) fn entry<F: TableFormat>(&self) -> Entry {
+    pub(crate) fn entry<F: TableFormat>(&self) -> Entry {
         Entry::decode::<F>(self.value, self.level)
     }
 }
@@ -193,7 +193,7 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
     }
 
     /// The entry where a walk for `offset` ends, but no deeper than `lowest`, where it may find a table.
-    pub(super) fn find_at(&self, offset: u64, lowest: Level) -> Slot {
+    pub(crate) fn find_at(&self, offset: u64, lowest: Level) -> Slot {
         let (mut table, mut level) = (self.root, Level::ROOT);
         loop {
             let index = level.index(offset);

@@ -89,6 +89,14 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         }
     }
 
+    /// Thaws a leaf that was to be split: as if nothing had been begun.
+    pub(crate) fn cancel_split(&mut self, split: Splitting<F::Address>) {
+        let Splitting { leaf, child } = split;
+        self.memory.free_table(child);
+        let thawed = self.install(&leaf, leaf.frame);
+        debug_assert!(thawed.is_ok(), "the owner's lock is held since the freeze");
+    }
+
     /// Installs the 512 smaller leaves.
     ///
     /// # Errors
