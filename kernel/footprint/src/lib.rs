@@ -7,12 +7,12 @@
 //!
 //! # The idea
 //! The processor sets an *accessed* bit in the nested page tables on the first touch of each
-//! page. A pass of the kernel reads and clears those bits and hands them here as a stream of
-//! [`LeafSample`]s together with where the machine's vCPUs ran meanwhile ([`Window`]). From that a
-//! [`Footprint`] keeps
+//! page. The kernel reads and clears those bits where a [`Sampler`] asks it to, many times a second and at little
+//! cost; what the sampler finds is handed on as a stream of [`LeafSample`]s, each with the rate at which it is
+//! touched, together with where the machine's vCPUs ran meanwhile ([`Window`]). From that a [`Footprint`] keeps
 //!
 //! * the matrix `F[k][n]`: how often node `k` touched memory of node `n`; each pass halves it and
-//!   adds the new touches (MECHANISMS section 4, after Linux' NUMA balancing);
+//!   adds the new rates (MECHANISMS section 4, after Linux' NUMA balancing);
 //! * the heat of every page that was touched lately, hottest first on demand;
 //! * how much evidence there is: below [`Tunables::min_touches`] there is no opinion, above it the
 //!   lower end of a confidence interval is used, never the point estimate.
@@ -22,11 +22,11 @@
 //! nothing else.
 //!
 //! # What an accessed bit does not say
-//! It says *touched in this window*, not how often: a page that a timer tick grazes looks like a
-//! page in an inner loop. Three rules keep that from doing harm. A region of 2 MiB counts one
-//! touch a window whatever leaf size maps it, so splitting a leaf does not make it look hotter. A
-//! machine that ran less than [`Tunables::idle_run`] of one CPU is idle: its background touches
-//! are not recorded and there is no opinion about it. And memory that was not touched weighs
+//! It says *touched in this interval*, not how often: a page that a timer tick grazes looks like a
+//! page in an inner loop, and a 2 MiB leaf with one such page looks like one that holds nothing else. So intervals are
+//! short and many, and what counts is the rate that hits prove ([`rate`]); touched leaves are looked at
+//! page by page now and then ([`lens`]); and a machine that ran less than [`Tunables::idle_run`] of one CPU is idle: its
+//! background touches are not recorded and there is no opinion about it. Memory that was not touched weighs
 //! exactly nothing, however much there is.
 //!
 //! # Whose touch was it?
@@ -41,7 +41,7 @@
 //! * All arithmetic is in integers and saturates; no input makes it panic.
 //!
 //! # Where to read next
-//! [`tracker`] for a pass, [`latency`] for the score, [`evidence`] for confidence.
+//! [`sampler`] for what is looked at, [`tracker`] for a pass, [`latency`] for the score, [`evidence`] for confidence.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -49,8 +49,13 @@ extern crate alloc;
 
 pub mod evidence;
 pub mod latency;
+pub mod lens;
 pub mod matrix;
+pub mod port;
+pub mod rate;
+pub mod regions;
 pub mod sample;
+pub mod sampler;
 pub mod tracker;
 pub mod tunables;
 
@@ -58,5 +63,6 @@ pub use evidence::wilson_lower;
 pub use latency::{Latencies, LatencyError, proximity};
 pub use matrix::Matrix;
 pub use sample::{Attribution, Coverage, LeafSample, Window};
+pub use sampler::Sampler;
 pub use tracker::{Footprint, HotPage, PassSummary, TOUCH};
 pub use tunables::Tunables;

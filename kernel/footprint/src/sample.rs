@@ -14,12 +14,16 @@ pub struct LeafSample {
     /// Who touched it since the last pass. With [`Attribution::ByRunTime`] any bit means touched;
     /// with [`Attribution::ByRoot`] bit `k` means that node `k` touched it.
     pub accessed: u64,
+    /// How often pages of it are touched, in units of [`TOUCH`](crate::TOUCH): what it weighs.
+    pub heat: u64,
+    /// How many observations found it touched since the last pass: what the weight rests on.
+    pub hits: u32,
     /// Whether somebody wrote to it since the last pass. Kept for write ratios, never for heat.
     pub dirty: bool,
 }
 
 impl LeafSample {
-    /// A leaf seen through the machine's only nested root.
+    /// A leaf seen once through the machine's only nested root: if it was touched, it weighs one touch.
     pub const fn shared(
         gpa: Gpa,
         size: PageSize,
@@ -32,7 +36,22 @@ impl LeafSample {
             size,
             node,
             accessed: accessed as u64,
+            heat: if accessed { crate::TOUCH } else { 0 },
+            hits: accessed as u32,
             dirty,
+        }
+    }
+
+    /// A leaf whose rate a [`Sampler`](crate::Sampler) found, seen through the machine's only nested root.
+    pub const fn sampled(gpa: Gpa, size: PageSize, node: NodeId, heat: u64, hits: u32) -> Self {
+        Self {
+            gpa,
+            size,
+            node,
+            accessed: 1,
+            heat,
+            hits,
+            dirty: false,
         }
     }
 }

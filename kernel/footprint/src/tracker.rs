@@ -10,8 +10,11 @@ use crate::matrix::Matrix;
 use crate::sample::{Attribution, Coverage, LeafSample, Window};
 use crate::tunables::Tunables;
 
-/// Weight of one touch of one region in one window. Shares of a touch are rounded to this.
-pub const TOUCH: u64 = 1024;
+/// Weight of one touch; of a rate, one page touched once a second. Shares of a touch are rounded to this.
+pub const TOUCH: u64 = crate::rate::TOUCH_PER_SECOND;
+
+/// A leaf's heat is limited to this, 2^30 touches a second, so that sums over millions of leaves stay exact.
+const HEAT_LIMIT: u64 = TOUCH << 30;
 
 /// A page that was touched lately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +25,7 @@ pub struct HotPage {
     pub size: PageSize,
     /// Node that holds it.
     pub node: NodeId,
-    /// Decayed touches; [`TOUCH`] = one touch of 2 MiB in the last window.
+    /// Decayed touches; in units of [`TOUCH`].
     pub heat: u64,
 }
 
@@ -46,7 +49,7 @@ pub struct PassSummary {
 pub struct Footprint {
     tunables: Tunables,
     matrix: Matrix,
-    /// Touches of each node's memory, in [`TOUCH`] units, of about the last eight passes.
+    /// Observations that found each node's memory touched, in [`TOUCH`] units, of about the last eight passes.
     evidence: Vec<u64>,
     /// Ascending by address.
     pages: Vec<HotPage>,
@@ -56,6 +59,7 @@ pub struct Footprint {
     run: Vec<PerMille>,
     passes: u64,
     idle: bool,
+    settled: bool,
     home: Option<NodeId>,
     /// For how long it has been busy with the same home.
     age: Nanos,
@@ -73,6 +77,7 @@ impl Footprint {
             run: vec![PerMille(0); nodes],
             passes: 0,
             idle: true,
+            settled: true,
             home: None,
             age: Nanos::ZERO,
         }
@@ -81,6 +86,11 @@ impl Footprint {
     /// Changes the constants from the next pass on.
     pub fn set_tunables(&mut self, tunables: Tunables) {
         self.tunables = tunables;
+    }
+
+    /// Whether the weights of the passes from now on rest on observation; where they do not, there is no opinion.
+    pub fn set_settled(&mut self, settled: bool) {
+        self.settled = settled;
     }
 
     /// Takes in one pass: each leaf once, in any order.
@@ -202,25 +212,24 @@ impl Footprint {
     /// Adds the touches of a busy window to matrix, evidence and pages.
     fn add_touches(&mut self, window: &Window<'_>, samples: &[LeafSample]) {
         let mut touches = vec![0u64; self.matrix.nodes()];
-        let region = |s: &LeafSample| (s.size, s.gpa.align_down(PageSize::Size2M));
         let mut weights = Vec::with_capacity(samples.len());
-        for leaves in samples.chunk_by(|a, b| region(a) == region(b)) {
-            // A region's one touch is shared among the leaves that were touched.
-            let touched = leaves.iter().filter(|s| s.accessed != 0).count() as u64;
-            let weight = (TOUCH / touched.max(1)).max(1);
-            for s in leaves {
-                let by = match window.attribution {
-                    Attribution::ByRunTime => u64::from(s.accessed != 0),
-                    Attribution::ByRoot => u64::from(s.accessed.count_ones()),
-                };
-                weights.push(weight * by);
-                if let Some(sum) = touches.get_mut(s.node.index()) {
-                    *sum = sum.saturating_add(weight * by);
-                }
-                if window.attribution == Attribution::ByRoot {
-                    for k in (0..64).filter(|k| s.accessed >> k & 1 == 1) {
-                        self.matrix.add(k, s.node.index(), weight);
-                    }
+        for s in samples {
+            let by = match window.attribution {
+                Attribution::ByRunTime => u64::from(s.accessed != 0),
+                Attribution::ByRoot => u64::from(s.accessed.count_ones()),
+            };
+            let heat = s.heat.min(HEAT_LIMIT);
+            let weight = heat * by;
+            weights.push(weight);
+            if let Some(sum) = touches.get_mut(s.node.index()) {
+                *sum = sum.saturating_add(weight);
+            }
+            if let Some(e) = self.evidence.get_mut(s.node.index()) {
+                *e = e.saturating_add(TOUCH.saturating_mul(s.hits.into()).saturating_mul(by));
+            }
+            if window.attribution == Attribution::ByRoot {
+                for k in (0..64).filter(|k| s.accessed >> k & 1 == 1) {
+                    self.matrix.add(k, s.node.index(), heat);
                 }
             }
         }
@@ -232,9 +241,6 @@ impl Footprint {
                     self.matrix.add(k, n, part.of(*sum));
                 }
             }
-        }
-        for (e, sum) in self.evidence.iter_mut().zip(&touches) {
-            *e = e.saturating_add(*sum);
         }
         self.warm(samples, &weights);
     }
@@ -317,10 +323,10 @@ impl Footprint {
         weights.iter().map(|w| PerMille::ratio(*w, total)).collect()
     }
 
-    /// How sure the shares are: 0 is no opinion (idle, or fewer touches than needed).
+    /// How sure the shares are: 0 is no opinion (idle, not settled, or fewer touches than needed).
     pub fn confidence(&self) -> PerMille {
         let hits = self.hits();
-        if self.idle || hits < u64::from(self.tunables.min_touches) {
+        if self.idle || !self.settled || hits < u64::from(self.tunables.min_touches) {
             return PerMille(0);
         }
         wilson_lower(hits, hits).per_mille()

@@ -154,7 +154,7 @@ fn with_a_root_per_node_the_bit_tells_who() {
         Nanos::ZERO,
         Nanos::ZERO,
     ];
-    let mut all = leaves(&[0, 0, 1, 1], |_| false);
+    let mut all = leaves(&[0, 0, 1, 1], |_| true);
     for (i, leaf) in all.iter_mut().enumerate() {
         leaf.accessed = if i < 2 { 0b01 } else { 0b10 };
     }
@@ -171,21 +171,22 @@ fn with_a_root_per_node_the_bit_tells_who() {
 }
 
 #[test]
-fn a_region_counts_once_whatever_leaves_map_it() {
-    let small = (0..512u64).map(|i| {
-        LeafSample::shared(
-            Gpa(i * PAGE_BYTES),
-            PageSize::Size4K,
-            NodeId(2),
-            i % 8 == 0,
-            false,
-        )
-    });
-    let (mut split, mut whole) = (new(), new());
-    split.record(&window(&busy_on(0)), small);
-    whole.record(&window(&busy_on(0)), leaves(&[2], |_| true));
-    assert_eq!(split.matrix(), whole.matrix());
-    assert_eq!(split.hot(|_| true).len(), 64);
+fn rates_are_what_weighs_and_hits_are_what_it_rests_on() {
+    let mut f = new();
+    let sample = |page: u64, node, heat, hits| {
+        let gpa = Gpa(page * PageSize::Size2M.bytes());
+        LeafSample::sampled(gpa, PageSize::Size2M, NodeId(node), heat, hits)
+    };
+    // Ten granules of node 3 that are grazed, one of node 1 that is worked on.
+    let grazed = (0..10).map(|i| sample(i, 3, TOUCH / 2, 1));
+    let worked = [sample(20, 1, 400 * TOUCH, 10)];
+    f.record(&window(&busy_on(0)), grazed.chain(worked));
+    assert_eq!(f.home(), Some(NodeId(1)));
+    assert_eq!(f.matrix().by_memory(), [0, 400 * TOUCH, 0, 5 * TOUCH]);
+    assert_eq!(f.hot(|_| true).first().map(|p| p.gpa), Some(Gpa(20 << 21)));
+    assert!(f.confidence().0 > 0);
+    f.set_settled(false);
+    assert_eq!((f.confidence(), f.home()), (PerMille(0), None));
 }
 
 #[test]
@@ -260,7 +261,7 @@ proptest! {
                 .iter()
                 .map(|&(page, node, accessed, size)| {
                     let size = [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G][size];
-                    LeafSample { gpa: Gpa(page * size.bytes()), size, node: NodeId(node), accessed, dirty: page % 2 == 0 }
+                    LeafSample { gpa: Gpa(page * size.bytes()), size, node: NodeId(node), accessed, heat: accessed, hits: accessed as u32, dirty: page % 2 == 0 }
                 })
                 .collect();
             let run: Vec<Nanos> = run.into_iter().map(Nanos).collect();

@@ -1,0 +1,396 @@
+//! The sampler of one machine: what to look at in each interval, and what it adds up to.
+//!
+//! # An interval
+//! [`Sampler::tick`] asks the mechanism, through [`Eyes`], for the accessed bits of one granule of each region, and of
+//! all pages under a [`Lens`](crate::lens::Lens). Looking clears, so each answer is about one interval. Between two
+//! ticks every CPU that ran the machine must have flushed once; the mechanism knows, and says so with [`Sight`]. A
+//! stale interval says nothing about cold memory, so it counts for nothing.
+//!
+//! # A pass
+//! [`Sampler::pass`] turns what was observed into heat: the rate at which a granule is touched, proved with 95 %
+//! confidence, times the number of pages that share that rate. The second factor is known from a close look; until
+//! a region has had one, the average of the others stands in, and while that is so for more than half of the heat
+//! the sampler is not [`Sampler::settled`].
+//!
+//! # Close looks
+//! Touched regions are looked at closely in turn, first those that never were, and again after a time that
+//! doubles as long as looks agree. At most [`Tunables::lenses`] are open at a time; the mechanism is told which
+//! granules to map by small pages and which to map as one again ([`Orders`]).
+//!
+//! # The interval's length
+//! It is steered so that about 4 % of what is looked at is found touched (DAMON's rule: then hits say
+//! most about differences), within the bounds of the tunables. An idle machine is hardly looked at.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use units::{Gpa, Nanos, PageSize};
+
+use crate::lens::{Found, Hits, Lens, density};
+pub use crate::port::{Eyes, Heat, Mapped, Orders, Seen, Sight, Tunables};
+use crate::rate::at_least;
+use crate::regions::{Region, Regions};
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    tunables: Tunables,
+    /// First address of each run of memory, the number of its first granule, ascending.
+    runs: Vec<(u32, Gpa)>,
+    regions: Regions,
+    lenses: Vec<Lens>,
+    pages: BTreeMap<u32, Hits>,
+    interval: Nanos,
+    now: u64,
+    judged: u16,
+    /// Granules found touched, and looked at, since the interval was steered last.
+    found: (u64, u64),
+    settled: bool,
+    dice: u64,
+}
+
+impl Sampler {
+    /// Of a machine with memory in these ranges of bytes, ascending; they are widened to whole granules.
+    pub fn new(
+        memory: impl IntoIterator<Item = core::ops::Range<u64>>,
+        seed: u64,
+        tunables: Tunables,
+    ) -> Self {
+        let bytes = PageSize::Size2M.bytes();
+        let (mut runs, mut granules, mut next) = (Vec::new(), 0u32, 0);
+        for range in memory {
+            let first = (range.start / bytes).max(next);
+            let end = range.end.div_ceil(bytes);
+            let Some(count) = end.checked_sub(first).filter(|n| *n > 0) else {
+                continue;
+            };
+            runs.push((granules, Gpa(first * bytes)));
+            granules = granules.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+            next = end;
+        }
+        Self {
+            interval: tunables.shortest,
+            regions: Regions::new(granules, tunables.regions),
+            tunables,
+            runs,
+            lenses: Vec::new(),
+            pages: BTreeMap::new(),
+            now: 0,
+            judged: 0,
+            found: (0, 0),
+            settled: false,
+            dice: seed | 1,
+        }
+    }
+
+    /// Length of an interval now.
+    pub const fn interval(&self) -> Nanos {
+        self.interval
+    }
+
+    /// Whether most of the heat of the last pass rests on close looks.
+    pub const fn settled(&self) -> bool {
+        self.settled
+    }
+
+    /// The regions.
+    pub fn regions(&self) -> &[Region] {
+        self.regions.all()
+    }
+
+    /// Granules under a close look.
+    pub fn looks(&self) -> impl Iterator<Item = Gpa> {
+        self.lenses.iter().map(|lens| self.address(lens.granule))
+    }
+
+    /// In how many intervals of its last close look each page of the granule was touched.
+    pub fn pages(&self, granule: Gpa) -> Option<&[u8]> {
+        let hits = self.pages.get(&self.number(granule)?)?;
+        Some(hits.as_slice())
+    }
+
+    /// Bytes of memory that the sampler itself takes.
+    pub fn metadata_bytes(&self) -> usize {
+        let seen: usize = self.regions().iter().map(|r| r.seen.capacity() * 4).sum();
+        size_of_val(self.regions())
+            + seen
+            + (self.lenses.len() + self.pages.len()) * size_of::<[u8; 512]>()
+    }
+
+    /// One interval is over. With `look` false no close looks are begun and open ones are ended: an idle machine is
+    /// not worth them.
+    pub fn tick(&mut self, sight: Sight, look: bool, eyes: &mut impl Eyes) -> Orders {
+        self.now += 1;
+        let fresh = sight == Sight::Fresh;
+        self.observe_regions(fresh, eyes);
+        let mut orders = self.observe_lenses(fresh, eyes);
+        self.judged += u16::from(fresh);
+        if self.judged >= self.tunables.regions.period {
+            self.judged = 0;
+            let mut dice = self.dice;
+            self.regions.reshape(|n| roll(&mut dice, n));
+            self.dice = dice;
+        }
+        if look {
+            self.begin_looks(&mut orders);
+        } else {
+            let ended = core::mem::take(&mut self.lenses);
+            orders
+                .join
+                .extend(ended.iter().map(|lens| self.address(lens.granule)));
+        }
+        orders
+    }
+
+    fn observe_regions(&mut self, fresh: bool, eyes: &mut impl Eyes) {
+        let (mut found, mut sought) = (0, 0);
+        let runs = &self.runs;
+        let dice = &mut self.dice;
+        for region in self.regions.all_mut() {
+            let before = region.pick;
+            if let Some(pick) = before {
+                let touched = eyes.granule(address(runs, pick)) == Seen::Touched;
+                if fresh {
+                    region.observe(touched);
+                    found += u64::from(touched);
+                    sought += 1;
+                }
+            }
+            let pick = match region.granules {
+                1 => region.first,
+                n => region.first + roll(dice, n),
+            };
+            if before != Some(pick) {
+                // Whatever it says is about the time before.
+                let _before = eyes.granule(address(runs, pick));
+                region.pick = Some(pick);
+            }
+        }
+        self.found = (self.found.0 + found, self.found.1 + sought);
+    }
+
+    fn observe_lenses(&mut self, fresh: bool, eyes: &mut impl Eyes) -> Orders {
+        let mut orders = Orders::default();
+        let mut touched = Vec::new();
+        for mut lens in core::mem::take(&mut self.lenses) {
+            touched.clear();
+            let at = self.address(lens.granule);
+            if eyes.pages(at, &mut |page| touched.push(page)) == Mapped::Whole {
+                // Somebody mapped it as one leaf: the look is over without a result.
+                self.postpone(lens.granule);
+                continue;
+            }
+            lens.observe(fresh, &touched);
+            if lens.is_done() {
+                orders.join.push(at);
+                self.learn(lens.granule, lens.found(self.interval));
+            } else {
+                self.lenses.push(lens);
+            }
+        }
+        orders
+    }
+
+    fn postpone(&mut self, granule: u32) {
+        let at = self.now + u64::from(self.tunables.look_again.0) / 4;
+        if let Some(region) = self.regions.of_mut(granule) {
+            region.look_at = at;
+        }
+    }
+
+    /// Takes in what a close look found.
+    fn learn(&mut self, granule: u32, found: Found) {
+        let (first, most) = self.tunables.look_again;
+        let now = self.now;
+        let Some(region) = self.regions.of_mut(granule) else {
+            return;
+        };
+        let agrees = match (region.density, found.density) {
+            (Some(a), Some(b)) => a.abs_diff(b) <= a.max(b) / 4,
+            (None, None) => true,
+            _ => false,
+        };
+        region.look_again = match agrees {
+            true => region.look_again.saturating_mul(2).clamp(first, most),
+            false => first,
+        };
+        region.look_at = now + u64::from(region.look_again);
+        region.density = match (region.density, found.density) {
+            // One granule cannot speak for all of a region.
+            (Some(old), Some(new)) if region.granules > 1 => Some(old / 2 + new / 2),
+            (old, new) => new.or(old),
+        };
+        if self.pages.len() >= self.tunables.remembered && !self.pages.contains_key(&granule) {
+            self.pages.pop_first();
+        }
+        self.pages.insert(granule, found.hits);
+    }
+
+    /// Opens lenses over touched regions whose time has come: first those without a look, then the hottest.
+    fn begin_looks(&mut self, orders: &mut Orders) {
+        let room = self.tunables.lenses.saturating_sub(self.lenses.len());
+        let now = self.now;
+        let due = now.is_multiple_of(self.tunables.begin_every.max(1)) || !orders.join.is_empty();
+        if room == 0 || !due {
+            return;
+        }
+        let open: Vec<u32> = self.lenses.iter().map(|lens| lens.granule).collect();
+        // A few intervals tell what is worth a look; a graze or two do not.
+        let worth = |r: &&Region| r.observed >= 4 && r.hits > 0 && r.look_at <= now;
+        let mut due: Vec<(bool, core::cmp::Reverse<u16>, u32)> = self
+            .regions
+            .all()
+            .iter()
+            .filter(worth)
+            .filter(|r| !open.iter().any(|g| (r.first..r.end()).contains(g)))
+            .filter_map(|r| {
+                let granule = if r.granules == 1 {
+                    Some(r.first)
+                } else {
+                    r.seen.last().copied()
+                };
+                Some((r.density.is_some(), core::cmp::Reverse(r.hits), granule?))
+            })
+            .collect();
+        due.sort_unstable();
+        for (_, _, granule) in due.into_iter().take(room) {
+            orders.split.push(self.address(granule));
+            self.lenses.push(Lens::over(granule));
+        }
+    }
+
+    /// Heat of what was touched lately, by granule; empty before there is enough to say. A region's heat is
+    /// carried by those of its granules that were seen.
+    pub fn pass(&mut self) -> Vec<Heat> {
+        let (interval, least) = (self.interval, self.tunables.least);
+        let rate = |r: &Region| at_least(r.hits.into(), r.observed.into(), interval);
+        let enough = |r: &&Region| u32::from(r.observed) >= least && r.hits > 0;
+        let rates: Vec<(u64, &Region)> = self
+            .regions()
+            .iter()
+            .filter(enough)
+            .map(|r| (rate(r), r))
+            .collect();
+        let times = |rate: u64, density: u64| {
+            u64::try_from((u128::from(rate) * u128::from(density)) >> 10).unwrap_or(u64::MAX)
+        };
+        let looked = rates.iter().filter_map(|(rate, r)| {
+            let all = rate.saturating_mul(r.granules.into());
+            Some((all, times(all, r.density?)))
+        });
+        let (known_rate, known_heat) = looked.fold((0u64, 0u64), |(a, b), (rate, heat)| {
+            (a.saturating_add(rate), b.saturating_add(heat))
+        });
+        let average = density(known_heat, known_rate).unwrap_or(1 << 10);
+        let mut heats = Vec::new();
+        let mut all_heat = 0u64;
+        for (rate, region) in rates {
+            let rate = rate.saturating_mul(region.granules.into());
+            let heat = times(rate, region.density.unwrap_or(average));
+            all_heat = all_heat.saturating_add(heat);
+            self.carry(region, heat, &mut heats);
+        }
+        self.settled = known_heat > 0 && known_heat >= all_heat / 2;
+        for region in self.regions.all_mut() {
+            region.fresh_hits = 0;
+            if region.hits == 0 && u32::from(region.observed) >= least {
+                // It is cold. When it is touched again, it will be for something else.
+                (region.density, region.look_at, region.look_again) = (None, 0, 0);
+            }
+        }
+        self.steer();
+        heats
+    }
+
+    /// Divides a region's heat among its granules that were seen.
+    fn carry(&self, region: &Region, heat: u64, heats: &mut Vec<Heat>) {
+        let hits = u32::from(region.fresh_hits);
+        if region.granules == 1 {
+            let gpa = self.address(region.first);
+            heats.push(Heat { gpa, heat, hits });
+            return;
+        }
+        let each = heat / (region.seen.len() as u64).max(1);
+        let fresh = region.seen.len().saturating_sub(hits as usize);
+        let mut seen: Vec<(u32, u32)> = region
+            .seen
+            .iter()
+            .enumerate()
+            .map(|(i, g)| (*g, u32::from(i >= fresh)))
+            .collect();
+        seen.sort_unstable();
+        for group in seen.chunk_by(|a, b| a.0 == b.0) {
+            if let Some((granule, _)) = group.first() {
+                heats.push(Heat {
+                    gpa: self.address(*granule),
+                    heat: each.saturating_mul(group.len() as u64),
+                    hits: group.iter().map(|g| g.1).sum(),
+                });
+            }
+        }
+    }
+
+    /// Lengthens the interval where little is found and shortens it where much is.
+    fn steer(&mut self) {
+        let (found, sought) = core::mem::take(&mut self.found);
+        if sought == 0 {
+            return;
+        }
+        let per_mille = found.saturating_mul(1000) / sought;
+        let length = match per_mille {
+            0..25 => self.interval.0.saturating_mul(3) / 2,
+            25..60 => self.interval.0,
+            _ => self.interval.0 / 3 * 2,
+        };
+        self.set_interval(Nanos(length));
+    }
+
+    /// Goes back to the shortest interval: a machine that idled has begun to work.
+    pub fn awake(&mut self) {
+        self.set_interval(self.tunables.shortest);
+        self.regions.all_mut().iter_mut().for_each(Region::halve);
+    }
+
+    fn set_interval(&mut self, length: Nanos) {
+        let length = length
+            .max(self.tunables.shortest)
+            .min(self.tunables.longest.max(self.tunables.shortest));
+        self.interval = length;
+    }
+
+    fn address(&self, granule: u32) -> Gpa {
+        address(&self.runs, granule)
+    }
+
+    /// The number of the granule at an address.
+    fn number(&self, at: Gpa) -> Option<u32> {
+        let i = self.runs.partition_point(|(_, first)| *first <= at);
+        let (number, first) = self.runs.get(i.checked_sub(1)?)?;
+        let inside = (at.0 - first.0) / PageSize::Size2M.bytes();
+        let granule = number.checked_add(u32::try_from(inside).ok()?)?;
+        let end = self
+            .runs
+            .get(i)
+            .map_or(self.regions.granules(), |(next, _)| *next);
+        (granule < end).then_some(granule)
+    }
+}
+
+/// First address of a granule.
+fn address(runs: &[(u32, Gpa)], granule: u32) -> Gpa {
+    let i = runs.partition_point(|(first, _)| *first <= granule);
+    let (first, at) = i
+        .checked_sub(1)
+        .and_then(|i| runs.get(i))
+        .copied()
+        .unwrap_or_default();
+    Gpa(at.0 + u64::from(granule - first) * PageSize::Size2M.bytes())
+}
+
+/// A number below `n` (xorshift64*).
+fn roll(state: &mut u64, n: u32) -> u32 {
+    *state ^= *state >> 12;
+    *state ^= *state << 25;
+    *state ^= *state >> 27;
+    let bits = state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
+    ((bits * u64::from(n)) >> 32) as u32
+}
