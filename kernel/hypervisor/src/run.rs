@@ -238,6 +238,8 @@ fn arrive<B: Backend>(
             vcpu.moves.fetch_add(1, Relaxed);
         }
         core.last_cpu = Some(cpu);
+        // What it flushed elsewhere may still be cached here from an earlier stay.
+        core.seen.forget();
         clock::arrive(hv, vm, vcpu, core);
     }
     clock::resumed(hv, vm, vcpu, core);
@@ -354,14 +356,14 @@ fn enter<B: Backend>(
     if percpu::current().has_deferred() {
         return None;
     }
-    let (map, sample) = vm.ram.generations();
-    let tlb = if core.seen_map == map && core.seen_sample == sample {
+    let generation = vm.ram.generation();
+    let tlb = if core.seen.is_current(generation) {
         TlbState::Current
     } else {
+        vcpu.flushes.fetch_add(1, Relaxed);
         TlbState::Stale
     };
-    core.seen_map = map;
-    core.seen_sample = sample;
+    vcpu.flushed.store(generation.sample, SeqCst);
     speculation::before_entry(core.spec_ctrl);
     let exit = B::enter(hw, &mut core.hw, tlb);
     speculation::after_exit(core.spec_ctrl);

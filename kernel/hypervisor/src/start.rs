@@ -193,7 +193,7 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
             );
         }
     }
-    let tracking = Mutex::new(Tracking::new(machine, &config, vms.iter().map(|vm| vm.id)));
+    let tracking = Mutex::new(Tracking::new(machine, &config, &vms));
     let cpus = percpu::all().len();
     let hv = Hypervisor {
         machine,

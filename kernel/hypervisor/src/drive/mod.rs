@@ -3,15 +3,18 @@
 //!
 //! * this file: what happens becomes the scheduler's events; its commands are obeyed
 //! * `schedule`: the scheduler's inputs in their order, recorded for a replay if asked for
-//! * `sample`: accessed bits to footprints, footprints to proximity and plans
+//! * `look`: accessed bits to footprints
+//! * `sample`: footprints to proximity and plans
 //! * `moves`: pages to their new node
 //! * `record`: events to the log and to telemetry
 
+mod look;
 mod moves;
 mod record;
 mod sample;
 pub mod schedule;
 
+pub use look::Watch;
 pub use moves::{queued, work};
 pub use record::record;
 pub use sample::{Tracking, migrate_all, sample, set_mode, start as start_sampling};

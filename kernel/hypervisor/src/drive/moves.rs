@@ -159,6 +159,10 @@ fn move_leaf<B: Backend>(
     if from == to {
         return Ok(None);
     }
+    if size == PageSize::Size2M && matches!(vm.ram.leaf(at), Some((_, PageSize::Size4K))) {
+        // It is mapped by small pages for a close look, which ends here.
+        vm.ram.remap(&[], &[at]);
+    }
     let target = mm::allocate_on(to, size).map_err(|e| e.to_string())?;
     let mut pause = Nanos::ZERO;
     let moved = vm.ram.change_table(|table, shootdown| {

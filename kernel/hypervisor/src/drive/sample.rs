@@ -1,9 +1,10 @@
-//! Accessed bits to footprints, footprints to proximity, proximity to plans.
+//! Footprints to proximity, proximity to plans.
 //!
-//! Every `sample_ms` the boot CPU reads and clears the accessed bits of each running VM and gives
-//! them to [`footprint`]; every `plan_ms` it asks [`migrate`] what pays, and carries it out: a preferred
-//! node goes to the scheduler, page moves go to `moves`.
+//! Every `sample_ms` the boot CPU lets `look` look at the accessed bits of the VMs whose time has come; what was seen
+//! becomes a footprint at each pass, and the scheduler learns the scores. Every `plan_ms` the boot CPU asks
+//! [`migrate`] what pays, and carries it out: a preferred node goes to the scheduler, page moves go to `moves`.
 
+use super::look::Watch;
 use super::moves::{self, PageWork};
 use super::{record, tell, tidy};
 use crate::arch::time;
@@ -13,12 +14,10 @@ use crate::virt::Backend;
 use crate::vm::{Hypervisor, Vm, VmState};
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
-use alloc::vec;
 use alloc::vec::Vec;
 use config::{Affinity, HostConfig};
-use core::sync::atomic::Ordering::{Relaxed, SeqCst};
-use footprint::{Attribution, Coverage, Footprint, Latencies, LeafSample, Window};
-use memory::harvest::{Cursor, Options};
+use core::sync::atomic::Ordering::SeqCst;
+use footprint::{Footprint, Latencies};
 use migrate::{
     Action, Decision, HostView, MoveOutcome, MoveResult, NodeView, PageOrder, Planner, VcpuView,
     VmView,
@@ -27,8 +26,8 @@ use telemetry::Event;
 use topology::Machine;
 use units::{Nanos, NodeId, Score, VmId};
 
-/// Entries that one call of the harvest reads before it lets the access lock go for a moment.
-const HARVEST_BUDGET: u64 = 16 * 1024;
+/// Longest time between two passes: about half of what a rate needs to be proved.
+const PASS: Nanos = Nanos::from_secs(1);
 
 /// What is known of all VMs, and who plans for them.
 #[derive(Debug)]
@@ -48,20 +47,22 @@ pub struct VmTrack {
     pub vm: VmId,
     /// Who touches what.
     pub footprint: Footprint,
+    /// What is looked at for that.
+    pub watch: Watch,
     /// What the planner said last.
     pub last_word: String,
-    last_pass: Nanos,
 }
 
 impl Tracking {
     /// Nothing is known yet.
-    pub fn new(machine: &Machine, config: &HostConfig, vms: impl Iterator<Item = VmId>) -> Self {
+    pub fn new<B: Backend>(machine: &Machine, config: &HostConfig, vms: &[Vm<B>]) -> Self {
         let nodes = machine.nodes.len();
-        let vms = vms.map(|vm| VmTrack {
-            vm,
+        let shortest = Nanos::from_millis(config.host.sample_ms.into());
+        let vms = vms.iter().map(|vm| VmTrack {
+            vm: vm.id,
             footprint: Footprint::new(nodes, footprint::Tunables::default()),
+            watch: Watch::over(vm, shortest, time::now()),
             last_word: String::from("nothing yet"),
-            last_pass: time::now(),
         });
         Self {
             latencies: Latencies::from_fn(nodes, |from, to| machine.latency_ns(from, to)),
@@ -86,7 +87,7 @@ fn interval<B: Backend>(hv: &Hypervisor<B>) -> Nanos {
     Nanos::from_millis(hv.config.host.sample_ms.into())
 }
 
-/// One pass over all VMs, and a plan if it is time for one.
+/// One look at all VMs whose interval is over, passes that are due, and a plan if it is time for one.
 pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
     timers::arm(hv, now + interval(hv), Timer::Sample);
     tidy(hv);
@@ -103,7 +104,12 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
     for track in &mut tracking.vms {
         let looks = |vm: &&Vm<B>| vm.state() == VmState::Running && !vm.watched.load(SeqCst);
         if let Some(vm) = hv.vm(track.vm).filter(looks) {
-            pass(vm, track, now);
+            let idle = track.footprint.is_idle();
+            track.watch.look(vm, idle, now);
+            let every = PASS.min(Nanos::from_millis(hv.config.host.plan_ms.into()));
+            if !track.watch.pass(vm, &mut track.footprint, every, now) {
+                continue;
+            }
             // Scores steer the scheduler's own choices, which is for modes that may move vCPUs.
             if vm.mode_on(&hv.config.host).moves_vcpus() {
                 let scores = track.footprint.proximity(&tracking.latencies);
@@ -115,48 +121,6 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
         tracking.next_plan = now + Nanos::from_millis(hv.config.host.plan_ms.into());
         plan(hv, tracking, now);
     }
-}
-
-/// Reads and clears one VM's accessed bits.
-fn pass<B: Backend>(vm: &Vm<B>, track: &mut VmTrack, now: Nanos) {
-    let mut touched: Vec<LeafSample> = Vec::new();
-    let mut cursor = Cursor::ALL;
-    loop {
-        let progress = vm.ram.with_table(|table| {
-            table.harvest(&mut cursor, Options::FOOTPRINT, HARVEST_BUDGET, |leaf| {
-                let node = mm::node_of(leaf.frame).unwrap_or_default();
-                touched.push(LeafSample::shared(
-                    leaf.at,
-                    leaf.size,
-                    node,
-                    leaf.accessed,
-                    leaf.dirty,
-                ));
-            })
-        });
-        if progress == memory::harvest::Progress::Finished {
-            break;
-        }
-    }
-    vm.ram.sampled();
-    let nodes = track.footprint.resident().len();
-    let mut run_time = vec![Nanos::ZERO; nodes];
-    for vcpu in &vm.vcpus {
-        for (sum, on_node) in run_time.iter_mut().zip(&vcpu.ran_on_node_ns) {
-            *sum += Nanos(on_node.swap(0, Relaxed));
-        }
-    }
-    let resident = vm.ram.bytes_by_node(nodes);
-    let window = Window {
-        length: now.since(track.last_pass),
-        run_time: &run_time,
-        attribution: Attribution::ByRunTime,
-        coverage: Coverage::TouchedLeaves {
-            resident: &resident,
-        },
-    };
-    track.last_pass = now;
-    track.footprint.record(&window, touched);
 }
 
 /// Asks the planner, and does what it says.

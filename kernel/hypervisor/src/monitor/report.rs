@@ -8,6 +8,7 @@ use crate::arch::percpu::{self, Activity};
 use crate::arch::time;
 use crate::drive;
 use crate::mm;
+use crate::shootdown;
 use crate::virt::Backend;
 use crate::virt::speculation::{self, Counted};
 use crate::vm::{Hypervisor, NOWHERE, Vcpu, Vm};
@@ -233,19 +234,39 @@ pub fn footprint<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
         .zip(f.shares())
     {
         let mut row = alloc::vec![node.id.to_string(), mib(bytes), share.to_string()];
-        row.extend(
-            accessors
-                .iter()
-                .map(|(_, cells)| cells.get(index).copied().unwrap_or(0).to_string()),
-        );
+        row.extend(accessors.iter().map(|(_, cells)| {
+            (cells.get(index).copied().unwrap_or(0) / footprint::TOUCH).to_string()
+        }));
         table.row(row);
     }
     let activity = if f.is_idle() { "idle" } else { "busy" };
     format!(
-        "{}: {activity}, {} passes, confidence {}\n{table}",
+        "{}: {activity}, {} passes, confidence {}\n{table}{}",
         vm.name,
         f.passes(),
-        f.confidence()
+        f.confidence(),
+        looks(vm, &track.watch)
+    )
+}
+
+/// What looking costs.
+fn looks<B: Backend>(vm: &Vm<B>, watch: &drive::Watch) -> String {
+    let cost = watch.cost;
+    let flushes: u64 = vm.vcpus.iter().map(|v| v.flushes.load(Relaxed)).sum();
+    format!(
+        "looked {} times ({} stale) in {}, now every {} ms at {} regions, with {} KiB of notes; {} entries flushed\n\
+         looked closely at {} granules by {} shootdowns, {} in all; {} CPUs were interrupted for shootdowns of all kinds\n",
+        cost.intervals,
+        cost.stale,
+        seconds(cost.time),
+        watch.sampler.interval().as_millis(),
+        watch.sampler.regions().len(),
+        watch.sampler.metadata_bytes() >> 10,
+        flushes,
+        cost.splits,
+        cost.shootdowns,
+        seconds(cost.waiting),
+        shootdown::kicks()
     )
 }
 

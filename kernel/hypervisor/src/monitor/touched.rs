@@ -6,13 +6,15 @@
 //! VM has no footprint passes.
 
 use crate::console;
-use crate::drive::record;
+use crate::drive::{Watch, record};
 use crate::virt::Backend;
 use crate::vm::{Hypervisor, Vm, VmState};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::SeqCst;
+use footprint::lens::INTERVALS;
+use footprint::rate::Rates;
 use memory::harvest::{Bit, Cursor, Descend, Options, Progress};
 use memory::table::{Flush, Lookup, Shootdown};
 use telemetry::Event;
@@ -54,18 +56,21 @@ pub fn hot<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
         };
         let hot = track.footprint.hot(|_| true);
         let ranges = vm.ram.with_table(|table| {
-            let range = |page: &footprint::HotPage| {
-                let Ok(Lookup::Mapped(leaf)) = table.translate(page.gpa) else {
+            let believed = hot.iter().flat_map(|page| ranges(&track.watch, page));
+            let located = |(first, pages, heat)| {
+                let gpa = Gpa(first * PAGE_BYTES);
+                let Ok(Lookup::Mapped(leaf)) = table.translate(gpa) else {
                     return None;
                 };
+                let frame = leaf.frame.0 + (gpa.0 - leaf.at.0) / PAGE_BYTES;
                 Some(HotRange {
-                    first: page.gpa.0 / PAGE_BYTES,
-                    frame: leaf.frame.0 + (page.gpa.0 - leaf.at.0) / PAGE_BYTES,
-                    pages: page.size.pages(),
-                    heat: page.heat,
+                    first,
+                    frame,
+                    pages,
+                    heat,
                 })
             };
-            hot.iter().filter_map(range).collect::<Vec<_>>()
+            believed.filter_map(located).collect::<Vec<_>>()
         });
         (track.footprint.passes(), ranges)
     };
@@ -84,6 +89,29 @@ pub fn hot<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
         });
     }
     format!("{count} hot ranges of {} are in the records\n", vm.name)
+}
+
+/// The first page, the length and the heat of the parts of a hot leaf, as the last close look found them.
+fn ranges(watch: &Watch, leaf: &footprint::HotPage) -> Vec<(u64, u64, u64)> {
+    let first = leaf.gpa.0 / PAGE_BYTES;
+    let look = watch.sampler.pages(leaf.gpa);
+    let Some(hits) = look.filter(|_| leaf.size == PageSize::Size2M) else {
+        return alloc::vec![(first, leaf.size.pages(), leaf.heat)];
+    };
+    let rates = Rates::of(INTERVALS.into(), watch.sampler.interval());
+    let all: u64 = hits.iter().map(|h| rates.get((*h).into())).sum();
+    let mut at = first;
+    let mut parts = Vec::new();
+    for part in hits.chunk_by(|a, b| a == b) {
+        let pages = part.len() as u64;
+        let rate = part.first().map_or(0, |h| rates.get((*h).into())) * pages;
+        if rate > 0 {
+            let heat = u128::from(leaf.heat) * u128::from(rate) / u128::from(all.max(1));
+            parts.push((at, pages, u64::try_from(heat).unwrap_or(u64::MAX)));
+        }
+        at += pages;
+    }
+    parts
 }
 
 /// Forgets which pages were touched.

@@ -21,6 +21,7 @@ use devices::{ApicConfig, Board, BoardConfig, GuestConsole, LocalApic, Role};
 use guest::cpuid::{CpuidPolicy, CpuidResult, CpuidSource, TscFacts, TscSync};
 use guest::msr::{FirstSeen, MsrPolicy, MsrState};
 use guest::{EntryState, VmShape};
+use memory::entry::Remembered;
 use spin::Mutex;
 use topology::Machine;
 use units::{ApicId, Nanos, NodeId, VcpuId, VmId};
@@ -193,6 +194,8 @@ fn make_vcpus<B: Backend>(
                 .map(|_| AtomicU64::new(0))
                 .collect(),
             dump_wanted: AtomicBool::new(false),
+            flushed: AtomicU64::new(0),
+            flushes: AtomicU64::new(0),
             exits: AtomicU64::new(0),
             moves: AtomicU64::new(0),
         });
@@ -238,8 +241,7 @@ pub fn new_core<B: Backend>(
         clock: None,
         steal: None,
         tsc_offset: 0,
-        seen_map: 0,
-        seen_sample: 0,
+        seen: Remembered::default(),
         last_cpu: None,
         seen_resumes: 0,
         runnable_since: None,

@@ -59,6 +59,7 @@ use devices::{Board, GuestConsole, LocalApic};
 use guest::VmShape;
 use guest::cpuid::CpuidPolicy;
 use guest::msr::{FirstSeen, MsrPolicy, MsrState};
+use memory::entry::Remembered;
 use sched::Scheduler;
 use spin::Mutex;
 use topology::Machine;
@@ -177,6 +178,10 @@ pub struct Vcpu<B: Backend> {
     pub ran_on_node_ns: Vec<AtomicU64>,
     /// The operator wants to see its state when its CPU leaves it.
     pub dump_wanted: AtomicBool,
+    /// The sample generation that its CPU had flushed for when it last entered the guest.
+    pub flushed: AtomicU64,
+    /// Entries that flushed.
+    pub flushes: AtomicU64,
     /// Exits it has taken.
     pub exits: AtomicU64,
     /// How often it changed the CPU.
@@ -203,10 +208,8 @@ pub struct VcpuCore<B: Backend> {
     pub steal: Option<clock::StealPage>,
     /// Guest TSC minus host TSC on the CPU that runs it.
     pub tsc_offset: u64,
-    /// Generations of the nested table that its TLB has seen.
-    pub seen_map: u64,
-    /// The same for the lazily flushed accessed bits.
-    pub seen_sample: u64,
+    /// What its tag on the CPU that it is on has seen of the nested table.
+    pub seen: Remembered,
     /// Where it ran last.
     pub last_cpu: Option<CpuId>,
     /// The value of [`Vm::resumes`] that its clock has told the guest.

@@ -14,15 +14,20 @@ use super::tables::DirectTables;
 use crate::mm;
 use crate::shootdown;
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 use guest::memory::Width;
 use guest::{GuestMemory, OutOfRange};
+use memory::entry::{Generation, Generations};
 use memory::table::{
     Attributes, Flush, Lookup, RadixTable, Rights, Shootdown, TableError, TableFormat,
 };
 use spin::RwLock;
 use units::{Frame, Gpa, Hpa, NodeId, PageSize, VmId};
+
+/// Numbers of roots: none is used twice.
+static ROOTS: AtomicU64 = AtomicU64::new(1);
 
 /// A guest's memory.
 #[derive(Debug)]
@@ -31,21 +36,45 @@ pub struct GuestRam<F: TableFormat<Address = Gpa>> {
     bytes: AtomicU64,
     root: Frame,
     table: RwLock<RadixTable<F, DirectTables>>,
-    map_generation: AtomicU64,
-    sample_generation: AtomicU64,
+    generations: Generations<AtomicU64>,
 }
 
 /// Makes every CPU forget what the old table said, for one VM.
 #[derive(Debug)]
 pub struct VmShootdown<'r> {
     vm: VmId,
-    generation: &'r AtomicU64,
+    generations: &'r Generations<AtomicU64>,
 }
 
 impl Shootdown for VmShootdown<'_> {
     fn shoot_down(&self, _flush: Flush) {
-        self.generation.fetch_add(1, SeqCst);
+        self.generations.changed();
         shootdown::expel(self.vm);
+    }
+}
+
+/// One shootdown for several changes that were all made before the first asks for it: it makes CPUs forget
+/// everything of the VM, so the others have nothing left to do.
+#[derive(Debug)]
+struct Together<'s, 'r> {
+    inner: &'s VmShootdown<'r>,
+    done: Cell<bool>,
+}
+
+impl<'s, 'r> Together<'s, 'r> {
+    fn new(inner: &'s VmShootdown<'r>) -> Self {
+        Self {
+            inner,
+            done: Cell::new(false),
+        }
+    }
+}
+
+impl Shootdown for Together<'_, '_> {
+    fn shoot_down(&self, flush: Flush) {
+        if !self.done.replace(true) {
+            self.inner.shoot_down(flush);
+        }
     }
 }
 
@@ -58,8 +87,11 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
             bytes: AtomicU64::new(0),
             root: table.root(),
             table: RwLock::new(table),
-            map_generation: AtomicU64::new(1),
-            sample_generation: AtomicU64::new(1),
+            generations: Generations::of_root(
+                ROOTS.fetch_add(1, Relaxed),
+                AtomicU64::new(1),
+                AtomicU64::new(1),
+            ),
         })
     }
 
@@ -80,18 +112,54 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
         self.root
     }
 
-    /// What an entry compares with what the virtual CPU's TLB has seen: the generation of the table's
-    /// meaning and the one of its accessed bits.
-    pub fn generations(&self) -> (u64, u64) {
-        (
-            self.map_generation.load(SeqCst),
-            self.sample_generation.load(SeqCst),
-        )
+    /// What an entry compares with what its tag has seen.
+    pub fn generation(&self) -> Generation {
+        self.generations.now()
     }
 
-    /// Accessed bits were cleared: translations that still say "accessed" go at the next entries.
-    pub fn sampled(&self) {
-        self.sample_generation.fetch_add(1, SeqCst);
+    /// Accessed bits were cleared: translations that still say "accessed" go at the next entries, those that see the
+    /// generation that is returned.
+    pub fn sampled(&self) -> u64 {
+        self.generations.sampled()
+    }
+
+    /// Maps each granule of `split` by pages of 4 KiB if one leaf of 2 MiB maps it, and each of `join` by one leaf
+    /// where 512 pages still form one; says which were split and how many were joined. One shootdown for all.
+    pub fn remap(&self, split: &[Gpa], join: &[Gpa]) -> (Vec<Gpa>, usize) {
+        self.change_table(|table, shootdown| {
+            let together = Together::new(shootdown);
+            let size = PageSize::Size2M;
+            // All are frozen before the first shootdown.
+            let joins = join
+                .iter()
+                .filter_map(|at| table.begin_collapse(*at, size).ok());
+            let joins: Vec<_> = joins.collect();
+            let begin = |at: &Gpa| Some((*at, table.begin_split(*at, size).ok()?));
+            let splits: Vec<_> = split.iter().filter_map(begin).collect();
+            let joined = joins.len();
+            let mut done = Vec::with_capacity(splits.len());
+            for join in joins {
+                match table.finish_collapse(join.shoot_down(&together)) {
+                    Ok(flush) => flush.carry_out(shootdown),
+                    Err(why) => log::error!("a granule could not be mapped by one leaf: {why}"),
+                }
+            }
+            for (at, split) in splits {
+                match table.finish_split(split.shoot_down(&together)) {
+                    Ok(()) => done.push(at),
+                    Err(why) => log::error!("a granule could not be mapped by small pages: {why}"),
+                }
+            }
+            (done, joined)
+        })
+    }
+
+    /// The node that holds an address, and the size of the leaf that maps it.
+    pub fn leaf(&self, at: Gpa) -> Option<(NodeId, PageSize)> {
+        match self.table.read().translate(at) {
+            Ok(Lookup::Mapped(leaf)) => Some((mm::node_of(leaf.frame)?, leaf.size)),
+            _ => None,
+        }
     }
 
     /// The table, to read.
@@ -109,7 +177,7 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
             &mut table,
             &VmShootdown {
                 vm: self.vm,
-                generation: &self.map_generation,
+                generations: &self.generations,
             },
         )
     }

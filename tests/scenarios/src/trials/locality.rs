@@ -72,14 +72,16 @@ pub fn scenarios() -> Vec<Scenario> {
             "the same with a guest that knows two nodes and binds its workload to the second",
             |e| ends_at_node_1(e, NEAR),
         )
-        .vm(far()
-            .set("memory", "\"320M\"")
-            .set("memory_nodes", "[{ node = 3, size = \"160M\" }, { node = 1 }]")
-            .set("vnuma", "true")
-            .set("start_node", "3")
-            .set("mode", "\"off\"")
-            .workload("--guest-node 1 --mib 96 --seconds 20 --tag 2"))
+        .vm(bound_to_second("--guest-node 1 --mib 32 --seconds 20 --tag 2"))
         .type_after(COUNTED, SWITCH_ON),
+        Scenario::full(
+            "pages-elsewhere-vnuma-small",
+            "the same with a workload so small that the guest's kernel touches more regions than it does",
+            |e| ends_at_node_1(e, NEAR),
+        )
+        .vm(bound_to_second("--guest-node 1 --mib 16 --seconds 20 --tag 2"))
+        .type_after(COUNTED, SWITCH_ON)
+        .type_after(LATE, LOOK),
         Scenario::quick("off-moves-nothing", "with mode = \"off\" a far VM stays far", stays_far)
             .vm(far().set("mode", "\"off\"")),
         Scenario::full("equal-distances-move-nothing", "where every way is equally long, nothing moves", |e| {
@@ -141,6 +143,20 @@ fn far() -> Vm {
 /// The same with time for its pages to come, which on a busy host takes a tenth of a second each.
 fn slow() -> Vm {
     far().workload("--mib 16 --seconds 30 --tag 2")
+}
+
+/// A guest that knows two nodes: its kernel and its vCPUs on node 3, and a workload that takes its memory from node 1.
+fn bound_to_second(workload: &str) -> Vm {
+    far()
+        .set("memory", "\"320M\"")
+        .set(
+            "memory_nodes",
+            "[{ node = 3, size = \"160M\" }, { node = 1 }]",
+        )
+        .set("vnuma", "true")
+        .set("start_node", "3")
+        .set("mode", "\"off\"")
+        .workload(workload)
 }
 
 /// Three quarters of its memory on the node `untouched`, reserved on the guest's command line, so that

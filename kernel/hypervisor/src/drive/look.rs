@@ -1,0 +1,278 @@
+//! One VM's accessed bits: the sampler's eyes, its orders, and what its passes become.
+//!
+//! An interval begins when bits have been cleared and the VM's sample generation has moved on: from then on each CPU
+//! that enters the VM flushes first, and nobody is interrupted for it. It ends with the next look. If a virtual CPU
+//! that ran when it began has not been entered since, its CPU may still use translations from before; then the
+//! interval is stale (MECHANISMS: "stale is not cold").
+
+use crate::arch::time;
+use crate::virt::Backend;
+use crate::vm::{GuestRam, NOWHERE, Vm};
+use alloc::collections::BTreeSet;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use footprint::lens::PAGES;
+use footprint::sampler::{Eyes, Heat, Mapped, Orders, Seen, Sight, Tunables};
+use footprint::{Attribution, Coverage, Footprint, LeafSample, Sampler, Window};
+use memory::harvest::{Bit, Cursor, Descend, Options, Progress};
+use memory::probe::Probe;
+use memory::table::TableFormat;
+use units::{Gpa, Nanos, NodeId, PAGE_BYTES, PageSize};
+
+/// A page under a close look: its bit is read and cleared whatever its table's says, since a probe has cleared that.
+const CLOSE: Options = Options {
+    accessed: Bit::Clear,
+    dirty: Bit::Read,
+    descend: Descend::Everywhere,
+};
+
+/// What is remembered of a VM from one look to the next.
+#[derive(Debug)]
+pub struct Watch {
+    /// What to look at.
+    pub sampler: Sampler,
+    /// When the interval is over.
+    next: Nanos,
+    last_pass: Nanos,
+    /// The generation that the interval began with, and the virtual CPUs that ran then.
+    began: Option<(u64, Vec<u16>)>,
+    /// Granules that were split for a look.
+    split: BTreeSet<Gpa>,
+    /// What it has cost so far.
+    pub cost: Cost,
+}
+
+/// What looking has cost.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cost {
+    /// Intervals, and those of them that were stale.
+    pub intervals: u64,
+    /// See [`Cost::intervals`].
+    pub stale: u64,
+    /// Time that looking took, without what follows.
+    pub time: Nanos,
+    /// Time that mapping granules anew took: most of it is waiting for CPUs to leave the guest.
+    pub waiting: Nanos,
+    /// Granules that were mapped by small pages for a close look, and shootdowns for that and for its end.
+    pub splits: u64,
+    /// See [`Cost::splits`].
+    pub shootdowns: u64,
+}
+
+impl Watch {
+    /// Over a VM that has not run yet, with intervals of at least this length.
+    pub fn over<B: Backend>(vm: &Vm<B>, shortest: Nanos, now: Nanos) -> Self {
+        let regions = vm.shape.memory.regions();
+        let memory = regions.iter().map(|r| r.gpa.0..r.end().0);
+        let default = Tunables::default();
+        let tunables = Tunables {
+            shortest,
+            longest: default.longest.max(shortest),
+            ..default
+        };
+        Self {
+            sampler: Sampler::new(memory, u64::from(vm.id.0) << 32 | 0x9e37_79b9, tunables),
+            next: now,
+            last_pass: now,
+            began: None,
+            split: BTreeSet::new(),
+            cost: Cost::default(),
+        }
+    }
+
+    /// Ends an interval and begins the next, if it is time for that.
+    pub fn look<B: Backend>(&mut self, vm: &Vm<B>, idle: bool, now: Nanos) {
+        if now < self.next {
+            return;
+        }
+        self.next = now + self.sampler.interval();
+        let sight = self.sight(vm);
+        self.cost.intervals += 1;
+        self.cost.stale += u64::from(sight == Sight::Stale);
+        let orders = self.sampler.tick(sight, !idle, &mut Bits(&vm.ram));
+        self.cost.time += time::now().since(now);
+        if orders != Orders::default() {
+            let began = time::now();
+            // What somebody else mapped by small pages stays so.
+            let mine = orders
+                .join
+                .iter()
+                .copied()
+                .filter(|at| self.split.contains(at));
+            let join: Vec<Gpa> = mine.collect();
+            let (split, joined) = vm.ram.remap(&orders.split, &join);
+            join.iter().for_each(|at| {
+                self.split.remove(at);
+            });
+            self.cost.splits += split.len() as u64;
+            self.cost.shootdowns += u64::from(split.len() + joined > 0);
+            self.split.extend(split);
+            self.cost.waiting += time::now().since(began);
+        }
+        let generation = vm.ram.sampled();
+        let inside = vm
+            .vcpus
+            .iter()
+            .filter(|v| v.running_on.load(SeqCst) != NOWHERE);
+        self.began = Some((generation, inside.map(|v| v.id.index).collect()));
+    }
+
+    /// Whether everybody who ran when the interval began has flushed since.
+    fn sight<B: Backend>(&self, vm: &Vm<B>) -> Sight {
+        let Some((generation, inside)) = &self.began else {
+            return Sight::Stale;
+        };
+        let flushed = |index: &u16| {
+            let vcpu = vm.vcpus.get(usize::from(*index));
+            vcpu.is_none_or(|v| v.flushed.load(SeqCst) >= *generation)
+        };
+        match inside.iter().all(flushed) {
+            true => Sight::Fresh,
+            false => Sight::Stale,
+        }
+    }
+
+    /// Hands what was found since the last pass to the footprint, if that was `every` ago. Says whether it did.
+    pub fn pass<B: Backend>(
+        &mut self,
+        vm: &Vm<B>,
+        footprint: &mut Footprint,
+        every: Nanos,
+        now: Nanos,
+    ) -> bool {
+        let length = now.since(self.last_pass);
+        if length < every {
+            return false;
+        }
+        self.last_pass = now;
+        let heats = self.sampler.pass();
+        let samples = self.samples(&vm.ram, &heats);
+        let nodes = footprint.resident().len();
+        let mut run_time = vec![Nanos::ZERO; nodes];
+        for vcpu in &vm.vcpus {
+            for (sum, on_node) in run_time.iter_mut().zip(&vcpu.ran_on_node_ns) {
+                *sum += Nanos(on_node.swap(0, Relaxed));
+            }
+        }
+        let resident = vm.ram.bytes_by_node(nodes);
+        let window = Window {
+            length,
+            run_time: &run_time,
+            attribution: Attribution::ByRunTime,
+            coverage: Coverage::TouchedLeaves {
+                resident: &resident,
+            },
+        };
+        let was_idle = footprint.is_idle();
+        footprint.set_settled(self.sampler.settled());
+        footprint.record(&window, samples);
+        if was_idle && !footprint.is_idle() {
+            self.sampler.awake();
+        }
+        self.cost.time += time::now().since(now);
+        true
+    }
+
+    /// Heat by leaves. A granule under a close look counts as the one leaf that it was and will be again.
+    fn samples<F: TableFormat<Address = Gpa>>(
+        &self,
+        ram: &GuestRam<F>,
+        heats: &[Heat],
+    ) -> Vec<LeafSample> {
+        let mut samples = Vec::with_capacity(heats.len());
+        for heat in heats {
+            match ram.leaf(heat.gpa) {
+                Some((node, PageSize::Size4K)) if !self.split.contains(&heat.gpa) => {
+                    self.pages(ram, heat, node, &mut samples);
+                }
+                Some((node, size)) => {
+                    let size = size.max(PageSize::Size2M);
+                    samples.push(LeafSample::sampled(
+                        heat.gpa.align_down(size),
+                        size,
+                        node,
+                        heat.heat,
+                        heat.hits,
+                    ));
+                }
+                None => self.pages(ram, heat, NodeId(0), &mut samples),
+            }
+        }
+        samples
+    }
+
+    /// Divides a granule's heat among its small pages as the last close look found it; before one, its first page has
+    /// it all.
+    fn pages<F: TableFormat<Address = Gpa>>(
+        &self,
+        ram: &GuestRam<F>,
+        heat: &Heat,
+        node: NodeId,
+        samples: &mut Vec<LeafSample>,
+    ) {
+        let hits = self.sampler.pages(heat.gpa).unwrap_or(&[]);
+        let all: u64 = hits.iter().map(|h| u64::from(*h)).sum();
+        if all == 0 {
+            samples.push(LeafSample::sampled(
+                heat.gpa,
+                PageSize::Size4K,
+                node,
+                heat.heat,
+                heat.hits,
+            ));
+            return;
+        }
+        let mut left = heat.hits;
+        for (at, hits) in (0u64..).map(|i| Gpa(heat.gpa.0 + i * PAGE_BYTES)).zip(hits) {
+            if *hits > 0
+                && let Some((node, PageSize::Size4K)) = ram.leaf(at)
+            {
+                let part = u128::from(heat.heat) * u128::from(*hits) / u128::from(all);
+                let part = u64::try_from(part).unwrap_or(u64::MAX);
+                samples.push(LeafSample::sampled(
+                    at,
+                    PageSize::Size4K,
+                    node,
+                    part,
+                    left.min(1),
+                ));
+                left = left.saturating_sub(1);
+            }
+        }
+    }
+}
+
+/// The accessed bits of a VM.
+struct Bits<'r, F: TableFormat<Address = Gpa>>(&'r GuestRam<F>);
+
+impl<F: TableFormat<Address = Gpa>> Eyes for Bits<'_, F> {
+    fn granule(&mut self, at: Gpa) -> Seen {
+        match self.0.with_table(|table| table.probe(at)) {
+            Probe::Accessed => Seen::Touched,
+            Probe::Idle | Probe::Absent => Seen::Untouched,
+        }
+    }
+
+    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16)) -> Mapped {
+        if !matches!(self.0.leaf(at), Some((_, PageSize::Size4K)) | None) {
+            return Mapped::Whole;
+        }
+        let mut cursor = Cursor::new(at, PageSize::Size2M.bytes());
+        // The granule's table and those above it are few entries more than its pages.
+        let budget = 2 * PAGES as u64;
+        let progress = self.0.with_table(|table| {
+            table.harvest(&mut cursor, CLOSE, budget, |leaf| {
+                let page = (leaf.at.0 - at.0) / PAGE_BYTES;
+                if leaf.accessed && leaf.size == PageSize::Size4K {
+                    touched(u16::try_from(page).unwrap_or(u16::MAX));
+                }
+            })
+        });
+        debug_assert!(
+            progress == Progress::Finished,
+            "512 pages and their ancestors"
+        );
+        Mapped::Pages
+    }
+}
