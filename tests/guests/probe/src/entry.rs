@@ -65,5 +65,5 @@ extern "sysv64" fn rust_entry(boot_params: *const u8) -> ! {
         let length = (0..CMD_LINE_MAX).find(|i| start.add(*i).read() == 0);
         core::slice::from_raw_parts(start, length.unwrap_or(0))
     };
-    crate::main(&Words::new(core::str::from_utf8(line).unwrap_or("")))
+    crate::guest(&Words::new(core::str::from_utf8(line).unwrap_or("")))
 }
