@@ -41,6 +41,11 @@ pub trait GuestMemory {
     /// Bytes of memory behind the door, holes not counted.
     fn size(&self) -> u64;
 
+    /// Whether the byte at `gpa` is memory.
+    fn holds(&self, gpa: Gpa) -> bool {
+        self.read(gpa, &mut [0]).is_ok()
+    }
+
     /// The 64-bit word at `gpa`.
     ///
     /// # Errors

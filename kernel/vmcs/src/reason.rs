@@ -158,6 +158,8 @@ pub struct EptViolation {
     pub fetch: bool,
     /// The access was to an entry of the guest's own page tables.
     pub walk: bool,
+    /// The guest-linear address is known, and it is the access's own.
+    pub linear: bool,
 }
 
 impl EptViolation {
@@ -170,6 +172,7 @@ impl EptViolation {
             write: qualification & 1 << 1 != 0,
             fetch: qualification & 1 << 2 != 0,
             walk: linear_is_valid && !is_final,
+            linear: linear_is_valid && is_final,
         }
     }
 }
@@ -245,7 +248,8 @@ mod tests {
         let store = EptViolation::of(0x182);
         assert_eq!((store.write, store.fetch, store.walk), (true, false, false));
         let walk = EptViolation::of(0x81);
-        assert!(walk.walk && !walk.write);
+        assert!(walk.walk && !walk.write && !walk.linear);
+        assert!(store.linear && !EptViolation::of(0x102).linear);
         assert!(EptViolation::of(0x184).fetch);
     }
 

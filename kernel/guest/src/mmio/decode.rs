@@ -1,85 +1,36 @@
 //! Instruction bytes to an [`Operation`].
 
-use core::fmt;
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+mod error;
+mod operand;
+mod vectors;
+
+pub use error::DecodeError;
+pub use operand::{memory_address, memory_segment};
+
+use error::Reason;
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind};
+use operand::{memory_size, operand_segment, register, size_of_memory, source};
 
 use super::{
-    Alu, CodeSize, Extend, MmioInstruction, Operation, Part, Reg, Rep, SegmentRegister, Source,
-    StringOp, Unary,
+    Alu, BitOp, CodeSize, Condition, Convert, MmioInstruction, Operation, Part, Rep, Scan,
+    SegmentRegister, Shift, Source, StackOperand, StringOp, Unary,
 };
 
-/// Why an instruction is not executed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DecodeError {
-    bytes: [u8; 15],
-    length: usize,
-    reason: Reason,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Reason {
-    Truncated,
-    Invalid,
-    Unsupported(Mnemonic),
-}
-
-impl DecodeError {
-    fn new(bytes: &[u8], reason: Reason) -> Self {
-        let mut copy = [0; 15];
-        let length = bytes.len().min(copy.len());
-        for (to, from) in copy.iter_mut().zip(bytes) {
-            *to = *from;
-        }
-        Self {
-            bytes: copy,
-            length,
-            reason,
-        }
-    }
-
-    /// Whether the processor itself would have refused the bytes, with #UD.
-    #[must_use]
-    pub fn is_invalid_opcode(&self) -> bool {
-        self.reason == Reason::Invalid
-    }
-}
-
-impl fmt::Display for DecodeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the bytes")?;
-        for b in self.bytes.iter().take(self.length) {
-            write!(f, " {b:02x}")?;
-        }
-        match &self.reason {
-            Reason::Truncated => {
-                f.write_str(" end before the instruction does; it was not executed")
-            }
-            Reason::Invalid => f.write_str(" are no instruction in this mode; it was not executed"),
-            Reason::Unsupported(m) => {
-                write!(
-                    f,
-                    " are a {m:?}, which is not emulated on device memory; it was not executed"
-                )
-            }
-        }
-    }
-}
-
-impl core::error::Error for DecodeError {}
-
-/// Decodes the instruction at the start of `bytes`.
+/// Decodes the instruction at the start of `bytes`, which came from the instruction pointer `rip`.
 ///
 /// # Errors
-/// [`DecodeError`] when the bytes are too few, are no instruction, or one that does not access a
-/// device in a way that is emulated.
-pub fn decode(bytes: &[u8], code: CodeSize) -> Result<MmioInstruction, DecodeError> {
+/// [`DecodeError`] when the bytes are too few, are no instruction, or one that does not access
+/// memory in a way that is emulated.
+pub fn decode(bytes: &[u8], code: CodeSize, rip: u64) -> Result<MmioInstruction, DecodeError> {
     let bitness = match code {
         CodeSize::Bits16 => 16,
         CodeSize::Bits32 => 32,
         CodeSize::Bits64 => 64,
     };
+    // The processor refuses what is longer (SDM 2A 2.3.11).
+    let bytes = bytes.get(..15).unwrap_or(bytes);
     let error = |reason| DecodeError::new(bytes, reason);
-    let mut decoder = Decoder::try_new(bitness, bytes, DecoderOptions::NONE)
+    let mut decoder = Decoder::try_with_ip(bitness, bytes, rip, DecoderOptions::NONE)
         .map_err(|_| error(Reason::Invalid))?;
     let i = decoder.decode();
     match decoder.last_error() {
@@ -87,92 +38,313 @@ pub fn decode(bytes: &[u8], code: CodeSize) -> Result<MmioInstruction, DecodeErr
         DecoderError::NoMoreBytes if bytes.len() < 15 => return Err(error(Reason::Truncated)),
         _ => return Err(error(Reason::Invalid)),
     }
-    let operation = operation(&i).ok_or(error(Reason::Unsupported(i.mnemonic())))?;
+    let unsupported = || error(Reason::Unsupported(i.mnemonic()));
+    let operation = operation(&i)
+        .filter(|operation| code != CodeSize::Bits64 || !is_ambiguous(operation, bytes))
+        .ok_or_else(unsupported)?;
+    let address = has_memory_operand(&i).then(|| memory_address(&i));
     let length = u8::try_from(i.len()).map_err(|_| error(Reason::Invalid))?;
     Ok(MmioInstruction {
         length,
         operation,
+        address: match address {
+            Some(None) => return Err(unsupported()),
+            Some(address) => address,
+            None => None,
+        },
         code,
     })
 }
 
-fn operation(i: &Instruction) -> Option<Operation> {
-    if let Some(op) = string_op(i.mnemonic()) {
-        return string(i, op);
-    }
-    match i.mnemonic() {
-        Mnemonic::Mov | Mnemonic::Movnti => match (i.op0_kind(), i.op1_kind()) {
-            (OpKind::Register, OpKind::Memory) => load(i, Extend::Zero),
-            (OpKind::Memory, _) => {
-                let from = source(i, 1)?;
-                Some(Operation::Store {
-                    from,
-                    size: memory_size(i, from)?,
-                })
-            }
-            _ => None,
-        },
-        Mnemonic::Movzx => load(i, Extend::Zero),
-        Mnemonic::Movsx | Mnemonic::Movsxd => load(i, Extend::Sign),
-        Mnemonic::Xchg => {
-            let reg = match (i.op0_kind(), i.op1_kind()) {
-                (OpKind::Memory, OpKind::Register) => i.op1_register(),
-                (OpKind::Register, OpKind::Memory) => i.op0_register(),
-                _ => return None,
-            };
-            Some(Operation::Exchange {
-                reg: register(reg)?,
-            })
-        }
-        m => {
-            if let Some(op) = alu(m) {
-                return match (i.op0_kind(), i.op1_kind()) {
-                    (OpKind::Memory, _) => {
-                        let with = source(i, 1)?;
-                        Some(Operation::Modify {
-                            op,
-                            with,
-                            size: memory_size(i, with)?,
-                        })
-                    }
-                    (OpKind::Register, OpKind::Memory) => Some(Operation::Combine {
-                        op,
-                        reg: register(i.op0_register())?,
-                    }),
-                    _ => None,
-                };
-            }
-            let op = unary(m).filter(|_| i.op0_kind() == OpKind::Memory)?;
-            Some(Operation::Single {
-                op,
-                size: size_of_memory(i)?,
-            })
-        }
-    }
+fn has_memory_operand(i: &Instruction) -> bool {
+    i.op0_kind() == OpKind::Memory
+        || i.op1_kind() == OpKind::Memory
+        || i.op2_kind() == OpKind::Memory
 }
 
-fn load(i: &Instruction, extend: Extend) -> Option<Operation> {
-    if i.op1_kind() != OpKind::Memory {
-        return None;
+/// Processors disagree about what the operand-size prefix means to a near transfer in 64-bit code.
+fn is_ambiguous(operation: &Operation, bytes: &[u8]) -> bool {
+    let transfers = matches!(
+        operation,
+        Operation::Call { .. } | Operation::Return { .. } | Operation::Jump { .. }
+    );
+    let is_prefix = |byte: &&u8| {
+        matches!(
+            byte,
+            0x26 | 0x2E | 0x36 | 0x3E | 0x40..=0x4F | 0x64..=0x67 | 0xF0 | 0xF2 | 0xF3
+        )
+    };
+    transfers && bytes.iter().take_while(is_prefix).any(|byte| *byte == 0x66)
+}
+
+fn operation(i: &Instruction) -> Option<Operation> {
+    string(i)
+        .or_else(|| stack(i))
+        .or_else(|| vectors::operation(i))
+        .or_else(|| plain(i).filter(|_| has_memory_operand(i)))
+}
+
+/// Instructions with general-purpose registers and one memory operand.
+fn plain(i: &Instruction) -> Option<Operation> {
+    let m = i.mnemonic();
+    if let Some(operation) = computation(i, m) {
+        return Some(operation);
     }
-    Some(Operation::Load {
-        to: register(i.op0_register())?,
-        size: size_of_memory(i)?,
-        extend,
+    let to_memory = i.op0_kind() == OpKind::Memory;
+    Some(match m {
+        Mnemonic::Mov if to_memory => store(i, Convert::Zero)?,
+        Mnemonic::Mov => load(i, Convert::Zero)?,
+        Mnemonic::Movnti | Mnemonic::Movdiri => store(i, Convert::Zero)?,
+        Mnemonic::Movbe if to_memory => store(i, Convert::Swap)?,
+        Mnemonic::Movbe => load(i, Convert::Swap)?,
+        Mnemonic::Movzx => load(i, Convert::Zero)?,
+        // Processors disagree about how much of memory MOVSXD reads for a 16-bit register.
+        Mnemonic::Movsxd if i.code() == iced_x86::Code::Movsxd_r16_rm16 => return None,
+        Mnemonic::Movsx | Mnemonic::Movsxd => load(i, Convert::Sign)?,
+        Mnemonic::Xchg => {
+            let reg = if to_memory {
+                i.op1_register()
+            } else {
+                i.op0_register()
+            };
+            Operation::Exchange {
+                reg: register(reg)?,
+            }
+        }
+        Mnemonic::Xadd => Operation::ExchangeAdd {
+            reg: register(i.op1_register())?,
+        },
+        Mnemonic::Cmpxchg => Operation::CompareExchange {
+            reg: register(i.op1_register())?,
+        },
+        Mnemonic::Cmpxchg8b => Operation::CompareExchangePair { half: 4 },
+        Mnemonic::Cmpxchg16b => Operation::CompareExchangePair { half: 8 },
+        Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => Operation::Touch,
+        _ => conditional(i, m)?,
     })
 }
 
-const fn string_op(m: Mnemonic) -> Option<StringOp> {
+fn load(i: &Instruction, convert: Convert) -> Option<Operation> {
+    Some(Operation::Load {
+        to: register(i.op0_register())?,
+        size: size_of_memory(i)?,
+        convert,
+    })
+}
+
+fn store(i: &Instruction, convert: Convert) -> Option<Operation> {
+    let from = source(i, 1)?;
+    let size = match from {
+        Source::Selector(_) => 2,
+        other => memory_size(i, other)?,
+    };
+    Some(Operation::Store {
+        from,
+        size,
+        convert,
+    })
+}
+
+/// CMOVcc and SETcc.
+fn conditional(i: &Instruction, m: Mnemonic) -> Option<Operation> {
+    use Mnemonic as M;
+    let set = [
+        M::Seto,
+        M::Setno,
+        M::Setb,
+        M::Setae,
+        M::Sete,
+        M::Setne,
+        M::Setbe,
+        M::Seta,
+        M::Sets,
+        M::Setns,
+        M::Setp,
+        M::Setnp,
+        M::Setl,
+        M::Setge,
+        M::Setle,
+        M::Setg,
+    ];
+    let moves = [
+        M::Cmovo,
+        M::Cmovno,
+        M::Cmovb,
+        M::Cmovae,
+        M::Cmove,
+        M::Cmovne,
+        M::Cmovbe,
+        M::Cmova,
+        M::Cmovs,
+        M::Cmovns,
+        M::Cmovp,
+        M::Cmovnp,
+        M::Cmovl,
+        M::Cmovge,
+        M::Cmovle,
+        M::Cmovg,
+    ];
+    let number = |list: [M; 16]| {
+        let found = list.iter().position(|one| *one == m)?;
+        u8::try_from(found).ok().map(Condition)
+    };
+    if let Some(condition) = number(set) {
+        return Some(Operation::Store {
+            from: Source::Condition(condition),
+            size: 1,
+            convert: Convert::Zero,
+        });
+    }
+    Some(Operation::LoadIf {
+        condition: number(moves)?,
+        to: register(i.op0_register())?,
+    })
+}
+
+/// Arithmetic, logic, shifts, bits.
+fn computation(i: &Instruction, m: Mnemonic) -> Option<Operation> {
+    if let Some(op) = alu(m) {
+        return if i.op0_kind() == OpKind::Memory {
+            let with = source(i, 1)?;
+            let size = memory_size(i, with)?;
+            Some(Operation::Modify { op, with, size })
+        } else {
+            let reg = register(i.op0_register())?;
+            Some(Operation::Combine { op, reg })
+        };
+    }
+    if let Some(op) = unary(m) {
+        let size = size_of_memory(i)?;
+        return Some(Operation::Single { op, size });
+    }
+    if let Some(op) = shift(m) {
+        let (count, size) = (source(i, 1)?, size_of_memory(i)?);
+        return Some(Operation::Shift { op, count, size });
+    }
+    if let Some(op) = bit(m) {
+        let index = source(i, 1)?;
+        let size = memory_size(i, index)?;
+        return Some(Operation::Bit { op, index, size });
+    }
     Some(match m {
-        Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => StringOp::Move,
-        Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => StringOp::Store,
-        Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => StringOp::Load,
+        Mnemonic::Shld | Mnemonic::Shrd => Operation::DoubleShift {
+            op: if m == Mnemonic::Shld {
+                Shift::Left
+            } else {
+                Shift::Right
+            },
+            with: register(i.op1_register())?,
+            count: source(i, 2)?,
+        },
+        Mnemonic::Bsf => scan(i, Scan::Forward)?,
+        Mnemonic::Bsr => scan(i, Scan::Reverse)?,
+        Mnemonic::Popcnt => scan(i, Scan::Count)?,
+        Mnemonic::Imul if i.op0_kind() == OpKind::Register => {
+            let to = register(i.op0_register())?;
+            let with = if i.op_count() == 3 {
+                source(i, 2)?
+            } else {
+                Source::Reg(to)
+            };
+            Operation::Multiply { to, with }
+        }
+        Mnemonic::Imul | Mnemonic::Mul => Operation::MultiplyWide {
+            signed: m == Mnemonic::Imul,
+            size: size_of_memory(i)?,
+        },
         _ => return None,
     })
 }
 
-fn string(i: &Instruction, op: StringOp) -> Option<Operation> {
-    // MOVSD is also an SSE instruction, whose operands are of other kinds.
+fn scan(i: &Instruction, op: Scan) -> Option<Operation> {
+    let to = register(i.op0_register())?;
+    Some(Operation::Scan { op, to })
+}
+
+/// Pushes, pops and near transfers, whose stack or operand may be in a device.
+fn stack(i: &Instruction) -> Option<Operation> {
+    use iced_x86::Code as C;
+    let operand = || match i.op0_kind() {
+        OpKind::Memory => Some(StackOperand::Memory),
+        OpKind::Register => register(i.op0_register()).map(StackOperand::Reg),
+        OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
+            Some(StackOperand::Imm(i.near_branch_target()))
+        }
+        _ => i.try_immediate(0).ok().map(StackOperand::Imm),
+    };
+    let size = match i.code() {
+        C::Push_r16
+        | C::Push_rm16
+        | C::Push_imm16
+        | C::Pushw_imm8
+        | C::Pop_r16
+        | C::Pop_rm16
+        | C::Call_rel16
+        | C::Call_rm16
+        | C::Jmp_rm16
+        | C::Retnw
+        | C::Retnw_imm16 => 2,
+        C::Push_r32
+        | C::Push_rm32
+        | C::Pushd_imm32
+        | C::Pushd_imm8
+        | C::Pop_r32
+        | C::Pop_rm32
+        | C::Call_rel32_32
+        | C::Call_rm32
+        | C::Jmp_rm32
+        | C::Retnd
+        | C::Retnd_imm16 => 4,
+        C::Push_r64
+        | C::Push_rm64
+        | C::Pushq_imm32
+        | C::Pushq_imm8
+        | C::Pop_r64
+        | C::Pop_rm64
+        | C::Call_rel32_64
+        | C::Call_rm64
+        | C::Jmp_rm64
+        | C::Retnq
+        | C::Retnq_imm16 => 8,
+        _ => return None,
+    };
+    let m = i.mnemonic();
+    Some(match m {
+        Mnemonic::Push => Operation::Push {
+            from: operand()?,
+            size,
+        },
+        Mnemonic::Pop => Operation::Pop {
+            to: operand()?,
+            size,
+        },
+        Mnemonic::Call => Operation::Call {
+            to: operand()?,
+            size,
+        },
+        Mnemonic::Jmp if i.op0_kind() == OpKind::Memory => Operation::Jump { size },
+        Mnemonic::Ret => Operation::Return {
+            drops: if i.op_count() == 1 {
+                i.immediate16()
+            } else {
+                0
+            },
+            size,
+        },
+        _ => return None,
+    })
+}
+
+fn string(i: &Instruction) -> Option<Operation> {
+    let op = match i.mnemonic() {
+        Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => StringOp::Move,
+        Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => StringOp::Store,
+        Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => StringOp::Load,
+        Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq => StringOp::Compare,
+        Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq => StringOp::Scan,
+        _ => return None,
+    };
+    // MOVSD and CMPSD are also SSE instructions, whose operands are of other kinds.
     let address = [i.op0_kind(), i.op1_kind()]
         .into_iter()
         .find_map(|kind| match kind {
@@ -182,14 +354,14 @@ fn string(i: &Instruction, op: StringOp) -> Option<Operation> {
             _ => None,
         })?;
     let segment = match op {
-        StringOp::Store => SegmentRegister::Es,
-        StringOp::Move | StringOp::Load => segment(i.memory_segment())?,
+        StringOp::Store | StringOp::Scan => SegmentRegister::Es,
+        _ => operand_segment(i)?,
     };
-    // F2 repeats these instructions as well as F3 does.
-    let rep = if i.has_rep_prefix() || i.has_repne_prefix() {
-        Rep::Repeat
-    } else {
-        Rep::Once
+    // F2 repeats the instructions that do not compare as well as F3 does.
+    let rep = match (i.has_rep_prefix(), i.has_repne_prefix(), op) {
+        (_, true, StringOp::Compare | StringOp::Scan) => Rep::RepeatUnequal,
+        (false, false, _) => Rep::Once,
+        _ => Rep::Repeat,
     };
     Some(Operation::String {
         op,
@@ -225,76 +397,25 @@ const fn unary(m: Mnemonic) -> Option<Unary> {
     })
 }
 
-/// The register or immediate that is operand `n`.
-fn source(i: &Instruction, n: u32) -> Option<Source> {
-    match i.try_op_kind(n).ok()? {
-        OpKind::Register => i
-            .try_op_register(n)
-            .ok()
-            .and_then(register)
-            .map(Source::Reg),
-        OpKind::Immediate8
-        | OpKind::Immediate16
-        | OpKind::Immediate32
-        | OpKind::Immediate8to16
-        | OpKind::Immediate8to32
-        | OpKind::Immediate8to64
-        | OpKind::Immediate32to64 => i.try_immediate(n).ok().map(Source::Imm),
-        _ => None,
-    }
-}
-
-/// Bytes of memory: a register operand's, else those of the instruction's own notion.
-fn memory_size(i: &Instruction, other: Source) -> Option<u8> {
-    match other {
-        Source::Reg(r) => Some(r.part.size()),
-        Source::Imm(_) => size_of_memory(i),
-    }
-}
-
-fn size_of_memory(i: &Instruction) -> Option<u8> {
-    use iced_x86::MemorySize as M;
-    Some(match i.memory_size() {
-        M::UInt8 | M::Int8 => 1,
-        M::UInt16 | M::Int16 => 2,
-        M::UInt32 | M::Int32 => 4,
-        M::UInt64 | M::Int64 => 8,
+const fn shift(m: Mnemonic) -> Option<Shift> {
+    Some(match m {
+        Mnemonic::Rol => Shift::RotateLeft,
+        Mnemonic::Ror => Shift::RotateRight,
+        Mnemonic::Rcl => Shift::RotateLeftThroughCarry,
+        Mnemonic::Rcr => Shift::RotateRightThroughCarry,
+        Mnemonic::Shl | Mnemonic::Sal => Shift::Left,
+        Mnemonic::Shr => Shift::Right,
+        Mnemonic::Sar => Shift::RightSigned,
         _ => return None,
     })
 }
 
-/// The decoder numbers each width's registers in the processor's order.
-fn register(r: Register) -> Option<Reg> {
-    let within = |first: Register, last: Register| {
-        let (n, first, last) = (r as usize, first as usize, last as usize);
-        (first..=last).contains(&n).then(|| (n - first) as u8)
-    };
-    let low = |index, part| Some(Reg { index, part });
-    if let Some(n) = within(Register::AL, Register::BL) {
-        low(n, Part::Low8)
-    } else if let Some(n) = within(Register::AH, Register::BH) {
-        low(n, Part::High8)
-    } else if let Some(n) = within(Register::SPL, Register::R15L) {
-        low(n + 4, Part::Low8)
-    } else if let Some(n) = within(Register::AX, Register::R15W) {
-        low(n, Part::Word)
-    } else if let Some(n) = within(Register::EAX, Register::R15D) {
-        low(n, Part::Dword)
-    } else if let Some(n) = within(Register::RAX, Register::R15) {
-        low(n, Part::Qword)
-    } else {
-        None
-    }
-}
-
-const fn segment(r: Register) -> Option<SegmentRegister> {
-    Some(match r {
-        Register::ES => SegmentRegister::Es,
-        Register::CS => SegmentRegister::Cs,
-        Register::SS => SegmentRegister::Ss,
-        Register::DS => SegmentRegister::Ds,
-        Register::FS => SegmentRegister::Fs,
-        Register::GS => SegmentRegister::Gs,
+const fn bit(m: Mnemonic) -> Option<BitOp> {
+    Some(match m {
+        Mnemonic::Bt => BitOp::Test,
+        Mnemonic::Bts => BitOp::Set,
+        Mnemonic::Btr => BitOp::Reset,
+        Mnemonic::Btc => BitOp::Complement,
         _ => return None,
     })
 }

@@ -1,289 +1,373 @@
 //! An [`Operation`] on registers and memory.
 
+use super::alu::{self, sign_extend};
+use super::cpu::{flag, mask, number};
 use super::{
-    Alu, CodeSize, Completion, CpuState, Extend, MmioBus, MmioInstruction, Operation, Part, Reg,
-    Rep, SegmentRegister, Source, StringOp, Unary,
+    Address, BitOp, Bus, Completion, Convert, CpuState, MmioInstruction, Operation, Part, Place,
+    Refusal, Reg, SegmentRegister, Source, Vectors, reach, stack, string, vector,
 };
+use crate::inject::Exception;
+use crate::walk::AccessKind;
 
-/// Bits of RFLAGS (SDM 1 3.4.3).
-mod flag {
-    pub const CF: u64 = 1 << 0;
-    pub const PF: u64 = 1 << 2;
-    pub const AF: u64 = 1 << 4;
-    pub const ZF: u64 = 1 << 6;
-    pub const SF: u64 = 1 << 7;
-    pub const DF: u64 = 1 << 10;
-    pub const OF: u64 = 1 << 11;
-    pub const ARITHMETIC: u64 = CF | PF | AF | ZF | SF | OF;
-}
-
-const RAX: u8 = 0;
-const RCX: u8 = 1;
-const RSI: u8 = 6;
-const RDI: u8 = 7;
-
-/// Executes an instruction, or one element of a repeated one.
+/// Executes an instruction, or as many elements of a repeated one as one exit may cost.
 ///
 /// The caller moves RIP as [`Completion`] says.
 ///
 /// # Errors
-/// What the bus reports; registers and flags are unchanged then.
-pub fn execute<C: CpuState, B: MmioBus>(
+/// Why it was not executed. `cpu` is unchanged then, but for elements of a repeated string instruction that
+/// were completed before.
+pub fn execute(
     instruction: &MmioInstruction,
-    cpu: &mut C,
-    bus: &mut B,
-) -> Result<Completion, B::Error> {
+    cpu: &mut CpuState,
+    vectors: &mut impl Vectors,
+    bus: &mut impl Bus,
+) -> Result<Completion, Refusal> {
+    let mut memory = Operand {
+        address: instruction.address,
+        bus,
+    };
     match instruction.operation {
-        Operation::Load { to, size, extend } => {
-            let value = bus.read(size)?;
-            let value = match extend {
-                Extend::Zero => value & mask(size),
-                Extend::Sign => sign_extend(value, size),
-            };
-            set(cpu, to, value);
+        Operation::String { .. } => return string::execute(instruction, cpu, memory.bus),
+        Operation::Push { .. }
+        | Operation::Pop { .. }
+        | Operation::Call { .. }
+        | Operation::Return { .. }
+        | Operation::Jump { .. } => return stack::execute(instruction, cpu, memory.bus),
+        Operation::VectorLoad { .. } | Operation::VectorStore { .. } => {
+            vector::execute(instruction, cpu, vectors, memory.bus)?;
         }
-        Operation::Store { from, size } => bus.write(size, get_source(cpu, from) & mask(size))?,
-        Operation::Modify { op, with, size } => {
-            let (result, flags) = alu(
-                op,
-                bus.read(size)?,
-                get_source(cpu, with),
-                size,
-                cpu.rflags(),
-            );
-            if !matches!(op, Alu::Cmp | Alu::Test) {
-                bus.write(size, result)?;
-            }
-            cpu.set_rflags(flags);
+        Operation::Load { to, size, convert } => {
+            let place = memory.readable(cpu, size)?;
+            let value = converted(convert, memory.load(&place, size), size);
+            cpu.set(to, value);
         }
-        Operation::Combine { op, reg } => {
-            let size = reg.part.size();
-            let (result, flags) = alu(op, get(cpu, reg), bus.read(size)?, size, cpu.rflags());
-            if !matches!(op, Alu::Cmp | Alu::Test) {
-                set(cpu, reg, result);
-            }
-            cpu.set_rflags(flags);
+        Operation::LoadIf { condition, to } => {
+            let size = to.part.size();
+            let place = memory.readable(cpu, size)?;
+            let value = memory.load(&place, size);
+            let kept = cpu.get(to);
+            // Without the condition the upper half is cleared all the same.
+            cpu.set(to, if cpu.holds(condition) { value } else { kept });
         }
-        Operation::Single { op, size } => {
-            let (result, flags) = unary(op, bus.read(size)?, size, cpu.rflags());
-            bus.write(size, result)?;
-            cpu.set_rflags(flags);
-        }
-        Operation::Exchange { reg } => {
-            let size = reg.part.size();
-            let memory = bus.read(size)?;
-            bus.write(size, get(cpu, reg))?;
-            set(cpu, reg, memory);
-        }
-        Operation::String {
-            op,
+        Operation::Store {
+            from,
             size,
-            address,
-            segment,
-            rep,
+            convert,
         } => {
-            return string(instruction.code, cpu, bus, op, size, address, segment, rep);
+            let place = memory.writable(cpu, size)?;
+            let value = converted(convert, cpu.value(from), size);
+            memory.store(&place, size, value);
         }
+        Operation::Touch => {
+            memory.readable(cpu, 1)?;
+        }
+        Operation::CompareExchangePair { half } => pair(cpu, &mut memory, half)?,
+        Operation::Bit { op, index, size } => bit(cpu, &mut memory, op, index, size)?,
+        other => arithmetic(other, cpu, &mut memory)?,
     }
     Ok(Completion::Advance)
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the fields of Operation::String, taken apart once"
-)]
-fn string<C: CpuState, B: MmioBus>(
-    code: CodeSize,
-    cpu: &mut C,
-    bus: &mut B,
-    op: StringOp,
+/// The instruction's memory operand.
+struct Operand<'b, B> {
+    address: Option<Address>,
+    bus: &'b mut B,
+}
+
+impl<B: Bus> Operand<'_, B> {
+    fn readable(&mut self, cpu: &CpuState, bytes: u8) -> Result<Place, Refusal> {
+        self.reach(cpu, bytes, AccessKind::Read)
+    }
+
+    /// For loads too: whoever may write may read (SDM 3A 4.6).
+    fn writable(&mut self, cpu: &CpuState, bytes: u8) -> Result<Place, Refusal> {
+        self.reach(cpu, bytes, AccessKind::Write)
+    }
+
+    fn reach(&mut self, cpu: &CpuState, bytes: u8, kind: AccessKind) -> Result<Place, Refusal> {
+        let address = self.address.ok_or(Refusal::Ordinary)?;
+        let offset = address.offset(cpu);
+        let place = reach(cpu, self.bus, address.segment, offset, bytes, kind)?;
+        on_device(place)
+    }
+
+    fn load(&mut self, place: &Place, size: u8) -> u64 {
+        load(self.bus, place, size)
+    }
+
+    fn store(&mut self, place: &Place, size: u8, value: u64) {
+        store(self.bus, place, size, value);
+    }
+}
+
+/// An operand that is in no device is the processor's affair.
+pub(super) const fn on_device(place: Place) -> Result<Place, Refusal> {
+    if place.device {
+        Ok(place)
+    } else {
+        Err(Refusal::Ordinary)
+    }
+}
+
+/// Reads a value of up to 8 bytes.
+pub(super) fn load(bus: &mut impl Bus, place: &Place, size: u8) -> u64 {
+    let mut bytes = [0; 8];
+    if let Some(bytes) = bytes.get_mut(..usize::from(size)) {
+        bus.read(place, bytes);
+    }
+    u64::from_le_bytes(bytes)
+}
+
+/// Writes a value of up to 8 bytes.
+pub(super) fn store(bus: &mut impl Bus, place: &Place, size: u8, value: u64) {
+    if let Some(bytes) = value.to_le_bytes().get(..usize::from(size)) {
+        bus.write(place, bytes);
+    }
+}
+
+const fn converted(convert: Convert, value: u64, size: u8) -> u64 {
+    let value = value & mask(size);
+    match convert {
+        Convert::Zero => value,
+        Convert::Sign => sign_extend(value, size),
+        Convert::Swap => value.swap_bytes() >> (64 - 8 * size as u32),
+    }
+}
+
+/// What reads memory, computes, and writes a result to memory or a register.
+fn arithmetic(
+    operation: Operation,
+    cpu: &mut CpuState,
+    memory: &mut Operand<'_, impl Bus>,
+) -> Result<(), Refusal> {
+    match operation {
+        Operation::Modify { op, with, size } => {
+            let place = if op.stores() {
+                memory.writable(cpu, size)?
+            } else {
+                memory.readable(cpu, size)?
+            };
+            let old = memory.load(&place, size);
+            let (result, flags) = alu::alu(op, old, cpu.value(with), size, cpu.rflags);
+            if op.stores() {
+                memory.store(&place, size, result);
+            }
+            cpu.rflags = flags;
+        }
+        Operation::Combine { op, reg } => {
+            let size = reg.part.size();
+            let place = memory.readable(cpu, size)?;
+            let with = memory.load(&place, size);
+            let (result, flags) = alu::alu(op, cpu.get(reg), with, size, cpu.rflags);
+            if op.stores() {
+                cpu.set(reg, result);
+            }
+            cpu.rflags = flags;
+        }
+        Operation::Single { op, size } => {
+            modify(cpu, memory, size, |old, flags| {
+                alu::unary(op, old, size, flags)
+            })?;
+        }
+        Operation::Shift { op, count, size } => {
+            let count = cpu.value(count);
+            modify(cpu, memory, size, |old, flags| {
+                alu::shift(op, old, count, size, flags)
+            })?;
+        }
+        Operation::DoubleShift { op, with, count } => {
+            let (size, count, with) = (with.part.size(), cpu.value(count), cpu.get(with));
+            modify(cpu, memory, size, |old, flags| {
+                alu::double_shift(op, old, with, count, size, flags)
+            })?;
+        }
+        Operation::Exchange { reg } => {
+            let new = cpu.get(reg);
+            let old = modify(cpu, memory, reg.part.size(), |_, flags| (new, flags))?;
+            cpu.set(reg, old);
+        }
+        Operation::ExchangeAdd { reg } => {
+            let (size, with) = (reg.part.size(), cpu.get(reg));
+            let old = modify(cpu, memory, size, |old, flags| {
+                alu::alu(super::Alu::Add, old, with, size, flags)
+            })?;
+            cpu.set(reg, old);
+        }
+        Operation::CompareExchange { reg } => {
+            let size = reg.part.size();
+            let accumulator = Reg {
+                index: number::RAX,
+                part: Part::of_size(size),
+            };
+            let (expected, new) = (cpu.get(accumulator), cpu.get(reg));
+            // Memory is written in any case, if need be with what it held.
+            let old = modify(cpu, memory, size, |old, flags| {
+                let (_, flags) = alu::alu(super::Alu::Cmp, expected, old, size, flags);
+                (if old == expected { new } else { old }, flags)
+            })?;
+            if old != expected {
+                cpu.set(accumulator, old);
+            }
+        }
+        Operation::Scan { op, to } => {
+            let size = to.part.size();
+            let place = memory.readable(cpu, size)?;
+            let (result, flags) = alu::scan(op, memory.load(&place, size), size, cpu.rflags);
+            if let Some(result) = result {
+                cpu.set(to, result);
+            }
+            cpu.rflags = flags;
+        }
+        Operation::Multiply { to, with } => {
+            let size = to.part.size();
+            let place = memory.readable(cpu, size)?;
+            let factor = memory.load(&place, size);
+            let (low, _, flags) = alu::multiply(factor, cpu.value(with), size, true, cpu.rflags);
+            cpu.set(to, low);
+            cpu.rflags = flags;
+        }
+        Operation::MultiplyWide { signed, size } => {
+            let place = memory.readable(cpu, size)?;
+            let factor = memory.load(&place, size);
+            let part = Part::of_size(size);
+            let accumulator = Reg {
+                index: number::RAX,
+                part,
+            };
+            let (low, high, flags) =
+                alu::multiply(factor, cpu.get(accumulator), size, signed, cpu.rflags);
+            cpu.set(accumulator, low);
+            let upper = if size == 1 {
+                Reg {
+                    index: number::RAX,
+                    part: Part::High8,
+                }
+            } else {
+                Reg {
+                    index: number::RDX,
+                    part,
+                }
+            };
+            cpu.set(upper, high);
+            cpu.rflags = flags;
+        }
+        _ => return Err(Refusal::Ordinary),
+    }
+    Ok(())
+}
+
+/// Replaces memory by what `change` makes of it and of the flags; the old value is returned.
+fn modify(
+    cpu: &mut CpuState,
+    memory: &mut Operand<'_, impl Bus>,
     size: u8,
-    address: Part,
-    segment: SegmentRegister,
-    rep: Rep,
-) -> Result<Completion, B::Error> {
-    let pointer = |index| Reg {
+    change: impl FnOnce(u64, u64) -> (u64, u64),
+) -> Result<u64, Refusal> {
+    let place = memory.writable(cpu, size)?;
+    let old = memory.load(&place, size);
+    let (new, flags) = change(old, cpu.rflags);
+    memory.store(&place, size, new);
+    cpu.rflags = flags;
+    Ok(old)
+}
+
+/// BT and its kin. A bit number in a register leads to the word that holds the bit (SDM 2A, BT).
+fn bit(
+    cpu: &mut CpuState,
+    memory: &mut Operand<'_, impl Bus>,
+    op: BitOp,
+    index: Source,
+    size: u8,
+) -> Result<(), Refusal> {
+    let number = match index {
+        Source::Reg(reg) => {
+            let number = sign_extend(cpu.get(reg), size);
+            let words = (number as i64).div_euclid(8 * i64::from(size));
+            if let Some(address) = &mut memory.address {
+                address.displacement = address
+                    .displacement
+                    .wrapping_add((words * i64::from(size)) as u64);
+            }
+            number
+        }
+        other => cpu.value(other),
+    };
+    if op == BitOp::Test {
+        let place = memory.readable(cpu, size)?;
+        let (_, flags) = alu::bit(op, memory.load(&place, size), number, size, cpu.rflags);
+        cpu.rflags = flags;
+    } else {
+        modify(cpu, memory, size, |old, flags| {
+            alu::bit(op, old, number, size, flags)
+        })?;
+    }
+    Ok(())
+}
+
+/// CMPXCHG8B and CMPXCHG16B.
+fn pair(cpu: &mut CpuState, memory: &mut Operand<'_, impl Bus>, half: u8) -> Result<(), Refusal> {
+    let reg = |index| Reg {
         index,
-        part: address,
+        part: Part::of_size(half),
     };
-    let counter = pointer(RCX);
-    if rep == Rep::Repeat && get(cpu, counter) == 0 {
-        return Ok(Completion::Advance);
+    let bytes = 2 * half;
+    if half == 8 {
+        memory.aligned(cpu, 16)?;
     }
-    let accumulator = Reg {
-        index: RAX,
-        part: match size {
-            1 => Part::Low8,
-            2 => Part::Word,
-            4 => Part::Dword,
-            _ => Part::Qword,
-        },
+    let place = memory.writable(cpu, bytes)?;
+    let mut buffer = [0; 16];
+    let Some(old) = buffer.get_mut(..usize::from(bytes)) else {
+        return Err(Refusal::Ordinary);
     };
-    let source = linear(code, cpu, segment, get(cpu, pointer(RSI)));
-    let destination = linear(code, cpu, SegmentRegister::Es, get(cpu, pointer(RDI)));
-    match op {
-        StringOp::Move => {
-            let value = bus.read_linear(source, size)?;
-            bus.write_linear(destination, size, value & mask(size))?;
+    memory.bus.read(&place, old);
+    let (low, high) = old.split_at(usize::from(half));
+    let (low, high) = (word(low), word(high));
+    let equal = low == cpu.get(reg(number::RAX)) && high == cpu.get(reg(number::RDX));
+    if equal {
+        let new = [cpu.get(reg(number::RBX)), cpu.get(reg(number::RCX))];
+        for (to, value) in old.chunks_mut(usize::from(half)).zip(new) {
+            for (to, byte) in to.iter_mut().zip(value.to_le_bytes()) {
+                *to = byte;
+            }
         }
-        StringOp::Store => bus.write(size, get(cpu, accumulator))?,
-        StringOp::Load => {
-            let value = bus.read(size)?;
-            set(cpu, accumulator, value & mask(size));
-        }
-    }
-    let step = if cpu.rflags() & flag::DF == 0 {
-        u64::from(size)
+        cpu.rflags |= flag::ZF;
     } else {
-        u64::from(size).wrapping_neg()
-    };
-    for index in [RSI, RDI] {
-        let used = match op {
-            StringOp::Move => true,
-            StringOp::Store => index == RDI,
-            StringOp::Load => index == RSI,
-        };
-        if used {
-            let moved = get(cpu, pointer(index)).wrapping_add(step);
-            set(cpu, pointer(index), moved);
+        cpu.set(reg(number::RAX), low);
+        cpu.set(reg(number::RDX), high);
+        cpu.rflags &= !flag::ZF;
+    }
+    memory.bus.write(&place, old);
+    Ok(())
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |word, byte| word << 8 | u64::from(*byte))
+}
+
+impl<B: Bus> Operand<'_, B> {
+    /// #GP(0) unless the operand is aligned.
+    fn aligned(&self, cpu: &CpuState, alignment: u8) -> Result<(), Refusal> {
+        let address = self.address.ok_or(Refusal::Ordinary)?;
+        aligned(cpu, &address, alignment)
+    }
+}
+
+/// #GP(0) unless the operand is aligned.
+pub(super) fn aligned(cpu: &CpuState, address: &Address, alignment: u8) -> Result<(), Refusal> {
+    let base = match (cpu.code, address.segment) {
+        (super::CodeSize::Bits64, SegmentRegister::Fs | SegmentRegister::Gs) => {
+            cpu.segment(address.segment).base
         }
-    }
-    if rep == Rep::Once {
-        return Ok(Completion::Advance);
-    }
-    let left = get(cpu, counter).wrapping_sub(1);
-    set(cpu, counter, left);
-    Ok(if left & mask(address.size()) == 0 {
-        Completion::Advance
+        (super::CodeSize::Bits64, _) => 0,
+        _ => cpu.segment(address.segment).base,
+    };
+    let linear = base.wrapping_add(address.offset(cpu));
+    if linear.is_multiple_of(u64::from(alignment.max(1))) {
+        Ok(())
     } else {
-        Completion::Repeat
-    })
-}
-
-/// In 64-bit code only FS and GS have a base (SDM 1 3.4.2.1); elsewhere addresses have 32 bits.
-fn linear(code: CodeSize, cpu: &impl CpuState, segment: SegmentRegister, offset: u64) -> u64 {
-    match (code, segment) {
-        (CodeSize::Bits64, SegmentRegister::Fs | SegmentRegister::Gs) => {
-            cpu.segment_base(segment).wrapping_add(offset)
-        }
-        (CodeSize::Bits64, _) => offset,
-        _ => cpu.segment_base(segment).wrapping_add(offset) & 0xFFFF_FFFF,
+        Err(Exception::GP0.into())
     }
-}
-
-const fn mask(size: u8) -> u64 {
-    match size {
-        1 => 0xFF,
-        2 => 0xFFFF,
-        4 => 0xFFFF_FFFF,
-        _ => u64::MAX,
-    }
-}
-
-const fn sign_extend(value: u64, size: u8) -> u64 {
-    match size {
-        1 => value as i8 as u64,
-        2 => value as i16 as u64,
-        4 => value as i32 as u64,
-        _ => value,
-    }
-}
-
-fn get_source(cpu: &impl CpuState, source: Source) -> u64 {
-    match source {
-        Source::Reg(r) => get(cpu, r),
-        Source::Imm(v) => v,
-    }
-}
-
-fn get(cpu: &impl CpuState, r: Reg) -> u64 {
-    let value = cpu.reg(r.index);
-    match r.part {
-        Part::High8 => value >> 8 & 0xFF,
-        part => value & mask(part.size()),
-    }
-}
-
-fn set(cpu: &mut impl CpuState, r: Reg, value: u64) {
-    let old = cpu.reg(r.index);
-    let new = match r.part {
-        Part::Low8 => old & !0xFF | value & 0xFF,
-        Part::High8 => old & !0xFF00 | (value & 0xFF) << 8,
-        Part::Word => old & !0xFFFF | value & 0xFFFF,
-        // A 32-bit result is zero-extended (SDM 1 3.4.1.1).
-        Part::Dword => value & 0xFFFF_FFFF,
-        Part::Qword => value,
-    };
-    cpu.set_reg(r.index, new);
-}
-
-/// Result and new flags of `a op b`, both of `size` bytes (SDM 2, the instructions' "Flags Affected").
-fn alu(op: Alu, a: u64, b: u64, size: u8, flags: u64) -> (u64, u64) {
-    let (m, sign) = (mask(size), 1u64 << (u32::from(size) * 8 - 1));
-    let (a, b) = (a & m, b & m);
-    let carry_in = match op {
-        Alu::Adc | Alu::Sbb => flags & flag::CF,
-        _ => 0,
-    };
-    let (result, carry, overflow, adjust) = match op {
-        Alu::And | Alu::Test => (a & b, false, false, false),
-        Alu::Or => (a | b, false, false, false),
-        Alu::Xor => (a ^ b, false, false, false),
-        Alu::Add | Alu::Adc => {
-            let wide = u128::from(a) + u128::from(b) + u128::from(carry_in);
-            let r = wide as u64 & m;
-            (
-                r,
-                wide > u128::from(m),
-                !(a ^ b) & (a ^ r) & sign != 0,
-                (a ^ b ^ r) & 0x10 != 0,
-            )
-        }
-        Alu::Sub | Alu::Sbb | Alu::Cmp => {
-            let r = a.wrapping_sub(b).wrapping_sub(carry_in) & m;
-            let borrow = u128::from(a) < u128::from(b) + u128::from(carry_in);
-            (
-                r,
-                borrow,
-                (a ^ b) & (a ^ r) & sign != 0,
-                (a ^ b ^ r) & 0x10 != 0,
-            )
-        }
-    };
-    (
-        result,
-        with_flags(flags, result, sign, carry, overflow, adjust),
-    )
-}
-
-/// Result and new flags of an operation on one operand.
-fn unary(op: Unary, a: u64, size: u8, flags: u64) -> (u64, u64) {
-    match op {
-        Unary::Not => (!a & mask(size), flags),
-        Unary::Neg => alu(Alu::Sub, 0, a, size, flags),
-        // INC and DEC leave the carry alone.
-        Unary::Inc | Unary::Dec => {
-            let plain = if op == Unary::Inc { Alu::Add } else { Alu::Sub };
-            let (result, new) = alu(plain, a, 1, size, flags);
-            (result, new & !flag::CF | flags & flag::CF)
-        }
-    }
-}
-
-fn with_flags(
-    flags: u64,
-    result: u64,
-    sign: u64,
-    carry: bool,
-    overflow: bool,
-    adjust: bool,
-) -> u64 {
-    let when = |set: bool, bit: u64| if set { bit } else { 0 };
-    flags & !flag::ARITHMETIC
-        | when(carry, flag::CF)
-        | when((result as u8).count_ones().is_multiple_of(2), flag::PF)
-        | when(adjust, flag::AF)
-        | when(result == 0, flag::ZF)
-        | when(result & sign != 0, flag::SF)
-        | when(overflow, flag::OF)
 }

@@ -4,79 +4,57 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 use proptest::prelude::*;
 
-struct Cpu {
-    regs: [u64; 16],
-    flags: u64,
-    bases: [u64; 6],
+use crate::entry::Segment;
+use crate::walk::AccessKind;
+use units::Gpa;
+
+struct NoVectors;
+
+impl Vectors for NoVectors {
+    fn get(&self, _: u8) -> [u8; 32] {
+        [0; 32]
+    }
+    fn set(&mut self, _: u8, _: &[u8; 32], _: VectorEncoding) {}
 }
 
-impl CpuState for Cpu {
-    fn reg(&self, index: u8) -> u64 {
-        self.regs[usize::from(index)]
-    }
-    fn set_reg(&mut self, index: u8, value: u64) {
-        self.regs[usize::from(index)] = value;
-    }
-    fn rflags(&self) -> u64 {
-        self.flags
-    }
-    fn set_rflags(&mut self, value: u64) {
-        self.flags = value;
-    }
-    fn segment_base(&self, segment: SegmentRegister) -> u64 {
-        self.bases[segment as usize]
-    }
-}
-
-/// A device register that records what is written, and linear memory; fails after `budget` accesses.
+/// A device register that records what is written, and memory that remembers it; the access after
+/// `budget` faults.
 #[derive(Default)]
-struct Bus {
+struct TestBus {
     register: u64,
     written: Vec<(u8, u64)>,
     memory: BTreeMap<u64, (u8, u64)>,
     budget: Option<u32>,
+    ordinary: bool,
 }
 
-impl Bus {
-    fn spend(&mut self) -> Result<(), &'static str> {
+const FAULT: Refusal = Refusal::Exception(Exception::GP0);
+
+impl Bus for TestBus {
+    fn reach(&mut self, linear: u64, bytes: u8, _: AccessKind) -> Result<Place, Refusal> {
         match &mut self.budget {
-            Some(0) => Err("fault"),
-            Some(n) => {
-                *n -= 1;
-                Ok(())
-            }
-            None => Ok(()),
+            Some(0) => return Err(FAULT),
+            Some(n) => *n -= 1,
+            None => {}
         }
-    }
-}
-
-impl MmioBus for Bus {
-    type Error = &'static str;
-    fn read(&mut self, size: u8) -> Result<u64, Self::Error> {
-        self.spend()?;
-        Ok(if size == 8 {
-            self.register
-        } else {
-            self.register & ((1 << (8 * size)) - 1)
+        Ok(Place {
+            pieces: [(Gpa(linear), bytes), (Gpa(linear), 0)],
+            device: !self.ordinary,
         })
     }
-    fn write(&mut self, size: u8, value: u64) -> Result<(), Self::Error> {
-        self.spend()?;
+    fn read(&mut self, place: &Place, bytes: &mut [u8]) {
+        let (at, size) = place.pieces[0];
+        let held = self.memory.get(&at.0).filter(|(s, _)| *s == size);
+        let value = held.map_or(self.register, |(_, v)| *v);
+        for (to, from) in bytes.iter_mut().zip(value.to_le_bytes()) {
+            *to = from;
+        }
+    }
+    fn write(&mut self, place: &Place, bytes: &[u8]) {
+        let (at, size) = place.pieces[0];
+        let value = bytes.iter().rev().fold(0, |w, b| w << 8 | u64::from(*b));
         self.written.push((size, value));
-        Ok(())
-    }
-    fn read_linear(&mut self, address: u64, size: u8) -> Result<u64, Self::Error> {
-        self.spend()?;
-        Ok(self
-            .memory
-            .get(&address)
-            .filter(|(s, _)| *s == size)
-            .map_or(0, |(_, v)| *v))
-    }
-    fn write_linear(&mut self, address: u64, size: u8, value: u64) -> Result<(), Self::Error> {
-        self.spend()?;
-        self.memory.insert(address, (size, value));
-        Ok(())
+        self.memory.insert(at.0, (size, value));
     }
 }
 
@@ -99,25 +77,45 @@ const REGS: [u64; 16] = [
     0xFFFF_FFFF_FFFF_FFFF,
 ];
 
-fn cpu() -> Cpu {
-    Cpu {
-        regs: REGS,
-        flags: 2,
-        bases: [0; 6],
+fn cpu() -> CpuState {
+    let flat = Segment {
+        selector: 0x10,
+        base: 0,
+        limit: u32::MAX,
+        attributes: 0xC93,
+    };
+    CpuState {
+        gpr: REGS,
+        rip: 0x1000,
+        rflags: 2,
+        segments: [flat; 6],
+        code: CodeSize::Bits64,
+        cpl: 0,
+        cr0: 1,
+        cr4: 0,
+        xcr0: 1,
     }
 }
 
-fn run(bytes: &[u8], register: u64) -> (Cpu, Bus, MmioInstruction) {
-    let i = decode(bytes, CodeSize::Bits64).expect("decodes");
+fn decoded(bytes: &[u8], code: CodeSize) -> Result<MmioInstruction, DecodeError> {
+    decode(bytes, code, 0x1000)
+}
+
+fn step(i: &MmioInstruction, cpu: &mut CpuState, bus: &mut TestBus) -> Result<Completion, Refusal> {
+    execute(i, cpu, &mut NoVectors, bus)
+}
+
+fn run(bytes: &[u8], register: u64) -> (CpuState, TestBus, MmioInstruction) {
+    let i = decoded(bytes, CodeSize::Bits64).expect("decodes");
     assert_eq!(usize::from(i.length), bytes.len());
     let (mut cpu, mut bus) = (
         cpu(),
-        Bus {
+        TestBus {
             register,
-            ..Bus::default()
+            ..TestBus::default()
         },
     );
-    assert_eq!(execute(&i, &mut cpu, &mut bus), Ok(Completion::Advance));
+    assert_eq!(step(&i, &mut cpu, &mut bus), Ok(Completion::Advance));
     (cpu, bus, i)
 }
 
@@ -146,9 +144,9 @@ fn loads_fill_the_register_as_the_manual_says() {
         let (cpu, bus, i) = run(bytes, DEVICE);
         let mut expected = REGS;
         expected[*index] = *value;
-        assert_eq!(cpu.regs, expected, "{i:?}");
+        assert_eq!(cpu.gpr, expected, "{i:?}");
         assert!(bus.written.is_empty());
-        assert_eq!(cpu.flags, 2);
+        assert_eq!(cpu.rflags, 2);
     }
 }
 
@@ -175,7 +173,7 @@ fn stores_write_the_right_bytes() {
     for (bytes, size, value) in cases {
         let (cpu, bus, i) = run(bytes, DEVICE);
         assert_eq!(bus.written, [(*size, *value)], "{i:?}");
-        assert_eq!((cpu.regs, cpu.flags), (REGS, 2));
+        assert_eq!((cpu.gpr, cpu.rflags), (REGS, 2));
     }
 }
 
@@ -233,37 +231,37 @@ fn arithmetic_changes_memory_registers_and_flags() {
             written.iter().copied().collect::<Vec<_>>(),
             "{i:?}"
         );
-        assert_eq!(cpu.flags, 2 | flags, "{i:?}");
-        assert_eq!(cpu.regs, REGS);
+        assert_eq!(cpu.rflags, 2 | flags, "{i:?}");
+        assert_eq!(cpu.gpr, REGS);
     }
     // The memory operand on the right.
     let (cpu, bus, _) = run(&[0x03, 0x0F], 0xFFFF_FFFF); // add ecx, [rdi]
     assert_eq!(
-        (cpu.regs[1], cpu.flags, bus.written.len()),
+        (cpu.gpr[1], cpu.rflags, bus.written.len()),
         (0x0101_0101, 2 | CF | AF, 0)
     );
     let (cpu, ..) = run(&[0x3B, 0x0F], 0x0101_0102); // cmp ecx, [rdi]
-    assert_eq!((cpu.regs, cpu.flags), (REGS, 2 | ZF | PF));
+    assert_eq!((cpu.gpr, cpu.rflags), (REGS, 2 | ZF | PF));
     let (cpu, bus, _) = run(&[0x87, 0x0F], 7); // xchg [rdi], ecx
-    assert_eq!((cpu.regs[1], bus.written), (7, [(4, 0x0101_0102)].to_vec()));
+    assert_eq!((cpu.gpr[1], bus.written), (7, [(4, 0x0101_0102)].to_vec()));
 }
 
 #[test]
 fn inc_and_dec_leave_the_carry_alone() {
     for (bytes, register) in [([0xFE, 0x07], 0xFF), ([0xFE, 0x0F], 0x01)] {
         for carry in [0, CF] {
-            let i = decode(&bytes, CodeSize::Bits64).expect("inc or dec byte [rdi]");
+            let i = decoded(&bytes, CodeSize::Bits64).expect("inc or dec byte [rdi]");
             let (mut c, mut bus) = (
                 cpu(),
-                Bus {
+                TestBus {
                     register,
-                    ..Bus::default()
+                    ..TestBus::default()
                 },
             );
-            c.flags |= carry;
-            execute(&i, &mut c, &mut bus).expect("no fault");
+            c.rflags |= carry;
+            step(&i, &mut c, &mut bus).expect("no fault");
             assert_eq!(bus.written, [(1, 0)]);
-            assert_eq!(c.flags & (CF | ZF), carry | ZF);
+            assert_eq!(c.rflags & (CF | ZF), carry | ZF);
         }
     }
 }
@@ -271,22 +269,22 @@ fn inc_and_dec_leave_the_carry_alone() {
 /// What ADC and SBB do to bytes, by the definition over whole numbers.
 #[test]
 fn byte_arithmetic_agrees_with_whole_numbers() {
-    let adc = decode(&[0x10, 0x0F], CodeSize::Bits64).expect("adc [rdi], cl");
-    let sbb = decode(&[0x18, 0x0F], CodeSize::Bits64).expect("sbb [rdi], cl");
+    let adc = decoded(&[0x10, 0x0F], CodeSize::Bits64).expect("adc [rdi], cl");
+    let sbb = decoded(&[0x18, 0x0F], CodeSize::Bits64).expect("sbb [rdi], cl");
     for a in 0..=255u8 {
         for b in [0u8, 1, 15, 16, 127, 128, 200, 255] {
             for carry in [0u8, 1] {
                 for (i, sign) in [(&adc, 1i16), (&sbb, -1)] {
                     let (mut c, mut bus) = (
                         cpu(),
-                        Bus {
+                        TestBus {
                             register: a.into(),
-                            ..Bus::default()
+                            ..TestBus::default()
                         },
                     );
-                    c.regs[1] = b.into();
-                    c.flags = 2 | u64::from(carry);
-                    execute(i, &mut c, &mut bus).expect("no fault");
+                    c.gpr[1] = b.into();
+                    c.rflags = 2 | u64::from(carry);
+                    step(i, &mut c, &mut bus).expect("no fault");
                     let unsigned = i16::from(a) + sign * (i16::from(b) + i16::from(carry));
                     let signed =
                         i16::from(a as i8) + sign * (i16::from(b as i8) + i16::from(carry));
@@ -300,7 +298,7 @@ fn byte_arithmetic_agrees_with_whole_numbers() {
                         | when(result == 0, ZF)
                         | when(result > 127, SF)
                         | when(!(-128..128).contains(&signed), OF);
-                    assert_eq!(c.flags, 2 | expected, "{a} {b} {carry} {sign}");
+                    assert_eq!(c.rflags, 2 | expected, "{a} {b} {carry} {sign}");
                 }
             }
         }
@@ -309,89 +307,121 @@ fn byte_arithmetic_agrees_with_whole_numbers() {
 
 #[test]
 fn a_repeated_move_goes_element_by_element() {
-    let i = decode(&[0xF3, 0xA5], CodeSize::Bits64).expect("rep movsd");
-    let (mut c, mut bus) = (cpu(), Bus::default());
-    c.regs[1] = 2;
+    let i = decoded(&[0xF3, 0xA5], CodeSize::Bits64).expect("rep movsd");
+    let (mut c, mut bus) = (cpu(), TestBus::default());
+    c.gpr[1] = 2;
     bus.memory.insert(0x6000, (4, 0xAAAA));
     bus.memory.insert(0x6004, (4, 0xBBBB));
-    assert_eq!(execute(&i, &mut c, &mut bus), Ok(Completion::Repeat));
-    assert_eq!((c.regs[1], c.regs[6], c.regs[7]), (1, 0x6004, 0x7004));
-    assert_eq!(execute(&i, &mut c, &mut bus), Ok(Completion::Advance));
+    assert_eq!(step(&i, &mut c, &mut bus), Ok(Completion::Advance));
+    assert_eq!((c.gpr[1], c.gpr[6], c.gpr[7]), (0, 0x6008, 0x7008));
     assert_eq!(
         (bus.memory[&0x7000], bus.memory[&0x7004]),
         ((4, 0xAAAA), (4, 0xBBBB))
     );
-    let before = c.regs;
+    let before = c.gpr;
     assert_eq!(
-        execute(&i, &mut c, &mut bus),
+        step(&i, &mut c, &mut bus),
         Ok(Completion::Advance),
         "a count of zero does nothing"
     );
-    assert_eq!(c.regs, before);
+    assert_eq!(c.gpr, before);
+
+    // No more than an exit may cost, and what a fault leaves are whole elements.
+    c.gpr[1] = 100;
+    assert_eq!(step(&i, &mut c, &mut bus), Ok(Completion::Repeat));
+    assert_eq!(c.gpr[1], 100 - u64::from(ELEMENTS));
+    let (source, count) = (c.gpr[6], c.gpr[1]);
+    bus.budget = Some(5);
+    assert_eq!(step(&i, &mut c, &mut bus), Err(FAULT));
+    assert_eq!((c.gpr[1], c.gpr[6]), (count - 2, source + 8));
+    // A single step ends each element.
+    bus.budget = None;
+    c.rflags |= 1 << 8;
+    assert_eq!(step(&i, &mut c, &mut bus), Ok(Completion::Repeat));
+    assert_eq!(c.gpr[1], count - 3);
+    c.rflags &= !(1 << 8);
+    // Once neither operand is in a device the processor goes on.
+    bus.budget = None;
+    bus.ordinary = true;
+    assert_eq!(step(&i, &mut c, &mut bus), Err(Refusal::Ordinary));
+    assert_eq!(c.gpr[1], count - 3);
 }
 
 #[test]
 fn strings_honour_direction_address_size_and_segments() {
-    let (mut c, mut bus) = (cpu(), Bus::default());
-    c.flags |= 1 << 10;
-    let stosb = decode(&[0xF3, 0xAA], CodeSize::Bits64).expect("rep stosb");
-    assert_eq!(execute(&stosb, &mut c, &mut bus), Ok(Completion::Repeat));
+    let (mut c, mut bus) = (cpu(), TestBus::default());
+    c.rflags |= 1 << 10;
+    let stosb = decoded(&[0xF3, 0xAA], CodeSize::Bits64).expect("rep stosb");
+    c.gpr[1] = 1;
+    assert_eq!(step(&stosb, &mut c, &mut bus), Ok(Completion::Advance));
     assert_eq!(
-        (c.regs[7], c.regs[6], &bus.written[..]),
+        (c.gpr[7], c.gpr[6], &bus.written[..]),
         (0x6FFF, 0x6000, &[(1, 0x80)][..])
     );
 
     // 32-bit addresses in 64-bit code: the counter's and the pointers' upper halves are cleared.
-    let (mut c, mut bus) = (cpu(), Bus::default());
+    let (mut c, mut bus) = (cpu(), TestBus::default());
     let small =
-        decode(&[0x67, 0xF3, 0xAB], CodeSize::Bits64).expect("rep stosd with 32-bit addresses");
-    c.regs[1] = 0xFFFF_0000_0000_0001;
-    c.regs[7] = 0x1234_0000_FFFF_FFFC;
-    assert_eq!(execute(&small, &mut c, &mut bus), Ok(Completion::Advance));
-    assert_eq!((c.regs[1], c.regs[7]), (0, 0));
+        decoded(&[0x67, 0xF3, 0xAB], CodeSize::Bits64).expect("rep stosd with 32-bit addresses");
+    c.gpr[1] = 0xFFFF_0000_0000_0001;
+    c.gpr[7] = 0x1234_0000_FFFF_FFFC;
+    assert_eq!(step(&small, &mut c, &mut bus), Ok(Completion::Advance));
+    assert_eq!((c.gpr[1], c.gpr[7]), (0, 0));
 
     // fs movsb in 16-bit code: DS is replaced, ES has its base, the pointers wrap at 64 KiB.
-    let (mut c, mut bus) = (cpu(), Bus::default());
-    c.bases = [0x10_0000, 0, 0, 0x1, 0x20_0000, 0];
-    c.regs[6] = 0xABCD_FFFF;
-    c.regs[7] = 0x5;
+    let (mut c, mut bus) = (cpu(), TestBus::default());
+    c.code = CodeSize::Bits16;
+    c.cr0 = 0;
+    for (segment, base) in c
+        .segments
+        .iter_mut()
+        .zip([0x10_0000, 0, 0, 1, 0x20_0000, 0])
+    {
+        *segment = Segment {
+            base,
+            limit: 0xFFFF,
+            ..*segment
+        };
+    }
+    c.gpr[6] = 0xABCD_FFFF;
+    c.gpr[7] = 0x5;
     bus.memory.insert(0x20_FFFF, (1, 0x5A));
-    let fs = decode(&[0x64, 0xA4], CodeSize::Bits16).expect("fs movsb");
-    assert_eq!(execute(&fs, &mut c, &mut bus), Ok(Completion::Advance));
+    let fs = decoded(&[0x64, 0xA4], CodeSize::Bits16).expect("fs movsb");
+    assert_eq!(step(&fs, &mut c, &mut bus), Ok(Completion::Advance));
     assert_eq!(bus.memory[&0x10_0005], (1, 0x5A));
-    assert_eq!((c.regs[6], c.regs[7]), (0xABCD_0000, 6));
+    assert_eq!((c.gpr[6], c.gpr[7]), (0xABCD_0000, 6));
 
     let (mut c, mut bus) = (
         cpu(),
-        Bus {
+        TestBus {
             register: 0x77,
-            ..Bus::default()
+            ..TestBus::default()
         },
     );
-    let lods = decode(&[0xAC], CodeSize::Bits64).expect("lodsb");
-    assert_eq!(execute(&lods, &mut c, &mut bus), Ok(Completion::Advance));
-    assert_eq!((c.regs[0] & 0xFF, c.regs[6]), (0x77, 0x6001));
+    let lods = decoded(&[0xAC], CodeSize::Bits64).expect("lodsb");
+    assert_eq!(step(&lods, &mut c, &mut bus), Ok(Completion::Advance));
+    assert_eq!((c.gpr[0] & 0xFF, c.gpr[6]), (0x77, 0x6001));
 }
 
 #[test]
 fn what_is_not_emulated_is_named() {
     let text = |bytes: &[u8]| {
-        decode(bytes, CodeSize::Bits64)
+        decoded(bytes, CodeSize::Bits64)
             .expect_err("not emulated")
             .to_string()
     };
     assert!(
-        text(&[0x0F, 0x28, 0x07]).contains("0f 28 07 are a Movaps"),
+        text(&[0x0F, 0x58, 0x07]).contains("0f 58 07 are a Addps"),
         "{}",
-        text(&[0x0F, 0x28, 0x07])
+        text(&[0x0F, 0x58, 0x07])
     );
     assert!(text(&[0x8B]).contains("end before"));
     assert!(text(&[0x0F, 0x0B]).contains("Ud2"));
     assert!(text(&[0x8B, 0xC1]).contains("Mov"), "no memory operand");
     assert!(text(&[0x8E, 0x1F]).contains("Mov"), "a segment register");
-    let invalid = decode(&[0x06; 15], CodeSize::Bits64).expect_err("push es in 64-bit code");
+    let invalid = decoded(&[0x06; 15], CodeSize::Bits64).expect_err("push es in 64-bit code");
     assert!(invalid.is_invalid_opcode());
-    assert!(decode(&[], CodeSize::Bits32).is_err());
+    assert!(decoded(&[], CodeSize::Bits32).is_err());
 }
 
 proptest! {
@@ -407,14 +437,16 @@ proptest! {
         budget in 0u32..3,
     ) {
         let code = [CodeSize::Bits16, CodeSize::Bits32, CodeSize::Bits64][mode];
-        match decode(&bytes, code) {
+        match decoded(&bytes, code) {
             Err(e) => prop_assert!(e.to_string().ends_with("not executed")),
             Ok(i) => {
                 prop_assert!((1..=15).contains(&i.length) && usize::from(i.length) <= bytes.len());
-                let mut c = Cpu { regs, flags, bases: [1, 2, 3, 4, 5, 6] };
-                let mut bus = Bus { budget: Some(budget), ..Bus::default() };
-                if execute(&i, &mut c, &mut bus).is_err() {
-                    prop_assert_eq!((c.regs, c.flags), (regs, flags));
+                let mut c = CpuState { gpr: regs, rflags: flags, code, ..cpu() };
+                let mut bus = TestBus { budget: Some(budget), ..TestBus::default() };
+                let strings = matches!(i.operation, Operation::String { .. });
+                if step(&i, &mut c, &mut bus).is_err() && !strings {
+                    prop_assert_eq!((c.gpr, c.rflags), (regs, flags));
+                    prop_assert!(bus.written.is_empty());
                 }
             }
         }
@@ -442,3 +474,6 @@ fn an_access_is_split_where_its_page_ends() {
         }
     }
 }
+
+mod guest_bus;
+mod segments;

@@ -2,7 +2,6 @@
 
 use super::{After, Context, complete, decode, general_protection};
 use crate::virt::{Backend, ControlRegister, CrSource, Direction, Gpr, VcpuState};
-use alloc::string::String;
 use guest::GuestMemory;
 use iced_x86::{Code, Instruction, Register};
 use units::Gpa;
@@ -78,18 +77,21 @@ enum Operand {
 }
 
 /// The other operand of a MOV, LMSW or CLTS. `Err` says how to go on without one.
-fn operand<B: Backend>(ctx: &Context<'_, B>, instruction: &Instruction) -> Result<Operand, After> {
+fn operand<B: Backend>(
+    ctx: &mut Context<'_, B>,
+    instruction: &Instruction,
+) -> Result<Operand, After> {
     let cr0 = ctx.core.hw.cr(ControlRegister::Cr0);
     let register = match instruction.code() {
         Code::Mov_cr_r32 | Code::Mov_cr_r64 => instruction.op1_register(),
         Code::Mov_r32_cr | Code::Mov_r64_cr => instruction.op0_register(),
         Code::Clts => return Ok(Operand::Value(cr0 & !CR0_TS)),
         Code::Lmsw_rm16 | Code::Lmsw_r32m16 | Code::Lmsw_r64m16 => {
-            let Some(from) = gpr(instruction.op0_register()) else {
-                let sentence = "the guest loaded its machine status word from memory, which Perigee does not do";
-                return Err(After::Fault(String::from(sentence)));
+            let word = match gpr(instruction.op0_register()) {
+                Some(from) => ctx.core.hw.regs().get(from),
+                None => u64::from(decode::word_operand(ctx, instruction)?),
             };
-            let word = ctx.core.hw.regs().get(from) & 0xf;
+            let word = word & 0xf;
             // LMSW loads bits 3:0 and cannot clear PE (APM 3, LMSW).
             return Ok(Operand::Value(cr0 & !(CR0_MP | CR0_EM | CR0_TS) | word));
         }

@@ -3,15 +3,19 @@
 //! Processors with decode assists say how long the instruction was and what bytes it had. Where
 //! they do not, its bytes are fetched as the processor did, through the guest's own page tables.
 
+use super::mmio::Machine;
 use super::{After, Context};
 use crate::virt::{Backend, ControlRegister, SegmentName, VcpuState};
 use alloc::format;
-use guest::mmio::CodeSize;
-use guest::walk::{self, PagingState, Privilege, WalkError};
+use core::fmt;
+use guest::entry::Segment;
+use guest::mmio::{self, Bus, CodeSize, CpuState, GuestBus, Refusal};
+use guest::walk::{self, AccessKind, PagingState, Privilege, WalkError};
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 const EFER_LMA: u64 = 1 << 10;
 const CR0_PE: u64 = 1;
+const CR4_PKE: u64 = 1 << 22;
 const RFLAGS_VM: u64 = 1 << 17;
 const RFLAGS_RF: u64 = 1 << 16;
 const RFLAGS_TF: u64 = 1 << 8;
@@ -20,6 +24,16 @@ const DR6_BS: u64 = 1 << 14;
 /// Segment attributes (packed): L and D/B.
 const ATTRIBUTE_LONG: u16 = 1 << 9;
 const ATTRIBUTE_BIG: u16 = 1 << 10;
+
+/// In the order of [`CpuState::segments`].
+const SEGMENTS: [SegmentName; 6] = [
+    SegmentName::Es,
+    SegmentName::Cs,
+    SegmentName::Ss,
+    SegmentName::Ds,
+    SegmentName::Fs,
+    SegmentName::Gs,
+];
 
 /// How the guest's linear addresses translate now.
 pub fn paging<B: Backend>(ctx: &Context<'_, B>) -> PagingState {
@@ -30,7 +44,11 @@ pub fn paging<B: Backend>(ctx: &Context<'_, B>) -> PagingState {
         cr4: hw.cr(ControlRegister::Cr4),
         efer: hw.efer(),
         rflags: hw.rflags(),
-        pkru: 0,
+        pkru: if hw.cr(ControlRegister::Cr4) & CR4_PKE != 0 {
+            hw.pkru()
+        } else {
+            0
+        },
         physical_bits: ctx.vm.cpuid.physical_bits(),
     }
 }
@@ -42,6 +60,33 @@ pub fn privilege<B: Backend>(ctx: &Context<'_, B>) -> Privilege {
     } else {
         Privilege::Supervisor
     }
+}
+
+/// The registers that instructions on memory work with, copied. Asking the hardware for a segment costs, and
+/// addresses of 64-bit code need two only; [`all_segments`] brings the others.
+pub fn cpu_state<B: Backend>(ctx: &Context<'_, B>) -> CpuState {
+    let hw = &ctx.core.hw;
+    let code = code_size(ctx);
+    CpuState {
+        gpr: hw.regs().0,
+        rip: hw.rip(),
+        rflags: hw.rflags(),
+        segments: SEGMENTS.map(|name| match (code, name) {
+            (CodeSize::Bits32 | CodeSize::Bits16, _)
+            | (CodeSize::Bits64, SegmentName::Fs | SegmentName::Gs) => hw.segment(name),
+            (CodeSize::Bits64, _) => Segment::NULL,
+        }),
+        code,
+        cpl: hw.cpl(),
+        cr0: hw.cr(ControlRegister::Cr0),
+        cr4: hw.cr(ControlRegister::Cr4),
+        xcr0: hw.xcr0(),
+    }
+}
+
+/// Brings the segments that [`cpu_state`] left out.
+pub fn all_segments<B: Backend>(ctx: &Context<'_, B>, cpu: &mut CpuState) {
+    cpu.segments = SEGMENTS.map(|name| ctx.core.hw.segment(name));
 }
 
 /// How code is encoded now.
@@ -157,7 +202,7 @@ pub fn advance<B: Backend>(ctx: &mut Context<'_, B>) -> Result<(), After> {
     Ok(())
 }
 
-/// Goes past an instruction of known length: RIP moves, its shadow and RF end, and a single step is told.
+/// Goes past an instruction of known length.
 pub fn advance_by<B: Backend>(ctx: &mut Context<'_, B>, length: u8) {
     let next = ctx.core.hw.rip().wrapping_add(u64::from(length));
     let next = if code_size(ctx) == CodeSize::Bits64 {
@@ -165,8 +210,14 @@ pub fn advance_by<B: Backend>(ctx: &mut Context<'_, B>, length: u8) {
     } else {
         next & u64::from(u32::MAX)
     };
+    finish_at(ctx, next);
+}
+
+/// An instruction was completed by software, and `rip` is the next: the interrupt shadow and RF end, and a
+/// single step is told.
+pub fn finish_at<B: Backend>(ctx: &mut Context<'_, B>, rip: u64) {
     let hw = &mut ctx.core.hw;
-    hw.set_rip(next);
+    hw.set_rip(rip);
     hw.set_rflags(hw.rflags() & !RFLAGS_RF);
     hw.clear_interrupt_shadow();
     single_step(ctx);
@@ -181,4 +232,46 @@ pub fn single_step<B: Backend>(ctx: &mut Context<'_, B>) {
     hw.set_dr6(hw.dr6() | DR6_BS);
     // The instruction is complete, so there is nothing that the trap could meet on its way.
     let _resumes = super::event::raise(ctx, super::event::VECTOR_DEBUG, None);
+}
+
+/// The two bytes of an instruction's memory operand. `Err` says how to go on without them.
+pub fn word_operand<B: Backend>(
+    ctx: &mut Context<'_, B>,
+    instruction: &Instruction,
+) -> Result<u16, After> {
+    let cpu = cpu_state(ctx);
+    let paging = paging(ctx);
+    let mut bytes = [0; 2];
+    let outcome = mmio::memory_address(instruction)
+        .ok_or(Refusal::Ordinary)
+        .and_then(|address| {
+            let mut bus = GuestBus::new(&ctx.vm.ram, Machine { ctx }, paging, &cpu, None);
+            let offset = address.offset(&cpu);
+            let place = mmio::reach(&cpu, &mut bus, address.segment, offset, 2, AccessKind::Read)?;
+            bus.read(&place, &mut bytes);
+            Ok(())
+        });
+    match outcome {
+        Ok(()) => Ok(u16::from_le_bytes(bytes)),
+        Err(refusal) => Err(refused(ctx, refusal)),
+    }
+}
+
+/// What the processor would do where an operand cannot be reached.
+pub fn refused<B: Backend>(ctx: &mut Context<'_, B>, refusal: Refusal) -> After {
+    match refusal {
+        Refusal::Exception(e) => super::event::raise(ctx, e.vector, e.error_code),
+        Refusal::Walk(error) => walk_failed(ctx, error),
+        Refusal::Ordinary => After::Resume,
+    }
+}
+
+/// Instruction bytes as a person reads them.
+#[derive(Debug)]
+pub struct Bytes<'b>(pub &'b [u8]);
+
+impl fmt::Display for Bytes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, " {byte:02x}"))
+    }
 }

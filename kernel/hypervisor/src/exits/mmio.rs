@@ -1,14 +1,16 @@
 //! Nested faults: device registers in memory, pages on the move, and addresses where nothing is.
 
 use super::{After, Context, decode};
-use crate::virt::{Backend, Gpr, NestedFault, SegmentName, VcpuState};
-use crate::vm::{self, apic_now};
+use crate::virt::{Backend, NestedFault, VcpuState, VectorRegisters};
+use crate::vm::{self, HandedBack, apic_now};
 use alloc::format;
+use alloc::string::String;
 use devices::AccessSize;
-use guest::GuestMemory;
-use guest::mmio::{self, CodeSize, Completion, CpuState, MmioBus, SegmentRegister};
-use guest::walk::{self, Access, AccessKind, WalkError};
+use guest::mmio::{self, Completion, Devices, GuestBus, Known, Refusal};
 use units::{Gpa, PAGE_BYTES};
+
+/// How often in a row an instruction is handed back to the processor before the VM is given up.
+const PATIENCE: u32 = 16;
 
 /// A guest access was stopped by the nested table.
 pub fn handle<B: Backend>(ctx: &mut Context<'_, B>, fault: NestedFault) -> After {
@@ -21,6 +23,13 @@ pub fn handle<B: Backend>(ctx: &mut Context<'_, B>, fault: NestedFault) -> After
                 fault.gpa
             )),
         };
+    }
+    if let Some(event) = ctx.interrupted {
+        // Not the instruction but the event's way through descriptor tables and stack met the device.
+        return After::Fault(format!(
+            "the delivery of vector {} reached {}, which is not its memory",
+            event.vector, fault.gpa
+        ));
     }
     if fault.fetch {
         return After::Fault(format!(
@@ -43,121 +52,130 @@ fn emulate<B: Backend>(ctx: &mut Context<'_, B>, fault: NestedFault) -> After {
         Ok(code) => code,
         Err(after) => return after,
     };
-    let instruction = match mmio::decode(code.bytes(), decode::code_size(ctx)) {
+    let mut cpu = decode::cpu_state(ctx);
+    let instruction = match mmio::decode(code.bytes(), cpu.code, cpu.rip) {
         Ok(instruction) => instruction,
         Err(error) => {
-            return After::Fault(format!(
-                "it {} {} by an instruction that is not emulated: {error}",
-                if fault.write { "wrote to" } else { "read" },
-                fault.gpa
-            ));
+            return hand_back(ctx, fault, || {
+                format!("by an instruction that is not emulated: {error}")
+            });
         }
     };
-    let mut registers = Registers::of(ctx);
-    let mut bus = Bus {
-        ctx,
+    if instruction.stores_a_selector() {
+        decode::all_segments(ctx, &mut cpu);
+    }
+    let known = instruction.has_one_operand().then_some(Known {
         gpa: fault.gpa,
+        linear: fault.linear,
+        write: fault.write,
+    });
+    let mut vectors = VectorRegisters { xcr0: cpu.xcr0 };
+    let outcome = {
+        let paging = decode::paging(ctx);
+        let mut bus = GuestBus::new(&ctx.vm.ram, Machine { ctx }, paging, &cpu, known);
+        mmio::execute(&instruction, &mut cpu, &mut vectors, &mut bus)
     };
-    let completion = mmio::execute(&instruction, &mut registers, &mut bus);
-    match completion {
-        Ok(done) => {
-            registers.put_back(ctx);
-            match done {
-                Completion::Advance => decode::advance_by(ctx, instruction.length),
-                Completion::Repeat => decode::single_step(ctx),
-            }
+    // Of an instruction that was refused these are the elements that it had completed.
+    ctx.core.hw.regs_mut().0 = cpu.gpr;
+    ctx.core.hw.set_rflags(cpu.rflags);
+    if outcome != Err(Refusal::Ordinary) {
+        ctx.core.handed_back = None;
+    }
+    match outcome {
+        Ok(Completion::Advance) => {
+            decode::advance_by(ctx, instruction.length);
             After::Resume
         }
-        Err(error) => decode::walk_failed(ctx, error),
-    }
-}
-
-/// A copy of the registers, so that an instruction that faults midway leaves none of its effects.
-struct Registers {
-    gpr: [u64; 16],
-    rflags: u64,
-    bases: [u64; 6],
-}
-
-impl Registers {
-    fn of<B: Backend>(ctx: &Context<'_, B>) -> Self {
-        let hw = &ctx.core.hw;
-        let names = [
-            SegmentName::Es,
-            SegmentName::Cs,
-            SegmentName::Ss,
-            SegmentName::Ds,
-            SegmentName::Fs,
-            SegmentName::Gs,
-        ];
-        Self {
-            gpr: hw.regs().0,
-            rflags: hw.rflags(),
-            bases: names.map(|name| hw.segment(name).base),
+        Ok(Completion::Jump(rip)) => {
+            decode::finish_at(ctx, rip);
+            After::Resume
         }
-    }
-    fn put_back<B: Backend>(&self, ctx: &mut Context<'_, B>) {
-        ctx.core.hw.regs_mut().0 = self.gpr;
-        ctx.core.hw.set_rflags(self.rflags);
-    }
-}
-
-impl CpuState for Registers {
-    fn reg(&self, index: u8) -> u64 {
-        self.gpr[usize::from(index & 15)]
-    }
-    fn set_reg(&mut self, index: u8, value: u64) {
-        self.gpr[usize::from(Gpr(index & 15).0)] = value;
-    }
-    fn rflags(&self) -> u64 {
-        self.rflags
-    }
-    fn set_rflags(&mut self, value: u64) {
-        self.rflags = value;
-    }
-    fn segment_base(&self, segment: SegmentRegister) -> u64 {
-        let index = match segment {
-            SegmentRegister::Es => 0,
-            SegmentRegister::Cs => 1,
-            SegmentRegister::Ss => 2,
-            SegmentRegister::Ds => 3,
-            SegmentRegister::Fs => 4,
-            SegmentRegister::Gs => 5,
-        };
-        self.bases[index]
+        Ok(Completion::Repeat) => {
+            decode::single_step(ctx);
+            After::Resume
+        }
+        Err(refusal @ (Refusal::Exception(_) | Refusal::Walk(_))) => decode::refused(ctx, refusal),
+        Err(Refusal::Ordinary) => hand_back(ctx, fault, || {
+            format!(
+                "by something else than the operand of{}",
+                decode::Bytes(code.bytes())
+            )
+        }),
     }
 }
 
-/// Devices and memory as the instruction sees them.
-struct Bus<'c, 'a, B: Backend> {
-    ctx: &'c mut Context<'a, B>,
-    gpa: Gpa,
+/// Software can make nothing of the instruction. The reason may be that another CPU has just rewritten it, or the
+/// page tables: then the processor, which looks again, does not come back to the same place for long.
+fn hand_back<B: Backend>(
+    ctx: &mut Context<'_, B>,
+    fault: NestedFault,
+    how: impl FnOnce() -> String,
+) -> After {
+    let rip = ctx.core.hw.rip();
+    let times = match ctx.core.handed_back {
+        Some(last) if last.rip == rip && last.gpa == fault.gpa => last.times + 1,
+        _ => 1,
+    };
+    ctx.core.handed_back = Some(HandedBack {
+        rip,
+        gpa: fault.gpa,
+        times,
+    });
+    if times < PATIENCE {
+        return After::Resume;
+    }
+    After::Fault(format!(
+        "it {} {} at instruction pointer {rip:#x} {}",
+        if fault.write { "wrote to" } else { "read" },
+        fault.gpa,
+        how()
+    ))
 }
 
-impl<B: Backend> Bus<'_, '_, B> {
-    fn device_read(&mut self, gpa: Gpa, size: u8) -> u64 {
-        let ones = u64::MAX >> (64 - 8 * u32::from(size.clamp(1, 8)));
-        if let Some(offset) = self.apic_offset(gpa) {
+/// A virtual CPU's local APIC and its VM's board, as they lie in memory.
+pub struct Machine<'c, 'a, B: Backend> {
+    /// The virtual CPU.
+    pub ctx: &'c Context<'a, B>,
+}
+
+impl<B: Backend> Machine<'_, '_, B> {
+    fn apic_offset(&self, gpa: Gpa) -> Option<u16> {
+        let base = self.ctx.vcpu.apic.lock().mmio_base()?;
+        let offset = gpa.0.checked_sub(base.0)?;
+        (offset < PAGE_BYTES).then_some(offset as u16)
+    }
+}
+
+impl<B: Backend> Devices for Machine<'_, '_, B> {
+    fn read(&mut self, gpa: Gpa, bytes: &mut [u8]) {
+        let value = if let Some(offset) = self.apic_offset(gpa) {
             let now = apic_now(self.ctx.vm, self.ctx.core.tsc_offset);
             // Registers are 32 bits wide on 16-byte boundaries; parts of one are read from the whole.
             let word = self.ctx.vcpu.apic.lock().mmio_read(offset & !3, now);
-            return (u64::from(word) >> (8 * u32::from(offset & 3))) & ones;
-        }
-        let Some(size) = AccessSize::from_bytes(u64::from(size)) else {
-            return ones;
+            u64::from(word) >> (8 * u32::from(offset & 3))
+        } else {
+            let size = AccessSize::from_bytes(bytes.len() as u64).unwrap_or(AccessSize::Byte);
+            vm::with_board(self.ctx.hv, self.ctx.vm, |board, now| {
+                if board.mmio_claims(gpa) {
+                    board.mmio_read(gpa, size, now)
+                } else {
+                    size.ones()
+                }
+            })
         };
-        vm::with_board(self.ctx.hv, self.ctx.vm, |board, now| {
-            if board.mmio_claims(gpa) {
-                board.mmio_read(gpa, size, now)
-            } else {
-                size.ones()
-            }
-        })
+        for (to, from) in bytes.iter_mut().zip(value.to_le_bytes()) {
+            *to = from;
+        }
     }
 
-    fn device_write(&mut self, gpa: Gpa, size: u8, value: u64) {
+    fn write(&mut self, gpa: Gpa, bytes: &[u8]) {
+        let mut word = [0; 8];
+        for (to, from) in word.iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        let value = u64::from_le_bytes(word);
         if let Some(offset) = self.apic_offset(gpa) {
-            if offset & 3 != 0 || size < 4 {
+            if offset & 3 != 0 || bytes.len() < 4 {
                 return; // undefined by the manual (SDM 3A 11.4.1); ignored
             }
             let now = apic_now(self.ctx.vm, self.ctx.core.tsc_offset);
@@ -170,7 +188,7 @@ impl<B: Backend> Bus<'_, '_, B> {
             super::msr::apic_effect(self.ctx, effect);
             return;
         }
-        let Some(size) = AccessSize::from_bytes(u64::from(size)) else {
+        let Some(size) = AccessSize::from_bytes(bytes.len() as u64) else {
             return;
         };
         vm::with_board(self.ctx.hv, self.ctx.vm, |board, now| {
@@ -178,87 +196,5 @@ impl<B: Backend> Bus<'_, '_, B> {
                 board.mmio_write(gpa, size, value, now);
             }
         });
-    }
-
-    fn apic_offset(&self, gpa: Gpa) -> Option<u16> {
-        let base = self.ctx.vcpu.apic.lock().mmio_base()?;
-        let offset = gpa.0.checked_sub(base.0)?;
-        (offset < PAGE_BYTES).then_some(offset as u16)
-    }
-
-    /// Where `size` bytes at a linear address lie: in one piece, or, at the end of a page, in two. Both are
-    /// translated before either is touched, so that a fault leaves nothing done by halves.
-    fn pieces(
-        &mut self,
-        address: u64,
-        size: u8,
-        kind: AccessKind,
-    ) -> Result<[(Gpa, u8); 2], WalkError> {
-        let (first, second) = mmio::split_at_page(address, size);
-        let at = self.translate(address, kind)?;
-        if second == 0 {
-            return Ok([(at, first), (at, 0)]);
-        }
-        let next = address.wrapping_add(u64::from(first));
-        // Below 64-bit code linear addresses end at 4 GiB and begin again.
-        let next = match decode::code_size(self.ctx) {
-            CodeSize::Bits64 => next,
-            CodeSize::Bits32 | CodeSize::Bits16 => next & u64::from(u32::MAX),
-        };
-        Ok([(at, first), (self.translate(next, kind)?, second)])
-    }
-
-    fn read_at(&mut self, gpa: Gpa, size: u8) -> u64 {
-        let mut bytes = [0_u8; 8];
-        if let Some(buffer) = bytes.get_mut(..usize::from(size))
-            && self.ctx.vm.ram.read(gpa, buffer).is_ok()
-        {
-            return u64::from_le_bytes(bytes);
-        }
-        self.device_read(gpa, size)
-    }
-
-    fn write_at(&mut self, gpa: Gpa, size: u8, value: u64) {
-        let bytes = value.to_le_bytes();
-        let bytes = bytes.get(..usize::from(size)).unwrap_or(&bytes);
-        if self.ctx.vm.ram.write(gpa, bytes).is_err() {
-            self.device_write(gpa, size, value);
-        }
-    }
-
-    fn translate(&mut self, address: u64, kind: AccessKind) -> Result<Gpa, WalkError> {
-        let access = Access {
-            kind,
-            privilege: decode::privilege(self.ctx),
-        };
-        walk::translate(&self.ctx.vm.ram, &decode::paging(self.ctx), address, access).map(|t| t.gpa)
-    }
-}
-
-impl<B: Backend> MmioBus for Bus<'_, '_, B> {
-    type Error = WalkError;
-
-    fn read(&mut self, size: u8) -> Result<u64, WalkError> {
-        Ok(self.device_read(self.gpa, size))
-    }
-    fn write(&mut self, size: u8, value: u64) -> Result<(), WalkError> {
-        self.device_write(self.gpa, size, value);
-        Ok(())
-    }
-    fn read_linear(&mut self, address: u64, size: u8) -> Result<u64, WalkError> {
-        let [low, high] = self.pieces(address, size, AccessKind::Read)?;
-        let value = self.read_at(low.0, low.1);
-        if high.1 == 0 {
-            return Ok(value);
-        }
-        Ok(value | self.read_at(high.0, high.1) << (8 * u32::from(low.1)))
-    }
-    fn write_linear(&mut self, address: u64, size: u8, value: u64) -> Result<(), WalkError> {
-        let [low, high] = self.pieces(address, size, AccessKind::Write)?;
-        self.write_at(low.0, low.1, value);
-        if high.1 != 0 {
-            self.write_at(high.0, high.1, value >> (8 * u32::from(low.1)));
-        }
-        Ok(())
     }
 }

@@ -39,6 +39,8 @@ pub struct NestedFault {
     pub fetch: bool,
     /// The access was the guest's own page walk rather than its final address.
     pub walk: bool,
+    /// The linear address of the access, where the hardware tells.
+    pub linear: Option<u64>,
 }
 
 /// A control register that guests may be stopped at.

@@ -20,6 +20,10 @@ use raw_cpuid::CpuId;
 const CR4_SSE: u64 = 1 << 9 | 1 << 10;
 /// CR4.OSXSAVE.
 const CR4_OSXSAVE: u64 = 1 << 18;
+/// CR4.PKE, without which PKRU cannot be read. The host maps no page for users, so keys mean nothing to it.
+const CR4_PKE: u64 = 1 << 22;
+/// XCR0: protection keys' rights.
+const XCR0_PKRU: u64 = 1 << 9;
 /// CR0.MP, EM, TS.
 const CR0_MP: u64 = 1 << 1;
 const CR0_EM_TS: u64 = 1 << 2 | 1 << 3;
@@ -62,16 +66,24 @@ impl Xfeatures {
         }
     }
 
+    fn has_keys(self) -> bool {
+        let offered = CpuId::new()
+            .get_extended_feature_info()
+            .is_some_and(|f| f.has_pku());
+        offered && self.host_xcr0 & XCR0_PKRU != 0
+    }
+
     /// Makes the processor accept SSE and XSAVE instructions, on the calling CPU.
     pub fn enable(self) {
-        // SAFETY: CR0 and CR4 keep all bits but those that permit x87, SSE and XSAVE; the kernel has no
-        // floating-point code that could notice.
+        // SAFETY: CR0 and CR4 keep all bits but those that permit x87, SSE, XSAVE and RDPKRU, each where CPUID has it;
+        // the kernel has no floating-point code and no user page that could notice.
         unsafe {
             let mut cr0: u64;
             let mut cr4: u64;
             asm!("mov {}, cr0", "mov {}, cr4", out(reg) cr0, out(reg) cr4, options(nomem, nostack));
             cr0 = cr0 & !CR0_EM_TS | CR0_MP;
             cr4 |= CR4_SSE | if self.host_xcr0 != 0 { CR4_OSXSAVE } else { 0 };
+            cr4 |= if self.has_keys() { CR4_PKE } else { 0 };
             asm!("mov cr0, {}", "mov cr4, {}", in(reg) cr0, in(reg) cr4, options(nostack));
         }
     }
@@ -162,6 +174,19 @@ impl FpuState {
         if self.loaded && self.features.host_xcr0 != 0 {
             self.set_processor_xcr0(xcr0);
         }
+    }
+
+    /// The guest's protection keys' rights, which are in the processor while it is loaded.
+    pub fn pkru(&self) -> u32 {
+        if !self.loaded || !self.features.has_keys() {
+            return 0;
+        }
+        let pkru: u32;
+        // SAFETY: `Xfeatures::enable` has set CR4.PKE under the same condition.
+        unsafe {
+            asm!("rdpkru", in("ecx") 0, out("eax") pkru, out("edx") _, options(nomem, nostack));
+        }
+        pkru
     }
 
     fn set_processor_xcr0(&self, xcr0: u64) {

@@ -16,6 +16,7 @@ pub mod fpu;
 mod regs;
 pub mod speculation;
 pub mod svm;
+mod vector;
 pub mod vmx;
 mod words;
 
@@ -23,6 +24,7 @@ pub use exit::{
     ControlRegister, CrSource, Culprit, Direction, Exit, IoAccess, NestedFault, TaskSource,
 };
 pub use regs::{Event, EventKind, Gpr, Regs, SegmentName};
+pub use vector::VectorRegisters;
 
 use crate::vm::Hypervisor;
 use core::fmt;
@@ -133,6 +135,8 @@ pub trait VcpuState {
     fn xcr0(&self) -> u64;
     /// Sets XCR0 of the guest; the caller has checked the value.
     fn set_xcr0(&mut self, xcr0: u64);
+    /// PKRU of the guest, 0 without protection keys; only while it is loaded.
+    fn pkru(&self) -> u32;
     /// PAT of the guest.
     fn set_pat(&mut self, pat: u64);
     /// TSC_AUX of the guest.

@@ -246,6 +246,7 @@ pub fn new_core<B: Backend>(
         seen_resumes: 0,
         runnable_since: None,
         postponed: None,
+        handed_back: None,
         history: History::new(),
     })
 }

@@ -63,7 +63,7 @@ use memory::entry::Remembered;
 use sched::Scheduler;
 use spin::Mutex;
 use topology::Machine;
-use units::{CpuId, Nanos, NodeId, VcpuId, VmId};
+use units::{CpuId, Gpa, Nanos, NodeId, VcpuId, VmId};
 
 /// Everything that runs on this machine.
 #[derive(Debug)]
@@ -220,6 +220,19 @@ pub struct VcpuCore<B: Backend> {
     pub postponed: Option<Event>,
     /// What it did last.
     pub history: history::History,
+    /// The instruction that was last handed back to the processor, and how often in a row.
+    pub handed_back: Option<HandedBack>,
+}
+
+/// An instruction that met a nested fault and that software could make nothing of.
+#[derive(Clone, Copy, Debug)]
+pub struct HandedBack {
+    /// Where it is.
+    pub rip: u64,
+    /// What it reached for.
+    pub gpa: Gpa,
+    /// How often in a row.
+    pub times: u32,
 }
 
 impl<B: Backend> Vcpu<B> {

@@ -330,6 +330,40 @@ impl<F: TableFormat<Address = Gpa>> GuestMemory for GuestRam<F> {
         Ok(held)
     }
 
+    /// In one piece where it is aligned, as page-table entries are: another CPU may be writing it.
+    fn read_u64(&self, gpa: Gpa) -> Result<u64, OutOfRange> {
+        if !gpa.0.is_multiple_of(8) {
+            let mut b = [0; 8];
+            self.read(gpa, &mut b)?;
+            return Ok(u64::from_le_bytes(b));
+        }
+        let mut held = 0;
+        self.pieces(gpa, 8, |at, _| {
+            // SAFETY: `at` is aligned and its word in one frame, as in `compare_exchange`.
+            held = unsafe { AtomicU64::from_ptr(at.cast()) }.load(SeqCst);
+        })?;
+        Ok(held)
+    }
+
+    /// As [`GuestMemory::read_u64`].
+    fn read_u32(&self, gpa: Gpa) -> Result<u32, OutOfRange> {
+        if !gpa.0.is_multiple_of(4) {
+            let mut b = [0; 4];
+            self.read(gpa, &mut b)?;
+            return Ok(u32::from_le_bytes(b));
+        }
+        let mut held = 0;
+        self.pieces(gpa, 4, |at, _| {
+            // SAFETY: `at` is aligned and its word in one frame, as in `compare_exchange`.
+            held = unsafe { AtomicU32::from_ptr(at.cast()) }.load(SeqCst);
+        })?;
+        Ok(held)
+    }
+
+    fn holds(&self, gpa: Gpa) -> bool {
+        matches!(self.table.read().translate(gpa), Ok(Lookup::Mapped(_)))
+    }
+
     fn size(&self) -> u64 {
         self.bytes.load(Relaxed)
     }

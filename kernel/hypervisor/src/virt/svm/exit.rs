@@ -115,6 +115,7 @@ fn nested_fault(info1: u64, info2: u64) -> NestedFault {
         write: info1 & 1 << 1 != 0,
         fetch: info1 & 1 << 4 != 0,
         walk: info1 & 1 << 33 != 0,
+        linear: None,
     }
 }
 

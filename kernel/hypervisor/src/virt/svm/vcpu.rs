@@ -281,6 +281,9 @@ impl VcpuState for SvmVcpu {
     fn set_xcr0(&mut self, xcr0: u64) {
         self.fpu.set_xcr0(xcr0);
     }
+    fn pkru(&self) -> u32 {
+        self.fpu.pkru()
+    }
     fn set_pat(&mut self, pat: u64) {
         self.vmcb_mut().save.g_pat = pat;
     }

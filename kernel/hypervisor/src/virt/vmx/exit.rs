@@ -7,6 +7,7 @@ use crate::virt::{
     ControlRegister, CrSource, Culprit, Direction, Exit, Gpr, IoAccess, NestedFault, TaskSource,
 };
 use units::Gpa;
+use vmcs::Fields;
 use vmcs::control::Primary;
 use vmcs::event::{Event, Kind};
 use vmcs::reason::{self, CrAccess, EptViolation, Port, basic};
@@ -60,6 +61,10 @@ pub fn classify(vcpu: &mut VmxVcpu) -> Exit {
                 write: violation.write,
                 fetch: violation.fetch,
                 walk: violation.walk,
+                linear: vcpu
+                    .vmcs()
+                    .filter(|_| violation.linear)
+                    .map(|vmcs| vmcs.read(vmcs::field::GUEST_LINEAR_ADDRESS)),
             })
         }
         basic::MACHINE_CHECK_AT_ENTRY => Exit::Exception {

@@ -125,6 +125,9 @@ impl VcpuState for VmxVcpu {
     fn set_xcr0(&mut self, xcr0: u64) {
         self.fpu.set_xcr0(xcr0);
     }
+    fn pkru(&self) -> u32 {
+        self.fpu.pkru()
+    }
     fn set_pat(&mut self, pat: u64) {
         self.guest.pat = pat;
     }

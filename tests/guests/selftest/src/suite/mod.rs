@@ -14,6 +14,7 @@ mod faults;
 mod ioapic;
 mod ipi;
 mod memory;
+mod mmio;
 mod modes;
 mod nmi;
 mod pic;
@@ -28,6 +29,7 @@ kit::guest!("selftest", main);
 const GROUPS: &[&[Test]] = &[
     faults::TESTS,
     memory::TESTS,
+    mmio::TESTS,
     debug::TESTS,
     shadow::TESTS,
     nmi::TESTS,

@@ -1,0 +1,88 @@
+//! Moves between memory and vector registers.
+
+use super::execute::{aligned, on_device};
+use super::{
+    Bus, CpuState, Fill, MmioInstruction, Operation, Refusal, VectorEncoding, Vectors, reach,
+};
+use crate::inject::{Exception, NM};
+use crate::walk::AccessKind;
+
+const CR0_EM: u64 = 1 << 2;
+const CR0_TS: u64 = 1 << 3;
+const CR4_OSFXSR: u64 = 1 << 9;
+const CR4_OSXSAVE: u64 = 1 << 18;
+/// SSE and AVX state.
+const XCR0_AVX: u64 = 6;
+
+/// Executes a vector load or store.
+pub(super) fn execute(
+    i: &MmioInstruction,
+    cpu: &CpuState,
+    vectors: &mut impl Vectors,
+    bus: &mut impl Bus,
+) -> Result<(), Refusal> {
+    let address = i.address.as_ref().ok_or(Refusal::Ordinary)?;
+    let mut operand = |size: u8, encoding, alignment, kind| {
+        enabled(cpu, encoding)?;
+        aligned(cpu, address, alignment)?;
+        let offset = address.offset(cpu);
+        on_device(reach(cpu, bus, address.segment, offset, size, kind)?)
+    };
+    match i.operation {
+        Operation::VectorLoad {
+            to,
+            size,
+            fill,
+            encoding,
+            alignment,
+        } => {
+            let place = operand(size, encoding, alignment, AccessKind::Read)?;
+            let (mut value, first) = match fill {
+                Fill::Zero => ([0; 32], 0),
+                Fill::LowOf(rest) => (vectors.get(rest), 0),
+                Fill::HighOf(rest) => (vectors.get(rest), 8),
+            };
+            if let Some(bytes) = value.get_mut(first..first + usize::from(size)) {
+                bus.read(&place, bytes);
+            }
+            if size < 32 {
+                let (_, upper) = value.split_at_mut(16);
+                upper.fill(0);
+            }
+            vectors.set(to, &value, encoding);
+        }
+        Operation::VectorStore {
+            from,
+            first,
+            size,
+            encoding,
+            alignment,
+        } => {
+            let place = operand(size, encoding, alignment, AccessKind::Write)?;
+            let value = vectors.get(from);
+            let first = usize::from(first);
+            if let Some(bytes) = value.get(first..first + usize::from(size)) {
+                bus.write(&place, bytes);
+            }
+        }
+        _ => return Err(Refusal::Ordinary),
+    }
+    Ok(())
+}
+
+/// The exceptions that precede an operand's (SDM 2A tables 2-21 to 2-23).
+fn enabled(cpu: &CpuState, encoding: VectorEncoding) -> Result<(), Exception> {
+    let offered = match encoding {
+        VectorEncoding::Legacy => cpu.cr0 & CR0_EM == 0 && cpu.cr4 & CR4_OSFXSR != 0,
+        VectorEncoding::Vex => {
+            cpu.is_protected() && cpu.cr4 & CR4_OSXSAVE != 0 && cpu.xcr0 & XCR0_AVX == XCR0_AVX
+        }
+    };
+    if !offered {
+        Err(Exception::UD)
+    } else if cpu.cr0 & CR0_TS != 0 {
+        Err(Exception::new(NM, None))
+    } else {
+        Ok(())
+    }
+}
