@@ -1,4 +1,4 @@
-//! The front door: `cargo xtask build | run | image | test | bench | lint | clean`.
+//! The front door: `cargo xtask build | run | image | test | bench | fuzz | lint | clean`.
 //!
 //! Everything that a person or a machine does with this repository goes through here, so that a
 //! fresh checkout on a fresh machine needs nothing before it. The parts, in the order of a run:
@@ -12,7 +12,7 @@
 //!   end, [`console`] is the person's terminal meanwhile;
 //! * [`verdict`] says what the run's transcript means; [`status`] which exit status that is;
 //! * [`trials`] does all this for each scenario in each emulator, which [`summary`] puts into a table, after
-//!   [`host_tests`]; [`bench`] counts instructions; [`lint`] keeps the house rules.
+//!   [`host_tests`]; [`bench`] counts instructions; [`fuzz`] searches; [`lint`] keeps the house rules.
 
 mod accel;
 mod artifacts;
@@ -20,6 +20,7 @@ mod bench;
 mod bochs;
 mod console;
 mod control;
+mod fuzz;
 mod host_tests;
 mod image;
 mod initramfs;
@@ -73,6 +74,8 @@ enum Command {
     Test(trials::TestArgs),
     /// Count the instructions that Perigee costs, in the emulator
     Bench(bench::BenchArgs),
+    /// Search for inputs that break what a stranger's bytes can reach
+    Fuzz(fuzz::FuzzArgs),
     /// Check formatting, Clippy and the house rules
     Lint,
     /// Remove what was built
@@ -106,6 +109,7 @@ fn obey(command: Command) -> Result<u8> {
         Command::Image { file, guests } => run::image(&file, &guests),
         Command::Test(args) => trials::test(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Fuzz(args) => fuzz::fuzz(&args),
         Command::Lint => Ok(lint::lint()),
         Command::Clean { cache } => clean(cache),
     }

@@ -7,7 +7,8 @@
 //! 32-bit, PAE, 4-level and 5-level.
 //!
 //! Accessed and dirty bits are set by compare-exchange, and a lost race starts the walk again: the
-//! guest's other processors may be changing the same tables. A walk that faults sets no bits.
+//! guest's other processors may be changing the same tables. A walk that faults sets no
+//! bits, unless one of its own made it begin again (tables may contain each other).
 //!
 //! One simplification: in PAE mode the four page-directory-pointer entries are read from memory,
 //! as AMD does under nested paging; Intel's registers that hold them are not modelled.

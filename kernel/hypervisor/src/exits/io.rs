@@ -86,7 +86,7 @@ fn string<B: Backend>(ctx: &mut Context<'_, B>, access: IoAccess, size: AccessSi
         if !access.repeated {
             return complete(ctx, After::Resume);
         }
-        if ctx.core.hw.rflags() & RFLAGS_TF != 0 && access.repeated && count > 1 {
+        if ctx.core.hw.rflags() & RFLAGS_TF != 0 && count > 1 {
             // A single step ends each iteration; the instruction runs again for the next.
             decode::single_step(ctx);
             return After::Resume;

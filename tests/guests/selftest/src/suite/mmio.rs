@@ -7,7 +7,7 @@ use kit::{Test, Verdict, attempt, cpu, ensure};
 pub const TESTS: &[Test] = &[
     Test::new("mmio-read-modify-write", read_modify_write),
     Test::new("mmio-bits-and-shifts", bits_and_shifts),
-    Test::new("mmio-stack", stack),
+    Test::new("mmio-vector", vector),
     Test::new("mmio-strings", strings),
     Test::new("mmio-page-end", page_end),
     Test::new("mmio-page-tables", page_tables),
@@ -99,25 +99,18 @@ fn bits_and_shifts() -> Verdict {
     leaves("NEG and NOT", 0x0f)
 }
 
-fn stack() -> Verdict {
+/// Only halves that both the plain emulator's register and Perigee's have: 32 bits at a time.
+fn vector() -> Verdict {
     set(0x60);
-    let (pushed, target): (u64, u64);
-    // SAFETY: what is pushed is popped.
+    let loaded: u64;
+    // SAFETY: the vector register is nobody's here.
     unsafe {
-        core::arch::asm!("push qword ptr [{}]", "pop {}", in(reg) TPR, out(reg) pushed);
-        core::arch::asm!("push 0x20", "pop qword ptr [{}]", in(reg) TPR);
+        core::arch::asm!("pcmpeqd xmm0, xmm0", "movd xmm0, [{}]", "movq {}, xmm0", in(reg) TPR, out(reg) loaded,
+            out("xmm0") _);
+        core::arch::asm!("movd xmm0, {:e}", "movd [{}], xmm0", in(reg) 0x20, in(reg) TPR, out("xmm0") _);
     }
-    ensure!(
-        pushed as u32 == 0x60,
-        "PUSH of the register gives {pushed:#x}"
-    );
-    leaves("POP to it", 0x20)?;
-    // SAFETY: the vector register is nobody's here, and loads change nothing else.
-    unsafe {
-        core::arch::asm!("movd xmm0, [{}]", "movq {}, xmm0", in(reg) TPR, out(reg) target, out("xmm0") _);
-    }
-    ensure!(target == 0, "MOVD gives {target:#x}");
-    Ok(())
+    ensure!(loaded == 0x60, "MOVD loads {loaded:#x}");
+    leaves("MOVD", 0x20)
 }
 
 fn strings() -> Verdict {
