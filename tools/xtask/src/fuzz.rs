@@ -98,7 +98,12 @@ fn keep(target: &str, work: &Path, kept: &Path) -> Result<()> {
     let status = cargo_fuzz("run")
         .arg(target)
         .args([kept, work])
-        .args(["--", "-merge=1", "-max_len=1024"])
+        .args([
+            "--",
+            "-set_cover_merge=1",
+            "-use_counters=0",
+            "-max_len=2048",
+        ])
         .status()
         .context("cannot run cargo")?;
     if !status.success() {
