@@ -71,7 +71,11 @@ impl Facts {
     pub fn of(host: &impl CpuidSource, vendor: Vendor, capabilities: u64) -> Self {
         let basic = host.leaf(0, 0).eax;
         let extended = host.leaf(0x8000_0000, 0).eax;
-        let leaf7 = (basic >= 7).then(|| host.leaf(7, 0)).unwrap_or_default();
+        let leaf7 = if basic >= 7 {
+            host.leaf(7, 0)
+        } else {
+            Default::default()
+        };
         let at = |leaf: u32| match extended >= leaf && extended >> 16 == 0x8000 {
             true => host.leaf(leaf, 0),
             false => Default::default(),

@@ -182,7 +182,8 @@ impl fmt::Display for Event {
                 )
             }
             Self::Pick(pick) => write!(f, "{pick}"),
-            Self::Schedule { step } => write!(f, "scheduler step {step}"),
+            // Machines read the step itself.
+            Self::Schedule { .. } => f.write_str("the scheduler took a step, recorded for replay"),
             Self::Counters { cpu, values } => write!(f, "{cpu}: {}", List(values)),
             Self::GuestFault {
                 vcpu,
