@@ -15,6 +15,8 @@ pub enum GuestKernel {
     Probe,
     /// A micro-kernel of `tests/guests`, by its package's name.
     Micro(String),
+    /// The smallest Multiboot kernel ([`crate::flat_kernel`]).
+    Flat,
     /// A name that is on no medium, for a VM that cannot be started.
     Absent,
     /// A path below `/perigee` that the scenario itself puts there (`Scenario::file`).
@@ -34,6 +36,7 @@ impl GuestKernel {
             "debian-6.1" => Self::Debian61,
             "debian-6.12" => Self::Debian612,
             "probe" => Self::Probe,
+            "flat" => Self::Flat,
             "absent" => Self::Absent,
             on_medium if on_medium.starts_with(Self::MEDIUM) => {
                 Self::OnMedium(on_medium[Self::MEDIUM.len()..].into())
@@ -52,6 +55,7 @@ impl GuestKernel {
             Self::Debian612 => "debian-6.12".into(),
             Self::File(path) => path.display().to_string(),
             Self::Probe => "probe".into(),
+            Self::Flat => "flat".into(),
             Self::Micro(name) => format!("{MICRO}{name}"),
             Self::Absent => "absent".into(),
             Self::OnMedium(path) => format!("{}{path}", Self::MEDIUM),

@@ -23,6 +23,7 @@
 
 mod emulator;
 mod evidence;
+mod flat;
 mod guests;
 mod machine;
 mod scenario;
@@ -32,6 +33,7 @@ pub mod trials;
 
 pub use emulator::Emulator;
 pub use evidence::{Evidence, GuestResult, Outcome, Stamped};
+pub use flat::image as flat_kernel;
 pub use guests::{GuestKernel, Vm};
 pub use machine::{Latency, Machine, Node};
 pub use scenario::{Action, FileChange, Override, Scenario, Step, Tier};

@@ -43,6 +43,7 @@ pub fn files(
         let content = match source {
             Source::File(file) => read(file)?,
             Source::Kernel(GuestKernel::Probe) => read(&artifacts.probe)?,
+            Source::Kernel(GuestKernel::Flat) => scenarios::flat_kernel(),
             Source::Kernel(kernel) => {
                 read(&lab.kernel(kernel).context("a guest kernel is missing")?)?
             }

@@ -322,9 +322,14 @@ impl Plan {
                 module_list(&list).map_err(|e| usage(format!("initrd of {name}: {e}")))?;
             let mut placed = Vec::new();
             for entry in entries {
-                let file = existing(base, Path::new(&entry.file), &name, "initrd")?;
+                let source = match GuestKernel::parse(&entry.file) {
+                    GuestKernel::File(path) => {
+                        Source::File(existing(base, &path, &name, "initrd")?)
+                    }
+                    known => Source::Kernel(known),
+                };
                 let words = entry.string.strip_prefix(&entry.file).unwrap_or("");
-                let place = self.place(Source::File(file));
+                let place = self.place(source);
                 placed.push(format!("{place}{words}").replace(',', ",,"));
             }
             table.insert("initrd".into(), Value::String(placed.join(",")));
@@ -346,6 +351,7 @@ impl Plan {
             Source::Kernel(GuestKernel::Debian612) => "vmlinuz-6.12".to_string(),
             Source::Kernel(GuestKernel::Probe) => "probe".to_string(),
             Source::Kernel(GuestKernel::Micro(name)) => format!("{name}.elf"),
+            Source::Kernel(GuestKernel::Flat) => "flat".to_string(),
             Source::Kernel(_) => "vmlinuz-6.1".to_string(),
             Source::OurInitramfs => "initrd.gz".to_string(),
             Source::File(path) => {

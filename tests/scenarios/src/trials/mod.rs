@@ -6,6 +6,7 @@ mod counted;
 pub mod crowded;
 pub mod ends;
 pub mod exact;
+pub mod foreign;
 pub mod guests;
 pub mod hostile;
 pub mod locality;
@@ -29,6 +30,7 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         boot::scenarios(),
         ends::scenarios(),
         guests::scenarios(),
+        foreign::scenarios(),
         operator::scenarios(),
         locality::scenarios(),
         schedule::scenarios(),

@@ -78,6 +78,7 @@ impl Part {
             GuestKernel::Debian612 => Some(Self::Kernel612),
             GuestKernel::File(_)
             | GuestKernel::Probe
+            | GuestKernel::Flat
             | GuestKernel::Micro(_)
             | GuestKernel::Absent
             | GuestKernel::OnMedium(_) => None,
@@ -252,7 +253,10 @@ impl Lab {
             GuestKernel::Debian612 => self.kernel_612.clone(),
             GuestKernel::File(path) => Some(path.clone()),
             GuestKernel::Micro(name) => Some(crate::micro::place(name)),
-            GuestKernel::Probe | GuestKernel::Absent | GuestKernel::OnMedium(_) => None,
+            GuestKernel::Probe
+            | GuestKernel::Flat
+            | GuestKernel::Absent
+            | GuestKernel::OnMedium(_) => None,
         }
     }
 }
