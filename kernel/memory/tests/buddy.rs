@@ -41,6 +41,10 @@ enum Op {
         which: usize,
         log2: u32,
     },
+    Join {
+        which: usize,
+        log2: u32,
+    },
     Claim {
         node: u16,
         log2: u32,
@@ -61,7 +65,8 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (0..NODES + 1, log2.clone(), any::<bool>()).prop_map(|(node, log2, fallback)| Op::Allocate { node, log2, fallback }),
         4 => any::<usize>().prop_map(|which| Op::Free { which }),
         2 => (0..0x4100u64, log2.clone()).prop_map(|(frame, log2)| Op::FreeAnything { frame, log2 }),
-        1 => (any::<usize>(), log2).prop_map(|(which, log2)| Op::Split { which, log2 }),
+        1 => (any::<usize>(), log2.clone()).prop_map(|(which, log2)| Op::Split { which, log2 }),
+        1 => (any::<usize>(), log2).prop_map(|(which, log2)| Op::Join { which, log2 }),
         1 => (0..NODES, 0..4u32, 0..40u64).prop_map(|(node, log2, count)| Op::Claim { node, log2, count }),
         2 => any::<usize>().prop_map(|which| Op::Draw { which }),
         1 => any::<usize>().prop_map(|which| Op::Return { which }),
@@ -210,6 +215,22 @@ fn step(frames: &mut Frames<'_>, model: &mut Model, op: Op) {
                     for part in (frame..frame + from.frames()).step_by(to.frames() as usize) {
                         model.allocated.insert(part, to);
                     }
+                }
+            }
+        }
+        Op::Join { which, log2 } => {
+            if let Some((frame, from)) = model.pick(which) {
+                let to = order(log2);
+                let parts = (frame..frame + to.frames()).step_by(from.frames() as usize);
+                let fits = from <= to
+                    && frame.is_multiple_of(to.frames())
+                    && parts
+                        .clone()
+                        .all(|part| model.allocated.get(&part) == Some(&from));
+                assert_eq!(frames.join(Frame(frame), from, to).is_ok(), fits);
+                if fits {
+                    parts.for_each(|part| drop(model.allocated.remove(&part)));
+                    model.allocated.insert(frame, to);
                 }
             }
         }
@@ -471,4 +492,33 @@ fn errors_are_sentences_and_change_nothing() {
             .is_err()
     );
     assert!(frames.add_zone(NodeId(0), Frame(5), &mut []).is_err());
+}
+
+#[test]
+fn what_was_split_can_be_joined_and_is_then_freed_whole() {
+    let (small, large) = (PageSize::Size4K, PageSize::Size2M);
+    let mut meta: Vec<FrameMeta> = (0..1024).map(|_| FrameMeta::default()).collect();
+    let mut frames = Frames::new();
+    frames
+        .add_zone(NodeId(0), Frame(1024), &mut meta)
+        .expect("a zone");
+    frames.release(Frame(1024), 1024).expect("all of it");
+    let block = frames.allocate(NodeId(0), large, &[]).expect("a block");
+    let first = block.into_frame();
+    frames.split(first, large, small).expect("it is one block");
+    assert!(
+        frames.take_back(first, large).is_err(),
+        "it is 512 pages now"
+    );
+    frames.join(first, small, large).expect("all are there");
+    assert!(
+        frames.join(first, small, large).is_err(),
+        "it is one already"
+    );
+    frames.split(first, large, small).expect("it is one block");
+    free(&mut frames, first.0 + 7, small.into()).expect("a page of it");
+    assert!(
+        frames.join(first, small, large).is_err(),
+        "one of its pages is gone"
+    );
 }

@@ -115,6 +115,21 @@ pub struct Evidence {
 }
 
 impl Evidence {
+    /// That the kernel's frame allocators were never told something wrong, whatever the trial is about: a frame
+    /// that is named wrongly is lost, or worse.
+    ///
+    /// # Errors
+    /// The first such line.
+    pub fn keeps_its_frames(&self) -> Result<(), String> {
+        let wrong = |line: &&Stamped<String>| {
+            line.what.starts_with('[') && line.what.contains("] ERROR: frame allocator")
+        };
+        match self.console.iter().find(wrong) {
+            Some(line) => Err(line.what.trim().into()),
+            None => Ok(()),
+        }
+    }
+
     /// The first console line that contains `text`.
     pub fn line(&self, text: &str) -> Option<&Stamped<String>> {
         self.console.iter().find(|line| line.what.contains(text))

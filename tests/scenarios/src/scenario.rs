@@ -328,6 +328,7 @@ impl Scenario {
     /// # Errors
     /// The first thing that did not convince, as a sentence.
     pub fn judge(&self, evidence: &Evidence) -> Result<(), String> {
+        evidence.keeps_its_frames()?;
         (self.judge)(evidence)
     }
 }

@@ -347,6 +347,18 @@ pub fn into_pages(block: Allocation) -> impl Iterator<Item = Frame> {
     (first.0..first.0 + pages).map(Frame)
 }
 
+/// The 2 MiB block at `frame` is mapped by pages now: each of them is a block that is freed by itself.
+pub fn split_block(frame: Frame) {
+    let split = |frames: &mut Frames<'_>| frames.split(frame, PageSize::Size2M, PageSize::Size4K);
+    FRAMES.lock().as_mut().map(split).and_then(complain);
+}
+
+/// The 512 pages from `frame` on are mapped by one leaf now: they are one block again.
+pub fn join_block(frame: Frame) {
+    let join = |frames: &mut Frames<'_>| frames.join(frame, PageSize::Size4K, PageSize::Size2M);
+    FRAMES.lock().as_mut().map(join).and_then(complain);
+}
+
 /// Copies `frames` frames of 4 KiB from `from` on to those from `to` on, which must be different ones.
 pub fn copy_frames(from: Frame, to: Frame, frames: u64) {
     let (source, target) = (direct(from.address()), direct(to.address()));

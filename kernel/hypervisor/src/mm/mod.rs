@@ -31,6 +31,6 @@ pub use boot_memory::{boot_info, init_early, memory_map, modules};
 pub use direct_map::{device, direct, hpa_of};
 pub use frames::{
     alloc, allocate_on, claim_all, copy_frames, draw, free, free_allocation, free_bytes,
-    free_bytes_in, free_displaced, init_nodes, into_pages, low_frame, node_of, ram,
-    release_boot_memory, return_claim, stats,
+    free_bytes_in, free_displaced, init_nodes, into_pages, join_block, low_frame, node_of, ram,
+    release_boot_memory, return_claim, split_block, stats,
 };

@@ -130,23 +130,28 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
             let together = Together::new(shootdown);
             let size = PageSize::Size2M;
             // All are frozen before the first shootdown.
-            let joins = join
-                .iter()
-                .filter_map(|at| table.begin_collapse(*at, size).ok());
-            let joins: Vec<_> = joins.collect();
+            let begin = |at: &Gpa| Some((*at, table.begin_collapse(*at, size).ok()?));
+            let joins: Vec<_> = join.iter().filter_map(begin).collect();
             let begin = |at: &Gpa| Some((*at, table.begin_split(*at, size).ok()?));
             let splits: Vec<_> = split.iter().filter_map(begin).collect();
             let joined = joins.len();
             let mut done = Vec::with_capacity(splits.len());
-            for join in joins {
+            // What the table maps as one or as many, the allocator must know as one block or as many.
+            for (at, join) in joins {
                 match table.finish_collapse(join.shoot_down(&together)) {
-                    Ok(flush) => flush.carry_out(shootdown),
+                    Ok(flush) => {
+                        flush.carry_out(shootdown);
+                        first_frame(table, at).map(mm::join_block);
+                    }
                     Err(why) => log::error!("a granule could not be mapped by one leaf: {why}"),
                 }
             }
             for (at, split) in splits {
                 match table.finish_split(split.shoot_down(&together)) {
-                    Ok(()) => done.push(at),
+                    Ok(()) => {
+                        first_frame(table, at).map(mm::split_block);
+                        done.push(at);
+                    }
                     Err(why) => log::error!("a granule could not be mapped by small pages: {why}"),
                 }
             }
@@ -366,6 +371,17 @@ impl<F: TableFormat<Address = Gpa>> GuestMemory for GuestRam<F> {
 
     fn size(&self) -> u64 {
         self.bytes.load(Relaxed)
+    }
+}
+
+/// The frame that `at`, a leaf's first address, is mapped to.
+fn first_frame<F: TableFormat<Address = Gpa>>(
+    table: &RadixTable<F, DirectTables>,
+    at: Gpa,
+) -> Option<Frame> {
+    match table.translate(at) {
+        Ok(Lookup::Mapped(leaf)) => Some(leaf.frame),
+        _ => None,
     }
 }
 

@@ -306,6 +306,19 @@ impl<'m> Frames<'m> {
         self.zone_of(frame)?.split(frame, from.into(), to.into())
     }
 
+    /// Turns the allocated blocks of `from` that fill one of `to` into that one block.
+    ///
+    /// # Errors
+    /// [`FrameError`] if `frame` does not begin such a row of blocks; nothing changes then.
+    pub fn join(
+        &mut self,
+        frame: Frame,
+        from: impl Into<Order>,
+        to: impl Into<Order>,
+    ) -> Result<(), FrameError> {
+        self.zone_of(frame)?.join(frame, from.into(), to.into())
+    }
+
     /// The node whose zone contains `frame`, present or absent.
     pub fn node_of(&self, frame: Frame) -> Option<NodeId> {
         self.nodes

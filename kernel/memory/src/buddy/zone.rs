@@ -196,6 +196,35 @@ impl<'m> Zone<'m> {
         Ok(())
     }
 
+    /// The reverse of [`Zone::split`]: as many allocated blocks of `from` as fill one of `to`, beginning with
+    /// `frame`, become that one block.
+    ///
+    /// # Errors
+    /// [`FrameError`] for the first of them that is not an allocated block of `from`, or if `frame` cannot begin a
+    /// block of `to`; nothing changes then.
+    pub fn join(&mut self, frame: Frame, from: Order, to: Order) -> Result<(), FrameError> {
+        let index = self.expect_state(frame, FrameState::Allocated(from), from)?;
+        if from > to || !frame.0.is_multiple_of(to.frames()) {
+            return Err(FrameError::WrongBlock {
+                frame,
+                given: to,
+                state: FrameState::Allocated(from),
+            });
+        }
+        let parts = (0..to.frames()).step_by(from.frames() as usize);
+        for part in parts.clone() {
+            self.expect_state(Frame(frame.0 + part), FrameState::Allocated(from), from)?;
+        }
+        for part in parts {
+            self.set(index + part as Link, FrameMeta::INNER);
+        }
+        self.set(
+            index,
+            FrameMeta::linked(FrameState::Allocated(to), NIL, NIL),
+        );
+        Ok(())
+    }
+
     /// Marks an allocated block as held by a claim and chains it to the claim's former first block.
     pub(super) fn claim(
         &mut self,
