@@ -309,9 +309,12 @@ fn what_the_gdt_refuses_leaves_everything_as_it_was() {
     }
 }
 
+/// Words of the TSS that differ (offset, value), and what becomes of the switch.
+type Case = (&'static [(u32, u32)], Result<Done, Stop<Missing>>);
+
 #[test]
 fn segments_are_held_to_the_rules() {
-    let cases: &[(&[(u32, u32)], Result<Done, Stop<Missing>>)] = &[
+    let cases: &[Case] = &[
         (&[(0x4C, 0)], Err(exception(TS, 0))),
         (&[(0x50, 0)], Err(exception(TS, 0))),
         (&[(0x4C, DATA as u32)], Err(exception(TS, DATA as u32))),

@@ -147,6 +147,12 @@ fn counter_2() -> Verdict {
     );
     ensure!(early == 0, "its output is high at once");
     ensure!(came, "its output never rises");
-    ensure!(took >= 18_000, "20 ms took {took} us");
+    // There the 5 ms before the gate opened count as well.
+    let least = if kit::plain_emulator().is_some() {
+        13_000
+    } else {
+        18_000
+    };
+    ensure!(took >= least, "20 ms took {took} us");
     Ok(())
 }
