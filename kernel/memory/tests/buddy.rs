@@ -229,7 +229,9 @@ fn step(frames: &mut Frames<'_>, model: &mut Model, op: Op) {
                         .all(|part| model.allocated.get(&part) == Some(&from));
                 assert_eq!(frames.join(Frame(frame), from, to).is_ok(), fits);
                 if fits {
-                    parts.for_each(|part| drop(model.allocated.remove(&part)));
+                    for part in parts {
+                        model.allocated.remove(&part);
+                    }
                     model.allocated.insert(frame, to);
                 }
             }

@@ -141,7 +141,9 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
                 match table.finish_collapse(join.shoot_down(&together)) {
                     Ok(flush) => {
                         flush.carry_out(shootdown);
-                        first_frame(table, at).map(mm::join_block);
+                        if let Some(first) = first_frame(table, at) {
+                            mm::join_block(first);
+                        }
                     }
                     Err(why) => log::error!("a granule could not be mapped by one leaf: {why}"),
                 }
@@ -149,7 +151,9 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
             for (at, split) in splits {
                 match table.finish_split(split.shoot_down(&together)) {
                     Ok(()) => {
-                        first_frame(table, at).map(mm::split_block);
+                        if let Some(first) = first_frame(table, at) {
+                            mm::split_block(first);
+                        }
                         done.push(at);
                     }
                     Err(why) => log::error!("a granule could not be mapped by small pages: {why}"),

@@ -330,8 +330,8 @@ impl VcpuState for VmxVcpu {
     fn descriptor_tables(&self) -> [(&'static str, u64, u32); 4] {
         let g = &self.guest;
         [
-            ("gdtr", g.gdtr.base, u32::from(g.gdtr.limit)),
-            ("idtr", g.idtr.base, u32::from(g.idtr.limit)),
+            ("gdtr", g.gdtr.base, g.gdtr.limit),
+            ("idtr", g.idtr.base, g.idtr.limit),
             ("ldtr", g.ldtr.base, g.ldtr.limit),
             ("tr", g.tr.base, g.tr.limit),
         ]
