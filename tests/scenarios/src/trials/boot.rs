@@ -38,7 +38,6 @@ pub fn scenarios() -> Vec<Scenario> {
             },
         )
         .on(Machine::row(2, 1, 256))
-        .quick_in_bochs()
         .vm(small("alpha", 4))
         .vm(small("beta", 8)
             .set("memory_nodes", "[1]")
