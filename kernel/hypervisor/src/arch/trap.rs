@@ -6,7 +6,7 @@
 //! * Everything else is a bug or a broken machine, and ends in a [`report`].
 //!
 //! NMI, double fault and machine check may arrive while GS base is a guest's (around a world
-//! switch), so their CPU is found through GDTR.
+//! switch), and so may a fault of the switch itself: their CPU is found through GDTR.
 #![expect(
     unsafe_code,
     reason = "restores GS base, and reads CR2 and machine-check banks"
@@ -54,15 +54,15 @@ pub(super) extern "C" fn dispatch(frame: &mut TrapFrame) {
         DEBUG | NMI | DOUBLE_FAULT | MACHINE_CHECK => {
             with_own_gs(|cpu| any_time(cpu, vector, frame))
         }
+        0..32 => match fixup::lookup(frame.rip) {
+            Some(resume) => frame.rip = resume,
+            // Around a world switch GS is a guest's: a report that trusted it would fault in turn, and so on
+            // to the end of the stack and a reset without a word.
+            None => with_own_gs(|_| report::exception(&Cause { vector, frame }, frame)),
+        },
         _ => {
-            if let (0..32, Some(resume)) = (vector, fixup::lookup(frame.rip)) {
-                frame.rip = resume;
-            } else if vector < 32 {
-                report::exception(&Cause { vector, frame }, frame);
-            } else {
-                percpu::current().unexpected.fetch_add(1, Ordering::Relaxed);
-                apic::end_of_interrupt();
-            }
+            percpu::current().unexpected.fetch_add(1, Ordering::Relaxed);
+            apic::end_of_interrupt();
         }
     }
 }
