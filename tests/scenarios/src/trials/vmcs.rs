@@ -78,7 +78,6 @@ pub fn scenarios(seed: u64) -> Vec<Scenario> {
         .on(Machine::row(1, 1, 256))
         .sabotaged("mutate-vmcs")
         .host("seed", &seed.to_string())
-        .quick_in_bochs()
         .seeded(seed),
         Scenario::full(
             "vmcs-rejected-vm-stops",
