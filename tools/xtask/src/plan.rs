@@ -100,6 +100,8 @@ pub struct PlannedVm {
     pub name: String,
     /// Who says how it went.
     pub judged: Judge,
+    /// Whether it starts again when it asks for a reset, so that a reset is no failure.
+    pub resets: bool,
 }
 
 /// Who says how a VM's run went.
@@ -304,7 +306,11 @@ impl Plan {
         } else {
             Judge::of_table(table)
         };
-        self.vms.push(PlannedVm { name, judged });
+        self.vms.push(PlannedVm {
+            name,
+            judged,
+            resets: starts_again(table),
+        });
         Ok(())
     }
 
@@ -338,6 +344,7 @@ impl Plan {
         self.vms.push(PlannedVm {
             name,
             judged: Judge::of_table(table),
+            resets: starts_again(table),
         });
         Ok(())
     }
@@ -386,6 +393,11 @@ impl Judge {
             _ => Self::PowerOff,
         }
     }
+}
+
+/// Whether a VM of this table starts again when it asks for a reset, as it does unless told otherwise.
+fn starts_again(table: &Table) -> bool {
+    table.get("on_reset").and_then(Value::as_str) != Some("off")
 }
 
 /// Whether a kernel of this machine is for the Multiboot protocol. A bzImage is not, whatever its bytes look like.

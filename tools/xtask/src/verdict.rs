@@ -95,6 +95,8 @@ fn failure(vm: &PlannedVm, evidence: &Evidence) -> Option<String> {
     match off_reason(evidence, name) {
         None => return Some(format!("{name} never went off")),
         Some(OffReason::Stopped) => return None,
+        // A run may end between two lives of a VM that is to start again.
+        Some(OffReason::Reset) if vm.resets => {}
         Some(OffReason::Reset) => return Some(format!("{name} reset itself")),
         Some(OffReason::Fault { what }) => return Some(format!("{name}: {what}")),
         Some(OffReason::TestExit { value }) => {
@@ -245,4 +247,56 @@ pub fn report(evidence: &Evidence, phases: &[Phase], emulator: &str, line: &str)
         "emulator": { "version": emulator, "line": line },
         "perigee": env!("CARGO_PKG_VERSION"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scenarios::{Emulator, Machine, Stamped};
+    use telemetry::Record;
+    use units::{Nanos, VmId};
+
+    /// Evidence of one VM that ended once.
+    fn ended(reason: OffReason) -> Evidence {
+        let off = Event::Vm {
+            vm: VmId(0),
+            name: "alpha".into(),
+            what: VmEvent::Off(reason),
+        };
+        let record = Record {
+            at_ns: Nanos(0),
+            seq: 0,
+            event: off,
+        };
+        Evidence {
+            emulator: Emulator::Qemu,
+            machine: Machine::row(2, 1, 256),
+            vms: vec!["alpha".into()],
+            outcome: Outcome::Clean,
+            console: Vec::new(),
+            records: vec![Stamped {
+                at: Duration::ZERO,
+                what: record,
+            }],
+            torn_records: 0,
+            plugin: None,
+            seed: None,
+        }
+    }
+
+    #[test]
+    fn a_reset_is_a_failure_only_of_a_vm_that_should_not_start_again() {
+        let vm = |resets| PlannedVm {
+            name: "alpha".into(),
+            judged: Judge::PowerOff,
+            resets,
+        };
+        let reset = ended(OffReason::Reset);
+        assert_eq!(failure(&vm(true), &reset), None);
+        assert!(failure(&vm(false), &reset).is_some());
+        let fault = ended(OffReason::Fault {
+            what: "a triple fault".into(),
+        });
+        assert!(failure(&vm(true), &fault).is_some());
+    }
 }
