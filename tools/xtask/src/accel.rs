@@ -119,6 +119,7 @@ mod tests {
             env: Vec::new(),
             first_args: Vec::new(),
             version: String::new(),
+            mended: false,
         };
         (folder, qemu)
     }

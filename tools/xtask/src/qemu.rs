@@ -7,9 +7,6 @@ use scenarios::Machine;
 use crate::launch::{Invocation, Wiring};
 use crate::provision::Qemu;
 
-/// A host thread for each CPU of the machine.
-const EMULATED: &str = "tcg,thread=multi";
-
 /// A path inside one of QEMU's comma-separated options.
 fn in_option(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
@@ -28,7 +25,7 @@ impl Invocation {
         let mut args = qemu.first_args.clone();
         args.extend(machine.qemu_args());
         let devices = [
-            ("-accel", EMULATED.to_string()),
+            ("-accel", qemu.acceleration().to_string()),
             ("-nodefaults", String::new()),
             ("-no-user-config", String::new()),
             ("-no-reboot", String::new()),
@@ -70,7 +67,7 @@ impl Invocation {
             ("-cpu", cpu.into()),
             ("-smp", cpus.to_string()),
             ("-m", "128".into()),
-            ("-accel", EMULATED.into()),
+            ("-accel", qemu.acceleration().into()),
             ("-nodefaults", String::new()),
             ("-no-user-config", String::new()),
             ("-no-reboot", String::new()),
@@ -93,7 +90,7 @@ impl Invocation {
     /// On the host's own processor.
     pub fn with_kvm(mut self) -> Self {
         for arg in &mut self.args {
-            if arg == EMULATED {
+            if arg.starts_with("tcg,") {
                 *arg = "kvm".into();
             }
         }

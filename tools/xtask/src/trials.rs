@@ -57,16 +57,6 @@ impl TestArgs {
     }
 }
 
-/// How a trial ends that met the defect which README's section on limits names: now and then, on a host with time to
-/// spare, something goes wrong around a world switch in QEMU. Until it is found, such a trial is repeated.
-const OPEN_DEFECT: [&str; 2] = ["the run ended: hypervisor panic", "triple-faulted"];
-/// How often at most.
-const REPEATS: u32 = 2;
-
-fn is_open_defect(why: &str) -> bool {
-    OPEN_DEFECT.iter().any(|end| why.contains(end))
-}
-
 /// The name under which the host tests are listed and filtered.
 const HOST: &str = "host/";
 
@@ -325,7 +315,9 @@ impl Bench {
                 scope.spawn(|| {
                     while let Some(trial) = trials.get(next.fetch_add(1, Ordering::Relaxed)) {
                         let begun = Instant::now();
-                        let result = self.tries(trial);
+                        let result = self
+                            .trial(trial)
+                            .unwrap_or_else(|error| Err(format!("{error:#}")));
                         let outcome = result.map_or_else(Outcome::Failed, |()| Outcome::Passed);
                         tell(trial, Some(begun.elapsed().as_secs()), outcome);
                         if session::stop_flag().is_ok_and(|stop| stop.load(Ordering::Relaxed)) {
@@ -335,26 +327,6 @@ impl Bench {
                 });
             }
         });
-    }
-
-    /// Tries a trial, and again where it ended as [`OPEN_DEFECT`] ends it, which is said each time.
-    fn tries(&self, trial: &Trial<'_>) -> Result<(), String> {
-        let mut left = REPEATS;
-        loop {
-            let result = self
-                .trial(trial)
-                .unwrap_or_else(|error| Err(format!("{error:#}")));
-            match &result {
-                Err(why) if left > 0 && trial.emulator == Emulator::Qemu && is_open_defect(why) => {
-                    left -= 1;
-                    say::line(format!(
-                        "{}: again, for it may have met the open defect (README, Limits)\n  {why}",
-                        trial.label()
-                    ));
-                }
-                _ => return result,
-            }
-        }
     }
 
     /// Boots the scenario's machine and judges what it left; the inner error is the judge's.

@@ -23,6 +23,8 @@ pub struct Qemu {
     pub first_args: Vec<String>,
     /// What `--version` says, e.g. "10.0.2 (Debian 1:10.0.2+ds-2)".
     pub version: String,
+    /// Whether it is our copy without the race that is told in [`super::mend`].
+    pub mended: bool,
 }
 
 impl Qemu {
@@ -32,6 +34,7 @@ impl Qemu {
             env: Vec::new(),
             first_args: Vec::new(),
             version: String::new(),
+            mended: false,
         }
     }
 
@@ -55,6 +58,7 @@ impl Qemu {
                 at("usr/share/seabios"),
             ],
             version: String::new(),
+            mended: false,
         }
     }
 
@@ -75,6 +79,15 @@ impl Qemu {
             .trim()
             .to_string();
         Some(self)
+    }
+
+    /// What `-accel` gets: a host thread for each CPU of the machine, or one for all where it would race.
+    pub fn acceleration(&self) -> &'static str {
+        if self.mended {
+            "tcg,thread=multi"
+        } else {
+            "tcg,thread=single"
+        }
     }
 
     /// Major and minor number.

@@ -9,6 +9,7 @@ mod bochs;
 mod emulator;
 mod host;
 mod install;
+mod mend;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -178,7 +179,7 @@ impl Lab {
             .filter(|part| lab.lacks(*part))
             .collect();
         if missing.is_empty() {
-            return Ok(lab);
+            return lab.mended();
         }
         let system = System::here();
         if system.tool_suites().is_none()
@@ -209,7 +210,15 @@ impl Lab {
             Ok(()) if !still.is_empty() => bail!(list("installed, and yet missing", &still)),
             Ok(()) => {}
         }
-        Ok(lab)
+        lab.mended()
+    }
+
+    /// With our copy of the emulator, without a race that it has.
+    fn mended(mut self) -> Result<Self> {
+        if let Some(qemu) = self.qemu.take() {
+            self.qemu = Some(qemu.mended(&cache_folder()?)?);
+        }
+        Ok(self)
     }
 
     /// Not there, or there in a version that a newer one should replace.
@@ -238,8 +247,11 @@ impl Lab {
     /// No folder for caches is known.
     pub fn or_future_places(mut self) -> Result<Self> {
         let cache = cache_folder()?;
-        self.qemu
-            .get_or_insert_with(|| Qemu::unpacked(&qemu_root(&cache)));
+        let qemu = self
+            .qemu
+            .take()
+            .unwrap_or_else(|| Qemu::unpacked(&qemu_root(&cache)));
+        self.qemu = Some(qemu.mended_later(&cache));
         self.bochs
             .get_or_insert_with(|| Bochs::unpacked(&bochs_root(&cache)));
         self.ovmf.get_or_insert_with(|| cache.join("OVMF.fd"));
