@@ -4,7 +4,7 @@
 //! builds the VMs and publishes the [`Hypervisor`]; the others wait for that. From then on all run the same
 //! loop, monomorphised for the backend that was chosen.
 
-use crate::arch::{percpu, time, tsc};
+use crate::arch::{apic, percpu, time, tsc};
 use crate::drive::{self, Tracking};
 use crate::virt::Backend;
 use crate::virt::svm::Svm;
@@ -20,7 +20,7 @@ use sched::{CpuPlace, Event, Scheduler, Tunables, VcpuSpec};
 use spin::{Mutex, Once};
 use telemetry::{CpuReport, Event as Told, NodeReport, OffReason, Outcome, VmEvent};
 use topology::{Discovery, Machine};
-use units::{Nanos, PerMille, VmId};
+use units::{CpuId, Nanos, PerMille, VmId};
 
 /// Which virtualization this machine uses.
 #[derive(Clone, Copy, Debug)]
@@ -210,16 +210,6 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
     };
     shootdown::init(cpus);
     let hv = B::hypervisor().call_once(|| hv);
-    for vm in &hv.vms {
-        if let Some(first) = vm.vcpus.first() {
-            run::wake(hv, first);
-        }
-        drive::record(Told::Vm {
-            vm: vm.id,
-            name: vm.name.clone(),
-            what: VmEvent::Started,
-        });
-    }
     drive::start_sampling(hv);
     let released = mm::release_boot_memory();
     log::info!(
@@ -315,14 +305,53 @@ fn join<B: Backend>() -> ! {
         Ok(mut hw) => {
             #[cfg(feature = "sabotage")]
             sabotage::try_out::<B>(hv, &mut hw);
+            if percpu::current().cpu == BOOT_CPU {
+                start_guests(hv);
+            }
             run::cpu_main(hv, hw)
         }
         Err(why) => {
             log::error!("{} hosts no guests: {why}", percpu::current().cpu);
+            if percpu::current().cpu == BOOT_CPU {
+                start_guests(hv);
+            }
             loop {
                 x86_64::instructions::interrupts::enable_and_hlt();
                 x86_64::instructions::interrupts::disable();
             }
+        }
+    }
+}
+
+/// The processor that woke the others.
+const BOOT_CPU: CpuId = CpuId(0);
+/// How long the guests' start waits for processors that do not come.
+const PATIENCE: Nanos = Nanos::from_millis(500);
+
+/// The guests begin to run.
+fn start_guests<B: Backend>(hv: &'static Hypervisor<B>) {
+    until_all_go_round();
+    for vm in &hv.vms {
+        if let Some(first) = vm.vcpus.first() {
+            run::wake(hv, first);
+        }
+        drive::record(Told::Vm {
+            vm: vm.id,
+            name: vm.name.clone(),
+            what: VmEvent::Started,
+        });
+    }
+}
+
+/// Waits until each other processor has been through its loop once. The first time is slow, in an emulator a tenth of a
+/// second, and a virtual CPU that waits so long for its own processor is taken by whoever comes first, far
+/// from its memory.
+fn until_all_go_round() {
+    let began = time::now();
+    for other in percpu::online().filter(|c| c.cpu != BOOT_CPU) {
+        while other.rounds() < 2 && time::now().since(began) < PATIENCE {
+            apic::kick(other.cpu);
+            time::spin(Nanos::from_micros(200));
         }
     }
 }

@@ -24,13 +24,17 @@ impl Scheduler {
         let Some(src) = self.cpus.get(v.cpu) else {
             return Nanos::ZERO;
         };
+        let (from, to_node) = (src.place.node, dst.place.node);
         // An idle CPU was kicked for it and is about to come: whoever takes it away meanwhile gains
         // nothing, and two neighbours would swap theirs for ever. Only a CPU that does not come is
-        // not waited for. One that its core's rule keeps idle does not come.
+        // not waited for, and its neighbours go first: CPUs of other nodes wait as long again. One that
+        // its core's rule keeps idle does not come.
         if src.current.is_none() && src.kicked {
-            return t.kick_grace;
+            return match from == to_node {
+                true => t.kick_grace,
+                false => t.kick_grace + t.kick_grace,
+            };
         }
-        let (from, to_node) = (src.place.node, dst.place.node);
         if from == to_node {
             return Nanos::ZERO;
         }

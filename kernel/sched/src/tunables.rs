@@ -25,7 +25,7 @@ pub struct Tunables {
     pub floor_per_mille: u16,
     /// No CPU stays idle longer than this while a vCPU that it may run waits.
     pub pull_limit: Nanos,
-    /// How long a CPU leaves a vCPU to the idle CPU that was kicked for it. The
+    /// How long a CPU leaves a vCPU to the idle CPU that was kicked for it, and a CPU of another node twice as long. The
     /// kicked one comes in microseconds; where CPUs are virtual themselves it may take milliseconds,
     /// and a machine that is pulled away each time never stays near its memory.
     pub kick_grace: Nanos,
