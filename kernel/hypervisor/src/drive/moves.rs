@@ -159,10 +159,16 @@ fn move_leaf<B: Backend>(
     if from == to {
         return Ok(None);
     }
-    if size == PageSize::Size2M && matches!(vm.ram.leaf(at), Some((_, PageSize::Size4K))) {
+    let (at, size) = match (size, vm.ram.leaf(at)) {
         // It is mapped by small pages for a close look, which ends here.
-        vm.ram.remap(&[], &[at]);
-    }
+        (PageSize::Size2M, Some((_, PageSize::Size4K))) => {
+            vm.ram.remap(&[], &[at]);
+            (at, size)
+        }
+        // The close look under which it was ordered is over, and the other orders for its pages find them moved.
+        (ordered, Some((_, mapped))) if mapped > ordered => (at.align_down(mapped), mapped),
+        _ => (at, size),
+    };
     let target = mm::allocate_on(to, size).map_err(|e| e.to_string())?;
     let mut pause = Nanos::ZERO;
     let moved = vm.ram.change_table(|table, shootdown| {
