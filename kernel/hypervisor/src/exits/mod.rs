@@ -12,6 +12,7 @@ mod event;
 mod io;
 mod mmio;
 mod msr;
+mod rejected;
 mod task;
 
 use crate::virt::{Backend, Event, Exit, VcpuState};
@@ -105,18 +106,7 @@ fn dispatch<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit) -> After {
             );
             After::Resume
         }
-        Exit::InvalidState {
-            detail,
-            culprit: Some(culprit),
-        } => After::Fault(format!(
-            "the processor rejected the guest's state (code {detail:#x}): {culprit}"
-        )),
-        Exit::InvalidState {
-            detail,
-            culprit: None,
-        } => After::Fault(format!(
-            "the processor rejected the guest's state (code {detail:#x})"
-        )),
+        Exit::InvalidState { detail, culprit } => rejected::handle(ctx, detail, culprit),
         Exit::Unexpected { code, info1, info2 } => After::Fault(format!(
             "an exit that nobody asked for: code {code:#x}, information {info1:#x} and {info2:#x}"
         )),
