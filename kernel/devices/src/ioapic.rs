@@ -17,6 +17,8 @@ const VERSION: u32 = (PINS as u32 - 1) << 16 | 0x20;
 const MASKED: u64 = 1 << 16;
 const LEVEL: u64 = 1 << 15;
 const REMOTE_IRR: u64 = 1 << 14;
+/// The pin is active low (82093AA 3.2.4, INTPOL).
+const LOW: u64 = 1 << 13;
 const LOGICAL: u64 = 1 << 11;
 /// Vector, delivery mode, destination mode, polarity, trigger mode, mask; destination.
 const WRITABLE: u64 = 0xFF00_0000_0001_AFFF;
@@ -26,7 +28,7 @@ pub(crate) struct IoApic {
     id: u32,
     select: u8,
     entries: [u64; PINS],
-    asserted: [bool; PINS],
+    high: [bool; PINS],
     outbox: [Option<InterruptMessage>; PINS],
     /// Something is in the outbox; asked after every access to any device.
     posted: bool,
@@ -38,7 +40,7 @@ impl IoApic {
             id: (IOAPIC_ID as u32) << 24,
             select: 0,
             entries: [MASKED; PINS],
-            asserted: [false; PINS],
+            high: [false; PINS],
             outbox: [None; PINS],
             posted: false,
         }
@@ -104,19 +106,27 @@ impl IoApic {
         (half / 2 < PINS).then_some((half / 2, if half % 2 == 0 { 0 } else { 32 }))
     }
 
-    /// Drives a pin. Asserted means "the interrupt is requested", whatever the polarity.
-    pub(crate) fn set_line(&mut self, pin: u8, asserted: bool) {
+    /// Drives a pin. The board's lines are high when a device requests an interrupt, all of them, and the
+    /// tables that it shows its guests say so; whoever programs a pin as active low hears the opposite.
+    pub(crate) fn set_line(&mut self, pin: u8, high: bool) {
         let pin = usize::from(pin);
-        let (Some(line), Some(entry)) = (self.asserted.get_mut(pin), self.entries.get(pin)) else {
+        let (Some(line), Some(entry)) = (self.high.get_mut(pin), self.entries.get(pin)) else {
             return;
         };
-        let rising = asserted && !*line;
-        *line = asserted;
+        let changes = high != *line;
+        *line = high;
         if entry & LEVEL != 0 {
             self.send_if_level(pin);
-        } else if rising && entry & MASKED == 0 {
+        } else if changes && self.active(pin) && entry & MASKED == 0 {
             self.send(pin);
         }
+    }
+
+    /// Whether a pin's line stands where its entry says that it requests an interrupt.
+    fn active(&self, pin: usize) -> bool {
+        let (high, entry) = (self.high.get(pin), self.entries.get(pin));
+        high.zip(entry)
+            .is_some_and(|(high, entry)| *high == (entry & LOW == 0))
     }
 
     /// An EOI, broadcast by a local APIC or written to the EOI register: every level entry with
@@ -144,10 +154,10 @@ impl IoApic {
     }
 
     fn send_if_level(&mut self, pin: usize) {
-        let (Some(entry), Some(true)) = (self.entries.get(pin), self.asserted.get(pin)) else {
+        let Some(entry) = self.entries.get(pin) else {
             return;
         };
-        if entry & (LEVEL | MASKED | REMOTE_IRR) == LEVEL {
+        if entry & (LEVEL | MASKED | REMOTE_IRR) == LEVEL && self.active(pin) {
             self.send(pin);
         }
     }
@@ -273,6 +283,24 @@ mod tests {
             io.take_message().is_some(),
             "software cannot set remote IRR"
         );
+    }
+
+    #[test]
+    fn a_pin_that_is_active_low_hears_a_line_that_falls() {
+        let mut io = IoApic::new();
+        io.set_line(4, true);
+        program(&mut io, 4, LEVEL | LOW | 0x31);
+        assert_eq!(io.take_message(), None, "the line is high");
+        io.set_line(4, false);
+        assert!(io.take_message().is_some(), "it fell");
+        io.set_line(4, true);
+        io.end_of_interrupt(0x31);
+        assert_eq!(io.take_message(), None, "it rose before the EOI");
+        program(&mut io, 4, LOW | 0x32);
+        io.set_line(4, false);
+        assert_eq!(io.take_message().map(|m| m.vector), Some(0x32), "an edge");
+        io.set_line(4, true);
+        assert_eq!(io.take_message(), None, "the other edge");
     }
 
     #[test]
