@@ -27,17 +27,25 @@ pub fn pm_since(earlier: u32) -> u32 {
     pm_timer().wrapping_sub(earlier) & PM_MASK.load(SeqCst)
 }
 
-/// Reads the ACPI timer and the TSC as nearly at once as three tries allow.
-fn both() -> (u32, u64) {
+/// Reads a counter and the TSC as nearly at once as a few tries allow: the reading, and the TSC before and after.
+pub fn together(read: impl Fn() -> u32) -> (u32, u64, u64) {
     (0..5)
         .map(|_| {
             let before = tsc();
-            let pm = pm_timer();
+            let value = read();
             let after = tsc();
-            (after - before, pm, before + (after - before) / 2)
+            (after - before, value, before, after)
         })
         .min()
-        .map_or((0, 0), |(_, pm, tsc)| (pm, tsc))
+        .map_or((0, 0, 0), |(_, value, before, after)| {
+            (value, before, after)
+        })
+}
+
+/// The ACPI timer, and the TSC at the same time.
+fn both() -> (u32, u64) {
+    let (pm, before, after) = together(pm_timer);
+    (pm, before + (after - before) / 2)
 }
 
 pub(crate) fn calibrate() {

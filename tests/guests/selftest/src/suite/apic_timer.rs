@@ -34,11 +34,18 @@ fn no_deadline() -> Option<&'static str> {
 fn counts_per_ms() -> u64 {
     apic::write(reg::TIMER, MASKED);
     apic::write(reg::DIVIDE, BY_1);
-    apic::write(reg::INITIAL, u32::MAX);
-    let (from, first) = (tsc(), apic::read(reg::CURRENT));
-    clock::delay_us(20_000);
-    let (last, to) = (apic::read(reg::CURRENT), tsc());
+    let rate = measured();
     apic::write(reg::INITIAL, 0);
+    rate
+}
+
+/// Counts in a millisecond of a timer that starts now.
+fn measured() -> u64 {
+    let current = || clock::together(|| apic::read(reg::CURRENT));
+    apic::write(reg::INITIAL, u32::MAX);
+    let (first, from, _) = current();
+    clock::delay_us(40_000);
+    let (last, to, _) = current();
     u64::from(first - last) * 1000 / us(from, to).max(1)
 }
 
@@ -141,11 +148,7 @@ fn masked() -> Verdict {
 fn divide() -> Verdict {
     let rate = counts_per_ms();
     apic::write(reg::DIVIDE, BY_16);
-    apic::write(reg::INITIAL, u32::MAX);
-    let (from, first) = (tsc(), apic::read(reg::CURRENT));
-    clock::delay_us(40_000);
-    let (last, to) = (apic::read(reg::CURRENT), tsc());
-    let divided = u64::from(first - last) * 1000 / us(from, to).max(1);
+    let divided = measured();
     quiet();
     ensure!(
         (rate / 16 * 80 / 100..=rate / 16 * 120 / 100 + 1).contains(&divided),
@@ -173,9 +176,11 @@ fn tsc_deadline() -> Verdict {
     apic::write(reg::TIMER, DEADLINE | u32::from(VECTOR));
     let deadline = tsc() + 20 * clock::ticks_per_ms();
     wrmsr(DEADLINE_MSR, deadline);
+    let (reads, then) = (rdmsr(DEADLINE_MSR), tsc());
+    // In a crowd it may be over before it is read.
     ensure!(
-        rdmsr(DEADLINE_MSR) == deadline,
-        "the deadline does not read back"
+        reads == deadline || reads == 0 && then >= deadline,
+        "the deadline {deadline:#x} reads {reads:#x} at {then:#x}"
     );
     ensure!(
         apic::read(reg::CURRENT) == 0,
@@ -187,15 +192,8 @@ fn tsc_deadline() -> Verdict {
     let left = rdmsr(DEADLINE_MSR);
     clock::delay_us(30_000);
     let hits = this().hits(VECTOR);
-    // Disarmed by zero, and by leaving the mode.
-    wrmsr(DEADLINE_MSR, tsc() + 10 * clock::ticks_per_ms());
-    wrmsr(DEADLINE_MSR, 0);
-    clock::delay_us(30_000);
-    let disarmed = this().hits(VECTOR);
-    wrmsr(DEADLINE_MSR, tsc() + 10 * clock::ticks_per_ms());
-    quiet();
-    cpu::sti();
-    clock::delay_us(30_000);
+    let disarmed = disarms(|| wrmsr(DEADLINE_MSR, 0));
+    let left_mode = disarms(quiet);
     let other_mode = rdmsr(DEADLINE_MSR);
     cpu::cli();
     ensure!(came, "no interrupt came in 10 s after a deadline of 20 ms");
@@ -209,13 +207,28 @@ fn tsc_deadline() -> Verdict {
         "the deadline reads {left:#x} after it has passed"
     );
     ensure!(hits == 1, "one deadline fired {hits} times");
-    ensure!(disarmed == 1, "a deadline of 0 does not disarm");
-    ensure!(this().hits(VECTOR) == 1, "leaving the mode does not disarm");
+    ensure!(disarmed, "a deadline of 0 does not disarm");
+    ensure!(left_mode, "leaving the mode does not disarm");
     ensure!(
         other_mode == 0,
         "outside its mode the deadline reads {other_mode:#x}"
     );
     Ok(())
+}
+
+/// Whether a deadline does not fire if it is disarmed `by` this before it has come. In a crowd that may be too
+/// late, and a later deadline is tried.
+fn disarms(by: impl Fn()) -> bool {
+    [10, 50, 250, 1250].into_iter().any(|ms| {
+        let before = this().hits(VECTOR);
+        let deadline = tsc() + ms * clock::ticks_per_ms();
+        wrmsr(DEADLINE_MSR, deadline);
+        by();
+        let in_time = tsc() < deadline;
+        cpu::sti();
+        clock::delay_us((ms + 20) * 1000);
+        in_time && this().hits(VECTOR) == before
+    })
 }
 
 fn deadline_past() -> Verdict {

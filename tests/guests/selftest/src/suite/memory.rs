@@ -1,4 +1,4 @@
-//! Paging, translations that must go, code that changes, string I/O (SDM 3A 4; 11.6).
+//! Paging, translations that must go, string I/O (SDM 3A 4).
 
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
@@ -13,8 +13,6 @@ pub const TESTS: &[Test] = &[
     Test::new("page-accessed-dirty", accessed_dirty),
     Test::new("page-invlpg", invlpg),
     Test::new("page-shootdown", shootdown).with_two(),
-    Test::new("code-modified", code_modified),
-    Test::new("code-modified-elsewhere", code_modified_elsewhere).with_two(),
     Test::new("string-io", string_io),
     Test::new("mmio-instructions", mmio_instructions),
 ];
@@ -232,60 +230,6 @@ fn shootdown() -> Verdict {
         );
     }
     page::set(12, 0, 0);
-    Ok(())
-}
-
-/// Calls `page`, whose code returns a number.
-fn call(page: &Page) -> u32 {
-    let value;
-    // SAFETY: the page holds `mov eax, imm32; ret`.
-    unsafe { core::arch::asm!("call {}", in(reg) page.address(), out("eax") value) };
-    value
-}
-
-fn write_code(page: &Page, value: u32) {
-    cpu::poke(page.address() + 1, value);
-    cpu::poke(page.address() + 5, 0xc3_u8);
-    cpu::poke(page.address(), 0xb8_u8);
-}
-
-fn code_modified() -> Verdict {
-    for value in 0..500 {
-        write_code(&A, value);
-        let seen = call(&A);
-        ensure!(seen == value, "code that says {value} says {seen}");
-    }
-    // Code that changes the instruction right behind the one that changes it.
-    let seen: u32;
-    // SAFETY: the byte that changes is the operand of the MOV below, in memory that may be written.
-    unsafe {
-        core::arch::asm!("mov byte ptr [rip + 2f + 1], 0x5a", "2:", "mov eax, 0x11", out("eax") seen);
-    }
-    ensure!(
-        seen == 0x5a,
-        "an instruction changed by the one before it says {seen:#x}"
-    );
-    Ok(())
-}
-
-fn code_modified_elsewhere() -> Verdict {
-    for value in 0..100 {
-        write_code(&A, value);
-        SEEN.store(u32::MAX, SeqCst);
-        smp::give(1, || {
-            cpu::cpuid(0, 0); // serializes
-            SEEN.store(call(&A), SeqCst);
-        });
-        ensure!(
-            smp::done_within_ms(1, 20_000),
-            "the other processor does not answer"
-        );
-        let seen = SEEN.load(SeqCst);
-        ensure!(
-            seen == value,
-            "code that says {value} says {seen} on the other processor"
-        );
-    }
     Ok(())
 }
 

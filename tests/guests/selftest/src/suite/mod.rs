@@ -9,6 +9,7 @@ use kit::Test;
 mod apic_priority;
 mod apic_timer;
 mod clocks;
+mod code;
 mod debug;
 mod faults;
 mod ioapic;
@@ -29,6 +30,7 @@ kit::guest!("selftest", main);
 const GROUPS: &[&[Test]] = &[
     faults::TESTS,
     memory::TESTS,
+    code::TESTS,
     mmio::TESTS,
     debug::TESTS,
     shadow::TESTS,
