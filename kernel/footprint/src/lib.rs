@@ -25,7 +25,8 @@
 //! It says *touched in this interval*, not how often: a page that a timer tick grazes looks like a
 //! page in an inner loop, and a 2 MiB leaf with one such page looks like one that holds nothing else. So intervals are
 //! short and many, and what counts is the rate that hits prove ([`rate`]); touched leaves are looked at
-//! page by page now and then ([`lens`]); and a machine that ran less than [`Tunables::idle_run`] of one CPU is idle: its
+//! page by page now and then ([`lens`]); what stopped guests were about to touch says how touches divide among
+//! nodes ([`operands`]); and a machine that ran less than [`Tunables::idle_run`] of one CPU is idle: its
 //! background touches are not recorded and there is no opinion about it. Memory that was not touched weighs
 //! exactly nothing, however much there is.
 //!
@@ -51,6 +52,7 @@ pub mod evidence;
 pub mod latency;
 pub mod lens;
 pub mod matrix;
+pub mod operands;
 pub mod port;
 pub mod rate;
 pub mod regions;
@@ -62,6 +64,7 @@ pub mod tunables;
 pub use evidence::wilson_lower;
 pub use latency::{Latencies, LatencyError, proximity};
 pub use matrix::Matrix;
+pub use operands::Operands;
 pub use sample::{Attribution, Coverage, LeafSample, Window};
 pub use sampler::Sampler;
 pub use tracker::{Footprint, HotPage, PassSummary, TOUCH};

@@ -21,11 +21,7 @@ impl Matrix {
 
     /// Touches by `accessor` of memory on `memory`; 0 for nodes that do not exist.
     pub fn get(&self, accessor: NodeId, memory: NodeId) -> u64 {
-        let (k, n) = (accessor.index(), memory.index());
-        if k >= self.nodes || n >= self.nodes {
-            return 0;
-        }
-        self.cells.get(k * self.nodes + n).copied().unwrap_or(0)
+        self.at(accessor.index(), memory.index())
     }
 
     /// Number of nodes.
@@ -58,6 +54,26 @@ impl Matrix {
             && let Some(cell) = self.cells.get_mut(accessor * self.nodes + memory)
         {
             *cell = cell.saturating_add(weight);
+        }
+    }
+
+    /// The cell in a row and a column.
+    pub(crate) fn at(&self, accessor: usize, memory: usize) -> u64 {
+        let inside = accessor < self.nodes && memory < self.nodes;
+        let cell = inside.then(|| self.cells.get(accessor * self.nodes + memory));
+        cell.flatten().copied().unwrap_or(0)
+    }
+
+    /// The sum of all cells.
+    pub(crate) fn total(&self) -> u64 {
+        let cells = self.cells.iter();
+        cells.fold(0, |sum: u64, cell| sum.saturating_add(*cell))
+    }
+
+    /// Adds another matrix of the same size.
+    pub(crate) fn add_all(&mut self, other: &Self) {
+        for (cell, more) in self.cells.iter_mut().zip(&other.cells) {
+            *cell = cell.saturating_add(*more);
         }
     }
 

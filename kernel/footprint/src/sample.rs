@@ -1,5 +1,6 @@
 //! What the kernel hands in: one pass over the accessed and dirty bits of one machine.
 
+use crate::operands::Operands;
 use units::{Gpa, Nanos, NodeId, PageSize};
 
 /// One present leaf of a machine's nested tables, as a pass found it.
@@ -88,6 +89,8 @@ pub struct Window<'a> {
     pub attribution: Attribution,
     /// Which leaves the pass hands in.
     pub coverage: Coverage<'a>,
+    /// What looks at stopped guests found, where there were any.
+    pub operands: Option<&'a Operands>,
 }
 
 impl Window<'_> {

@@ -7,6 +7,7 @@ use units::{Gpa, Nanos, NodeId, PageSize, PerMille, Score};
 use crate::evidence::wilson_lower;
 use crate::latency::{Latencies, proximity};
 use crate::matrix::Matrix;
+use crate::operands::{Operands, WEIGHT_OF_BITS};
 use crate::sample::{Attribution, Coverage, LeafSample, Window};
 use crate::tunables::Tunables;
 
@@ -211,25 +212,41 @@ impl Footprint {
 
     /// Adds the touches of a busy window to matrix, evidence and pages.
     fn add_touches(&mut self, window: &Window<'_>, samples: &[LeafSample]) {
+        let (bits, mut weights) = self.touches_by_bits(window, samples);
+        let pass = match window.operands {
+            Some(looks) => looks.temper(&bits),
+            None => bits.clone(),
+        };
+        self.add_evidence(window, samples, &pass);
+        self.matrix.add_all(&pass);
+        // What the leaves of a node weigh together is what the matrix says of it.
+        let (before, after) = (bits.by_memory(), pass.by_memory());
+        for (weight, s) in weights.iter_mut().zip(samples) {
+            let of = |sums: &[u64]| sums.get(s.node.index()).copied().unwrap_or(0);
+            let (before, after) = (of(&before), of(&after));
+            if before != after {
+                let scaled = u128::from(*weight) * u128::from(after) / u128::from(before.max(1));
+                *weight = u64::try_from(scaled).unwrap_or(u64::MAX).min(HEAT_LIMIT);
+            }
+        }
+        self.warm(samples, &weights);
+    }
+
+    /// What the bits of a window say: who touched what, and what each leaf weighs.
+    fn touches_by_bits(&self, window: &Window<'_>, samples: &[LeafSample]) -> (Matrix, Vec<u64>) {
+        let mut bits = Matrix::new(self.matrix.nodes());
         let mut touches = vec![0u64; self.matrix.nodes()];
         let mut weights = Vec::with_capacity(samples.len());
         for s in samples {
-            let by = match window.attribution {
-                Attribution::ByRunTime => u64::from(s.accessed != 0),
-                Attribution::ByRoot => u64::from(s.accessed.count_ones()),
-            };
             let heat = s.heat.min(HEAT_LIMIT);
-            let weight = heat * by;
+            let weight = heat * observers(window, s);
             weights.push(weight);
             if let Some(sum) = touches.get_mut(s.node.index()) {
                 *sum = sum.saturating_add(weight);
             }
-            if let Some(e) = self.evidence.get_mut(s.node.index()) {
-                *e = e.saturating_add(TOUCH.saturating_mul(s.hits.into()).saturating_mul(by));
-            }
             if window.attribution == Attribution::ByRoot {
                 for k in (0..64).filter(|k| s.accessed >> k & 1 == 1) {
-                    self.matrix.add(k, s.node.index(), heat);
+                    bits.add(k, s.node.index(), heat);
                 }
             }
         }
@@ -238,11 +255,35 @@ impl Footprint {
             for (k, t) in window.run_time.iter().enumerate() {
                 let part = Score::ratio(t.0.into(), total.into());
                 for (n, sum) in touches.iter().enumerate() {
-                    self.matrix.add(k, n, part.of(*sum));
+                    bits.add(k, n, part.of(*sum));
                 }
             }
         }
-        self.warm(samples, &weights);
+        (bits, weights)
+    }
+
+    /// Adds what the shares of a pass rest on: looks, where there were any, else touched leaves.
+    fn add_evidence(&mut self, window: &Window<'_>, samples: &[LeafSample], pass: &Matrix) {
+        let mut hits = vec![0u64; self.matrix.nodes()];
+        for s in samples {
+            if let Some(sum) = hits.get_mut(s.node.index()) {
+                let by = observers(window, s);
+                *sum = sum.saturating_add(TOUCH.saturating_mul(s.hits.into()).saturating_mul(by));
+            }
+        }
+        let looks = window.operands.map_or(0, Operands::looks);
+        if looks > 0 {
+            let all = hits.iter().fold(0u64, |sum, h| sum.saturating_add(*h));
+            let all = all.min(TOUCH * WEIGHT_OF_BITS);
+            let all = all.saturating_add(TOUCH.saturating_mul(looks));
+            let total = pass.total();
+            for (share, hits) in pass.by_memory().iter().zip(&mut hits) {
+                *hits = Score::ratio((*share).into(), total.into()).of(all);
+            }
+        }
+        for (e, hits) in self.evidence.iter_mut().zip(hits) {
+            *e = e.saturating_add(hits);
+        }
     }
 
     /// Merges the touched samples into the remembered pages.
@@ -388,5 +429,13 @@ impl Footprint {
             }
         }
         bytes
+    }
+}
+
+/// How many nodes a touch of this leaf came from, as far as its bits tell.
+fn observers(window: &Window<'_>, sample: &LeafSample) -> u64 {
+    match window.attribution {
+        Attribution::ByRunTime => u64::from(sample.accessed != 0),
+        Attribution::ByRoot => u64::from(sample.accessed.count_ones()),
     }
 }

@@ -31,6 +31,7 @@ fn window(run_time: &[Nanos]) -> Window<'_> {
         run_time,
         attribution: Attribution::ByRunTime,
         coverage: Coverage::EveryLeaf,
+        operands: None,
     }
 }
 
@@ -271,6 +272,7 @@ proptest! {
                 run_time: &run,
                 attribution: if by_root { Attribution::ByRoot } else { Attribution::ByRunTime },
                 coverage: if every { Coverage::EveryLeaf } else { Coverage::TouchedLeaves { resident: &resident } },
+                operands: None,
             }, samples);
             let shares: u32 = f.shares().iter().map(|s| u32::from(s.0)).sum();
             prop_assert!(shares == 0 || (996..=1004).contains(&shares), "{shares}");

@@ -16,7 +16,7 @@
 //! * **Touching.** [`walk`] translates guest-virtual addresses as the processor would, [`mmio`]
 //!   decodes and executes the instruction behind a device access, [`inject`] says what
 //!   becomes of an exception that meets another one on its way, and [`task_switch`] does what hardware
-//!   leaves to software.
+//!   leaves to software. [`operands`] says what a guest that stopped is about to touch next.
 //!
 //! Invariants:
 //! * No input panics: images, tables, instruction bytes, page tables and register values are all
@@ -40,6 +40,7 @@ pub mod memory;
 pub mod mmio;
 pub mod msr;
 pub mod multiboot;
+pub mod operands;
 pub mod pvclock;
 pub mod shape;
 pub mod speculation;

@@ -177,7 +177,7 @@ fn slice<B: Backend>(
             Prepared::Enter => {}
             Prepared::Waits => return End::Waits,
         }
-        arm_timer(hv, cpu, vm, vcpu, slice_end);
+        arm_timer(hv, cpu, vm, vcpu, slice_end.min(core.look.at(now)));
         let given = core.hw.pending_event();
         let entered_at = core.hw.rip();
         let Some(exit) = enter(hw, vm, vcpu, core) else {
@@ -186,8 +186,8 @@ fn slice<B: Backend>(
         if let Some(event) = given {
             core.history.add(now, entered_at, What::Event(event));
         }
-        core.history
-            .add(time::now(), core.hw.rip(), What::Exit(exit));
+        let now = time::now();
+        core.history.add(now, core.hw.rip(), What::Exit(exit));
         vcpu.exits.fetch_add(1, Relaxed);
         note_task_priority(vcpu, core);
         let mut ctx = Context {
@@ -197,6 +197,7 @@ fn slice<B: Backend>(
             core,
             interrupted: None,
         };
+        exits::operands::look(&mut ctx, exit, now);
         match exits::handle(&mut ctx, exit) {
             After::Resume => {}
             After::Yield => return End::Spins,
@@ -322,13 +323,13 @@ fn prepare<B: Backend>(
     Prepared::Enter
 }
 
-/// Arms the hardware timer for whatever comes first.
+/// Arms the hardware timer for whatever comes first, `latest` at the latest.
 fn arm_timer<B: Backend>(
     hv: &Hypervisor<B>,
     cpu: CpuId,
     vm: &Vm<B>,
     vcpu: &Vcpu<B>,
-    slice_end: Nanos,
+    latest: Nanos,
 ) {
     let own = vcpu.apic.lock().next_deadline().map(|at| vm.host_time(at));
     let queued = hv
@@ -340,8 +341,8 @@ fn arm_timer<B: Backend>(
         .into_iter()
         .flatten()
         .min()
-        .unwrap_or(slice_end)
-        .min(slice_end);
+        .unwrap_or(latest)
+        .min(latest);
     arch::timer::arm(at);
 }
 

@@ -165,6 +165,7 @@ impl Lab {
             coverage: Coverage::TouchedLeaves {
                 resident: &resident,
             },
+            operands: None,
         };
         vm.footprint.record(&window, touched);
         let scores = vm.footprint.proximity(&self.latencies);

@@ -148,6 +148,7 @@ impl Perigee {
             run_time: &run_time,
             attribution: Attribution::ByRunTime,
             coverage: Coverage::EveryLeaf,
+            operands: None,
         };
         let footprint = &mut self.footprints[vm];
         footprint.record(&window, leaves);

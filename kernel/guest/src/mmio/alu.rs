@@ -5,7 +5,7 @@ use super::cpu::{flag, mask};
 use super::{Alu, BitOp, Scan, Shift, Unary};
 
 /// Result and new flags of `a op b`, both of `size` bytes.
-pub(super) fn alu(op: Alu, a: u64, b: u64, size: u8, flags: u64) -> (u64, u64) {
+pub(crate) fn alu(op: Alu, a: u64, b: u64, size: u8, flags: u64) -> (u64, u64) {
     let (m, sign) = (mask(size), sign_bit(size));
     let (a, b) = (a & m, b & m);
     let carry_in = match op {
@@ -46,7 +46,7 @@ pub(super) fn alu(op: Alu, a: u64, b: u64, size: u8, flags: u64) -> (u64, u64) {
 }
 
 /// Result and new flags of an operation on one operand.
-pub(super) fn unary(op: Unary, a: u64, size: u8, flags: u64) -> (u64, u64) {
+pub(crate) fn unary(op: Unary, a: u64, size: u8, flags: u64) -> (u64, u64) {
     match op {
         Unary::Not => (!a & mask(size), flags),
         Unary::Neg => alu(Alu::Sub, 0, a, size, flags),
@@ -60,7 +60,7 @@ pub(super) fn unary(op: Unary, a: u64, size: u8, flags: u64) -> (u64, u64) {
 }
 
 /// Result and new flags of a shift or rotation by `count` bits.
-pub(super) fn shift(op: Shift, a: u64, count: u64, size: u8, flags: u64) -> (u64, u64) {
+pub(crate) fn shift(op: Shift, a: u64, count: u64, size: u8, flags: u64) -> (u64, u64) {
     let bits = u32::from(size) * 8;
     let count = (count & if size == 8 { 63 } else { 31 }) as u32;
     let a = a & mask(size);
@@ -128,7 +128,7 @@ pub(super) fn shift(op: Shift, a: u64, count: u64, size: u8, flags: u64) -> (u64
 }
 
 /// SHLD and SHRD: `a` shifted by `count`, filled from `with`.
-pub(super) fn double_shift(
+pub(crate) fn double_shift(
     op: Shift,
     a: u64,
     with: u64,
@@ -166,7 +166,7 @@ pub(super) fn double_shift(
 }
 
 /// The word with bit `index % (8 * size)` changed, and new flags.
-pub(super) fn bit(op: BitOp, a: u64, index: u64, size: u8, flags: u64) -> (u64, u64) {
+pub(crate) fn bit(op: BitOp, a: u64, index: u64, size: u8, flags: u64) -> (u64, u64) {
     let one = 1u64 << (index % (8 * u64::from(size)));
     let result = match op {
         BitOp::Test => a,
@@ -178,7 +178,7 @@ pub(super) fn bit(op: BitOp, a: u64, index: u64, size: u8, flags: u64) -> (u64, 
 }
 
 /// The result, unless there is none and the register keeps its value, and new flags.
-pub(super) fn scan(op: Scan, a: u64, size: u8, flags: u64) -> (Option<u64>, u64) {
+pub(crate) fn scan(op: Scan, a: u64, size: u8, flags: u64) -> (Option<u64>, u64) {
     let a = a & mask(size);
     let zero = when(a == 0, flag::ZF);
     match op {
@@ -197,7 +197,7 @@ pub(super) fn scan(op: Scan, a: u64, size: u8, flags: u64) -> (Option<u64>, u64)
 }
 
 /// Both halves of a product, low first, and new flags: CF and OF say that the high half counts.
-pub(super) fn multiply(a: u64, b: u64, size: u8, signed: bool, flags: u64) -> (u64, u64, u64) {
+pub(crate) fn multiply(a: u64, b: u64, size: u8, signed: bool, flags: u64) -> (u64, u64, u64) {
     let bits = u32::from(size) * 8;
     let (low, high, wide) = if signed {
         let product = i128::from(sign_extend(a & mask(size), size) as i64)
@@ -215,7 +215,7 @@ pub(super) fn multiply(a: u64, b: u64, size: u8, signed: bool, flags: u64) -> (u
 }
 
 /// The value of `size` bytes with copies of its sign above.
-pub(super) const fn sign_extend(value: u64, size: u8) -> u64 {
+pub(crate) const fn sign_extend(value: u64, size: u8) -> u64 {
     match size {
         1 => value as i8 as u64,
         2 => value as i16 as u64,

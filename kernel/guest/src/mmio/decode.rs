@@ -9,7 +9,8 @@ pub use operand::{memory_address, memory_segment};
 
 use error::Reason;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind};
-use operand::{memory_size, operand_segment, register, size_of_memory, source};
+pub(crate) use operand::register;
+use operand::{memory_size, operand_segment, size_of_memory, source};
 
 use super::{
     Alu, BitOp, CodeSize, Condition, Convert, MmioInstruction, Operation, Part, Rep, Scan,
@@ -372,7 +373,7 @@ fn string(i: &Instruction) -> Option<Operation> {
     })
 }
 
-const fn alu(m: Mnemonic) -> Option<Alu> {
+pub(crate) const fn alu(m: Mnemonic) -> Option<Alu> {
     Some(match m {
         Mnemonic::Add => Alu::Add,
         Mnemonic::Or => Alu::Or,
@@ -387,7 +388,7 @@ const fn alu(m: Mnemonic) -> Option<Alu> {
     })
 }
 
-const fn unary(m: Mnemonic) -> Option<Unary> {
+pub(crate) const fn unary(m: Mnemonic) -> Option<Unary> {
     Some(match m {
         Mnemonic::Inc => Unary::Inc,
         Mnemonic::Dec => Unary::Dec,
@@ -397,7 +398,7 @@ const fn unary(m: Mnemonic) -> Option<Unary> {
     })
 }
 
-const fn shift(m: Mnemonic) -> Option<Shift> {
+pub(crate) const fn shift(m: Mnemonic) -> Option<Shift> {
     Some(match m {
         Mnemonic::Rol => Shift::RotateLeft,
         Mnemonic::Ror => Shift::RotateRight,

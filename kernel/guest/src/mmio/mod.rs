@@ -20,10 +20,10 @@
 //! compared with a real processor by `tests/native`.
 
 mod address;
-mod alu;
+pub(crate) mod alu;
 mod bus;
 mod cpu;
-mod decode;
+pub(crate) mod decode;
 mod execute;
 mod instruction;
 mod stack;

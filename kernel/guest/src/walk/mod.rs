@@ -101,6 +101,15 @@ pub struct Translation {
     pub page_left: u64,
 }
 
+/// Whether a walk leaves traces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Marks {
+    /// Accessed and dirty bits are set.
+    Set,
+    /// Nothing is written.
+    Leave,
+}
+
 /// How many lost races a walk takes. Each means that another processor made progress on the entry.
 const MAX_RACES: u32 = 64;
 
@@ -113,6 +122,30 @@ pub fn translate(
     paging: &PagingState,
     address: u64,
     access: Access,
+) -> Result<Translation, WalkError> {
+    walk(memory, paging, address, access, Marks::Set)
+}
+
+/// Translates `address` as [`translate`] does but writes nothing: for a look at what a guest might do, not for its own
+/// access.
+///
+/// # Errors
+/// [`WalkError`] says what the guest would get.
+pub fn peek(
+    memory: &impl GuestMemory,
+    paging: &PagingState,
+    address: u64,
+    access: Access,
+) -> Result<Translation, WalkError> {
+    walk(memory, paging, address, access, Marks::Leave)
+}
+
+fn walk(
+    memory: &impl GuestMemory,
+    paging: &PagingState,
+    address: u64,
+    access: Access,
+    marks: Marks,
 ) -> Result<Translation, WalkError> {
     let Some(mode) = Mode::of(paging) else {
         // Without paging addresses have 32 bits and every access is allowed.
@@ -132,7 +165,7 @@ pub fn translate(
         address & 0xFFFF_FFFF
     };
     for _ in 0..MAX_RACES {
-        if let Some(done) = attempt(memory, paging, mode, address, access)? {
+        if let Some(done) = attempt(memory, paging, mode, address, access, marks)? {
             return Ok(done);
         }
     }
@@ -155,6 +188,7 @@ fn attempt(
     mode: Mode,
     address: u64,
     access: Access,
+    marks: Marks,
 ) -> Result<Option<Translation>, WalkError> {
     let fault = |bits: u32| WalkError::PageFault {
         address,
@@ -207,7 +241,8 @@ fn attempt(
         .map_err(|bits| fault(error_code::PRESENT | bits))?;
 
     // Top down, as the processor sets them on its way.
-    for step in path.iter().rev().filter(|s| s.entry & s.set != s.set) {
+    let unset = |s: &&Step| marks == Marks::Set && s.entry & s.set != s.set;
+    for step in path.iter().rev().filter(unset) {
         let held = memory
             .compare_exchange(step.gpa, mode.width, step.entry, step.entry | step.set)
             .map_err(|_| WalkError::TableOutsideMemory { gpa: step.gpa })?;

@@ -6,6 +6,7 @@
 //! interval is stale (MECHANISMS: "stale is not cold").
 
 use crate::arch::time;
+use crate::exits::operands::{Looks, Operand};
 use crate::virt::Backend;
 use crate::vm::{GuestRam, NOWHERE, Vm};
 use alloc::collections::BTreeSet;
@@ -14,7 +15,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use footprint::lens::PAGES;
 use footprint::sampler::{Eyes, Heat, Mapped, Orders, Seen, Sight, Tunables};
-use footprint::{Attribution, Coverage, Footprint, LeafSample, Sampler, Window};
+use footprint::{Attribution, Coverage, Footprint, LeafSample, Operands, Sampler, Window};
 use memory::harvest::{Bit, Cursor, Descend, Options, Progress};
 use memory::probe::Probe;
 use memory::table::TableFormat;
@@ -58,6 +59,8 @@ pub struct Cost {
     pub splits: u64,
     /// See [`Cost::splits`].
     pub shootdowns: u64,
+    /// Looks at what stopped virtual CPUs were about to touch.
+    pub operands: u64,
 }
 
 impl Watch {
@@ -156,6 +159,8 @@ impl Watch {
             }
         }
         let resident = vm.ram.bytes_by_node(nodes);
+        let operands = operands(vm, nodes);
+        self.cost.operands += operands.looks();
         let window = Window {
             length,
             run_time: &run_time,
@@ -163,6 +168,7 @@ impl Watch {
             coverage: Coverage::TouchedLeaves {
                 resident: &resident,
             },
+            operands: Some(&operands),
         };
         let was_idle = footprint.is_idle();
         footprint.set_settled(self.sampler.settled());
@@ -241,6 +247,21 @@ impl Watch {
             }
         }
     }
+}
+
+/// What looks at a VM's virtual CPUs found since the last pass, by node.
+fn operands<B: Backend>(vm: &Vm<B>, nodes: usize) -> Operands {
+    let mut found = Operands::new(nodes);
+    for vcpu in &vm.vcpus {
+        let room = Looks::room();
+        let seen = vcpu.looks.lock().take(room);
+        for look in seen.chunk_by(|_, next| !next.first) {
+            let accessor = look.first().map_or(NodeId(0), |o| o.accessor);
+            let place = |o: &Operand| Some((vm.ram.leaf(o.gpa)?.0, o.weight.into()));
+            found.look(accessor, look.iter().filter_map(place));
+        }
+    }
+    found
 }
 
 /// The accessed bits of a VM.

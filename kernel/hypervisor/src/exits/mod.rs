@@ -12,6 +12,7 @@ mod event;
 mod io;
 mod mmio;
 mod msr;
+pub mod operands;
 mod rejected;
 mod task;
 

@@ -10,6 +10,7 @@ use super::place::{Taken, check_node, place, shape};
 use super::restart::Chores;
 use super::{GuestRam, Hypervisor, NOWHERE, Vcpu, VcpuCore, Vm};
 use crate::arch::{time, tsc};
+use crate::exits::operands::{Looks, NextLook};
 use crate::mm;
 use crate::virt::{Backend, VcpuSetup, VcpuState};
 use alloc::format;
@@ -198,6 +199,7 @@ fn make_vcpus<B: Backend>(
             flushes: AtomicU64::new(0),
             exits: AtomicU64::new(0),
             moves: AtomicU64::new(0),
+            looks: Mutex::new(Looks::default()),
         });
     }
     Ok((cpuid, vcpus))
@@ -248,5 +250,6 @@ pub fn new_core<B: Backend>(
         postponed: None,
         handed_back: None,
         history: History::new(),
+        look: NextLook::new(u64::from(index)),
     })
 }

@@ -16,7 +16,7 @@
 //! 9. [`Vm::console`]
 //! 10. whose line stands unfinished (`monitor`), then the UART
 //!
-//! [`Vm::state`], [`Vm::first_seen`] and the lists of waiting page work and ended VMs (`drive`) are leaves: no lock
+//! [`Vm::state`], [`Vm::first_seen`], [`Vcpu::looks`] and the lists of waiting page work and ended VMs (`drive`) are leaves: no lock
 //! is taken under them but the heap's.
 //!
 //! Interrupts are off while any of them is held, and nobody waits for another CPU's reaction under
@@ -48,6 +48,7 @@ pub use ram::GuestRam;
 pub use restart::chores;
 
 use crate::drive::Tracking;
+use crate::exits::operands::{Looks, NextLook};
 use crate::timers::TimerQueue;
 use crate::virt::{Backend, Event};
 use alloc::string::String;
@@ -186,6 +187,8 @@ pub struct Vcpu<B: Backend> {
     pub exits: AtomicU64,
     /// How often it changed the CPU.
     pub moves: AtomicU64,
+    /// What looks at it found since the footprint last asked.
+    pub looks: Mutex<Looks>,
 }
 
 /// [`Vcpu::running_on`] of one that does not run.
@@ -220,6 +223,8 @@ pub struct VcpuCore<B: Backend> {
     pub postponed: Option<Event>,
     /// What it did last.
     pub history: history::History,
+    /// When it is looked at next, and with what.
+    pub look: NextLook,
     /// The instruction that was last handed back to the processor, and how often in a row.
     pub handed_back: Option<HandedBack>,
 }

@@ -171,6 +171,11 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
         }
     }
 
+    /// Whether somebody changes the table just now.
+    pub fn is_held(&self) -> bool {
+        self.table.try_read().is_none()
+    }
+
     /// The table, to read.
     pub fn with_table<R>(&self, work: impl FnOnce(&RadixTable<F, DirectTables>) -> R) -> R {
         work(&self.table.read())

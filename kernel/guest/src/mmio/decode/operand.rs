@@ -107,7 +107,7 @@ pub(super) fn operand_segment(i: &Instruction) -> Option<SegmentRegister> {
 }
 
 /// The decoder numbers each width's registers in the processor's order.
-pub(super) fn register(r: Register) -> Option<Reg> {
+pub(crate) fn register(r: Register) -> Option<Reg> {
     let within = |first: Register, last: Register| {
         let (n, first, last) = (r as usize, first as usize, last as usize);
         (first..=last).contains(&n).then(|| (n - first) as u8)

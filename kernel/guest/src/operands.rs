@@ -1,0 +1,194 @@
+//! What a guest that was interrupted is about to touch: its next instructions, followed but not executed.
+//!
+//! Accessed bits say which pages were touched in an interval, not how often; a timer's few words weigh as much as an
+//! inner loop's. Processors with PEBS or IBS name the operands of an instruction now and then. Where there is neither,
+//! the same is found in software: whenever a guest is stopped at a moment that it did not choose, the instructions
+//! from there on say what it does just then, and the registers say where. Many such moments together are a profile of
+//! its accesses over time, with the processor that made them.
+//!
+//! * Nothing is written, neither to memory nor to accessed bits of the guest's tables. Results are kept on the side
+//!   ([`follow`]); what depends on something that is not computed there is left out, never guessed. Other processors
+//!   may write meanwhile: a look is a sample, not a proof.
+//! * A run goes on through branches until one is not known, up to [`MOST_INSTRUCTIONS`]. So it does not matter that
+//!   some processors, emulators above all, take interrupts at some instructions rather than others.
+//! * One moment weighs by density: each operand counts [`ONE`] over the number of instructions in the run, so a long
+//!   run with one access does not count as much as a short one.
+
+mod follow;
+
+use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, OpAccess};
+use units::Gpa;
+
+use crate::memory::GuestMemory;
+use crate::mmio::{CodeSize, CpuState};
+use crate::walk::{self, Access, AccessKind, PagingState, Privilege};
+use follow::{Follow, Next};
+
+/// Instructions that a run has at most.
+pub const MOST_INSTRUCTIONS: u32 = 32;
+/// Operands that are followed at most; more than instructions, for some have two.
+pub const MOST_OPERANDS: usize = 48;
+/// Bytes of code that are read at once.
+const CODE_BYTES: usize = 64;
+/// Bytes that an instruction has at most (SDM 2A 2.3.11).
+const LONGEST: usize = 15;
+/// The weight of an operand in a run of one instruction.
+pub const ONE: u32 = 1024;
+
+/// What a run of instructions touches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    operands: [Gpa; MOST_OPERANDS],
+    count: usize,
+    instructions: u32,
+}
+
+impl Run {
+    const EMPTY: Self = Self {
+        operands: [Gpa(0); MOST_OPERANDS],
+        count: 0,
+        instructions: 0,
+    };
+
+    /// Where its operands are, as far as they could be followed.
+    pub fn operands(&self) -> &[Gpa] {
+        self.operands.get(..self.count).unwrap_or(&[])
+    }
+
+    /// Instructions that were read.
+    pub const fn instructions(&self) -> u32 {
+        self.instructions
+    }
+
+    /// What each operand weighs, of [`ONE`].
+    pub const fn weight(&self) -> u32 {
+        match self.instructions {
+            0 => 0,
+            n => ONE / n,
+        }
+    }
+
+    fn push(&mut self, gpa: Gpa) {
+        if let Some(place) = self.operands.get_mut(self.count) {
+            *place = gpa;
+            self.count += 1;
+        }
+    }
+}
+
+/// Reads runs of instructions. It keeps the decoder's working memory, so that a look needs no allocation.
+#[derive(Debug)]
+pub struct Reader(InstructionInfoFactory);
+
+impl Default for Reader {
+    fn default() -> Self {
+        Self(InstructionInfoFactory::new())
+    }
+}
+
+impl Reader {
+    /// What a guest with these registers touches next; empty where its code or its operands cannot be read.
+    pub fn look(&mut self, memory: &impl GuestMemory, paging: &PagingState, cpu: &CpuState) -> Run {
+        let mut run = Run::EMPTY;
+        let bits = match cpu.code {
+            CodeSize::Bits16 => 16,
+            CodeSize::Bits32 => 32,
+            CodeSize::Bits64 => 64,
+        };
+        let mut code = Code::default();
+        let mut follow = Follow::new(memory, paging, cpu.clone());
+        while run.instructions < MOST_INSTRUCTIONS {
+            let at = follow.cpu.rip;
+            let bytes = code.at(memory, paging, &follow.cpu);
+            let Ok(mut decoder) = Decoder::try_with_ip(bits, bytes, at, DecoderOptions::NONE)
+            else {
+                break;
+            };
+            let instruction = decoder.decode();
+            // A repeated string instruction is where it is until it is done: what stands behind it is another run.
+            let repeats = instruction.is_string_instruction()
+                && (instruction.has_rep_prefix() || instruction.has_repne_prefix());
+            if instruction.is_invalid() || repeats && run.instructions > 0 {
+                break;
+            }
+            run.instructions += 1;
+            let info = self.0.info(&instruction);
+            for operand in info.used_memory().iter().filter(|m| touches(m.access())) {
+                if let Some(gpa) = follow.operand(operand) {
+                    run.push(gpa);
+                }
+            }
+            if repeats || follow.step(&instruction, info) == Next::Unknown {
+                break;
+            }
+        }
+        run
+    }
+}
+
+/// What is touched on a condition (a repetition whose count may be 0) counts: it mostly is.
+const fn touches(access: OpAccess) -> bool {
+    !matches!(access, OpAccess::None | OpAccess::NoMemAccess)
+}
+
+/// A piece of code.
+struct Code {
+    bytes: [u8; LONGEST + CODE_BYTES],
+    first: u64,
+    length: usize,
+}
+
+impl Default for Code {
+    fn default() -> Self {
+        Self {
+            bytes: [0; LONGEST + CODE_BYTES],
+            first: 0,
+            length: 0,
+        }
+    }
+}
+
+impl Code {
+    /// The bytes at the instruction pointer, as far as there are any.
+    fn at(&mut self, memory: &impl GuestMemory, paging: &PagingState, cpu: &CpuState) -> &[u8] {
+        let linear = match cpu.code {
+            CodeSize::Bits64 => cpu.rip,
+            CodeSize::Bits32 | CodeSize::Bits16 => {
+                let [_, cs, ..] = cpu.segments;
+                cs.base.wrapping_add(cpu.rip) & 0xFFFF_FFFF
+            }
+        };
+        let inside = usize::try_from(linear.wrapping_sub(self.first)).unwrap_or(usize::MAX);
+        if inside.saturating_add(LONGEST) > self.length {
+            (self.first, self.length) = (linear, 0);
+            self.read(memory, paging, Privilege::of_cpl(cpu.cpl));
+            return self.bytes.get(..self.length).unwrap_or(&[]);
+        }
+        self.bytes.get(inside..self.length).unwrap_or(&[])
+    }
+
+    fn read(&mut self, memory: &impl GuestMemory, paging: &PagingState, privilege: Privilege) {
+        let access = Access {
+            kind: AccessKind::Fetch,
+            privilege,
+        };
+        while self.length < self.bytes.len() {
+            let at = self.first.wrapping_add(self.length as u64);
+            let Ok(there) = walk::peek(memory, paging, at, access) else {
+                return;
+            };
+            let room = usize::try_from(there.page_left).unwrap_or(usize::MAX);
+            let end = self.length.saturating_add(room).min(self.bytes.len());
+            let Some(part) = self.bytes.get_mut(self.length..end) else {
+                return;
+            };
+            if memory.read(there.gpa, part).is_err() {
+                return;
+            }
+            self.length = end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

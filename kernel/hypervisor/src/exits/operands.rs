@@ -1,0 +1,127 @@
+//! Looks at what guests were about to touch when a host interrupt stopped them ([`guest::operands`]).
+//!
+//! A host interrupt comes at a moment that the guest did not choose, so what it was doing then is a fair sample
+//! of what it does; any other exit is the guest's own doing. Where no interrupt comes by itself the run loop's timer sees to
+//! it, at random intervals so that nothing periodic in the guest is always or never met. A look costs some microseconds of
+//! its own VM's time, a hundred times a second.
+//!
+//! The CPU that runs the guest writes down guest addresses; the footprint's pass, on the boot CPU, finds their nodes.
+
+use super::{Context, decode};
+use crate::arch::percpu;
+use crate::virt::{Backend, Exit};
+use alloc::vec::Vec;
+use guest::operands::{ONE, Reader, Run};
+use units::{Gpa, Nanos, NodeId};
+
+/// Shortest time between two looks at a virtual CPU, and how much longer it may be.
+const SHORTEST: Nanos = Nanos::from_millis(4);
+/// See [`SHORTEST`].
+const SPREAD_NS: u64 = 8_000_000;
+/// Operands that are kept until somebody asks: two seconds of looks with a dozen operands each.
+const KEPT: usize = 4096;
+
+/// When a virtual CPU is looked at next, and with what.
+#[derive(Debug)]
+pub struct NextLook {
+    at: Nanos,
+    dice: u64,
+    reader: Reader,
+}
+
+impl NextLook {
+    /// Soon after the start.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            at: Nanos::ZERO,
+            dice: seed << 1 | 1,
+            reader: Reader::default(),
+        }
+    }
+
+    /// When, for an entry at `now`. A moment that passed while the hypervisor worked is let go: it would be met by the
+    /// first instruction after the exit, which is not a fair sample.
+    pub fn at(&mut self, now: Nanos) -> Nanos {
+        if self.at <= now {
+            self.again_after(now);
+        }
+        self.at
+    }
+
+    fn again_after(&mut self, now: Nanos) {
+        // xorshift64: it decides nothing but the moment.
+        self.dice ^= self.dice << 13;
+        self.dice ^= self.dice >> 7;
+        self.dice ^= self.dice << 17;
+        self.at = now + SHORTEST + Nanos(self.dice % SPREAD_NS);
+    }
+}
+
+/// What looks at a virtual CPU found and nobody has asked for yet.
+#[derive(Debug, Default)]
+pub struct Looks {
+    operands: Vec<Operand>,
+    /// Looks that found no room.
+    pub lost: u64,
+}
+
+/// One operand.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand {
+    /// Where it is.
+    pub gpa: Gpa,
+    /// The node whose CPU ran the guest.
+    pub accessor: NodeId,
+    /// What it weighs, of [`ONE`].
+    pub weight: u16,
+    /// Whether it is the first one of its look.
+    pub first: bool,
+}
+
+const _: () = assert!(ONE <= u16::MAX as u32);
+
+impl Looks {
+    /// Takes out what there is, and leaves room for as much again.
+    pub fn take(&mut self, room: Vec<Operand>) -> Vec<Operand> {
+        core::mem::replace(&mut self.operands, room)
+    }
+
+    /// Room for looks, to be handed in with [`Looks::take`].
+    pub fn room() -> Vec<Operand> {
+        Vec::with_capacity(KEPT)
+    }
+
+    /// Without an allocation: what has no room is lost, and counted.
+    fn add(&mut self, accessor: NodeId, run: &Run) {
+        let room = self.operands.capacity() - self.operands.len();
+        if run.operands().len() > room {
+            self.lost += 1;
+            return;
+        }
+        let weight = u16::try_from(run.weight()).unwrap_or(u16::MAX);
+        let operands = run.operands().iter().enumerate();
+        self.operands.extend(operands.map(|(i, gpa)| Operand {
+            gpa: *gpa,
+            accessor,
+            weight,
+            first: i == 0,
+        }));
+    }
+}
+
+/// Looks at the guest if it is time and the exit came from outside.
+pub fn look<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit, now: Nanos) {
+    if now < ctx.core.look.at || !matches!(exit, Exit::Interrupt) {
+        return;
+    }
+    ctx.core.look.again_after(now);
+    // While a page moves its VM's table is held; a look is not worth waiting for that.
+    if ctx.vm.ram.is_held() {
+        return;
+    }
+    let (paging, cpu) = (decode::paging(ctx), decode::cpu_state(ctx));
+    let run = ctx.core.look.reader.look(&ctx.vm.ram, &paging, &cpu);
+    if !run.operands().is_empty() {
+        ctx.vcpu.looks.lock().add(percpu::current().node, &run);
+    }
+}
