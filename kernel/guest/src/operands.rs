@@ -17,7 +17,7 @@
 mod follow;
 
 use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, OpAccess};
-use units::Gpa;
+use units::{Gpa, PageSize};
 
 use crate::memory::GuestMemory;
 use crate::mmio::{CodeSize, CpuState};
@@ -25,9 +25,9 @@ use crate::walk::{self, Access, AccessKind, PagingState, Privilege};
 use follow::{Follow, Next};
 
 /// Instructions that a run has at most.
-pub const MOST_INSTRUCTIONS: u32 = 32;
-/// Operands that are followed at most; more than instructions, for some have two.
-pub const MOST_OPERANDS: usize = 48;
+pub const MOST_INSTRUCTIONS: u32 = 128;
+/// Pages that a run is told to touch at most.
+pub const MOST_PAGES: usize = 32;
 /// Bytes of code that are read at once.
 const CODE_BYTES: usize = 64;
 /// Bytes that an instruction has at most (SDM 2A 2.3.11).
@@ -35,42 +35,40 @@ const LONGEST: usize = 15;
 /// The weight of an operand in a run of one instruction.
 pub const ONE: u32 = 1024;
 
-/// What a run of instructions touches.
+/// What a run of instructions touches, by page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    operands: [Gpa; MOST_OPERANDS],
+    pages: [(Gpa, u32); MOST_PAGES],
     count: usize,
     instructions: u32,
 }
 
 impl Run {
     const EMPTY: Self = Self {
-        operands: [Gpa(0); MOST_OPERANDS],
+        pages: [(Gpa(0), 0); MOST_PAGES],
         count: 0,
         instructions: 0,
     };
 
-    /// Where its operands are, as far as they could be followed.
-    pub fn operands(&self) -> &[Gpa] {
-        self.operands.get(..self.count).unwrap_or(&[])
+    /// Each page of 4 KiB with operands, as far as they could be followed, and what they weigh together.
+    pub fn pages(&self) -> impl Iterator<Item = (Gpa, u32)> {
+        let one = ONE / self.instructions.max(1);
+        let pages = self.pages.iter().take(self.count);
+        pages.map(move |(page, operands)| (*page, operands.saturating_mul(one)))
     }
 
-    /// Instructions that were read.
-    pub const fn instructions(&self) -> u32 {
-        self.instructions
+    /// Whether nothing could be followed.
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
     }
 
-    /// What each operand weighs, of [`ONE`].
-    pub const fn weight(&self) -> u32 {
-        match self.instructions {
-            0 => 0,
-            n => ONE / n,
-        }
-    }
-
-    fn push(&mut self, gpa: Gpa) {
-        if let Some(place) = self.operands.get_mut(self.count) {
-            *place = gpa;
+    fn add(&mut self, operand: Gpa) {
+        let page = operand.align_down(PageSize::Size4K);
+        let known = self.pages.iter_mut().take(self.count);
+        if let Some((_, operands)) = known.into_iter().find(|(p, _)| *p == page) {
+            *operands += 1;
+        } else if let Some(place) = self.pages.get_mut(self.count) {
+            *place = (page, 1);
             self.count += 1;
         }
     }
@@ -90,6 +88,19 @@ impl Reader {
     /// What a guest with these registers touches next; empty where its code or its operands cannot be read.
     pub fn look(&mut self, memory: &impl GuestMemory, paging: &PagingState, cpu: &CpuState) -> Run {
         let mut run = Run::EMPTY;
+        run.instructions = self.follow(memory, paging, cpu, &mut |operand| run.add(operand));
+        run
+    }
+
+    /// Calls `touched` with the address of each operand in turn; returns how many instructions there were.
+    pub fn follow(
+        &mut self,
+        memory: &impl GuestMemory,
+        paging: &PagingState,
+        cpu: &CpuState,
+        touched: &mut impl FnMut(Gpa),
+    ) -> u32 {
+        let mut instructions = 0;
         let bits = match cpu.code {
             CodeSize::Bits16 => 16,
             CodeSize::Bits32 => 32,
@@ -97,7 +108,7 @@ impl Reader {
         };
         let mut code = Code::default();
         let mut follow = Follow::new(memory, paging, cpu.clone());
-        while run.instructions < MOST_INSTRUCTIONS {
+        while instructions < MOST_INSTRUCTIONS {
             let at = follow.cpu.rip;
             let bytes = code.at(memory, paging, &follow.cpu);
             let Ok(mut decoder) = Decoder::try_with_ip(bits, bytes, at, DecoderOptions::NONE)
@@ -108,21 +119,21 @@ impl Reader {
             // A repeated string instruction is where it is until it is done: what stands behind it is another run.
             let repeats = instruction.is_string_instruction()
                 && (instruction.has_rep_prefix() || instruction.has_repne_prefix());
-            if instruction.is_invalid() || repeats && run.instructions > 0 {
+            if instruction.is_invalid() || repeats && instructions > 0 {
                 break;
             }
-            run.instructions += 1;
+            instructions += 1;
             let info = self.0.info(&instruction);
             for operand in info.used_memory().iter().filter(|m| touches(m.access())) {
                 if let Some(gpa) = follow.operand(operand) {
-                    run.push(gpa);
+                    touched(gpa);
                 }
             }
             if repeats || follow.step(&instruction, info) == Next::Unknown {
                 break;
             }
         }
-        run
+        instructions
     }
 }
 

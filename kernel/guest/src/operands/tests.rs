@@ -44,9 +44,24 @@ fn cpu(code: CodeSize, registers: &[(usize, u64)]) -> CpuState {
     }
 }
 
-fn look(memory: &VecMemory, code: &[u8], cpu: &CpuState) -> Run {
+/// Each operand, and the number of instructions.
+struct Seen {
+    operands: Vec<Gpa>,
+    instructions: u32,
+}
+
+fn follow(memory: &VecMemory, paging: &PagingState, cpu: &CpuState) -> Seen {
+    let mut operands = Vec::new();
+    let instructions = Reader::default().follow(memory, paging, cpu, &mut |gpa| operands.push(gpa));
+    Seen {
+        operands,
+        instructions,
+    }
+}
+
+fn look(memory: &VecMemory, code: &[u8], cpu: &CpuState) -> Seen {
     memory.write(Gpa(CODE), code).expect("memory for code");
-    Reader::default().look(memory, &FLAT, cpu)
+    follow(memory, &FLAT, cpu)
 }
 
 /// HLT: nobody knows what comes behind it.
@@ -71,8 +86,8 @@ fn a_run_is_followed_through_moves_loads_and_sums_and_known_branches() {
         &code,
         &cpu(CodeSize::Bits64, &[(RDI, 0x20_0000), (RSI, 4)]),
     );
-    assert_eq!(run.operands(), [Gpa(0x20_0008), Gpa(0x30_0020), Gpa(4)]);
-    assert_eq!((run.instructions(), run.weight()), (7, ONE / 7));
+    assert_eq!(run.operands, [Gpa(0x20_0008), Gpa(0x30_0020), Gpa(4)]);
+    assert_eq!(run.instructions, 7);
 }
 
 #[test]
@@ -88,8 +103,8 @@ fn what_depends_on_more_is_left_out_and_never_guessed() {
         0x48, 0x8B, 0x16, // mov rdx, [rsi]: whether it comes is not known
     ];
     let run = look(&m, &code, &cpu(CodeSize::Bits64, &[(RSI, 0x30_0000)]));
-    assert_eq!(run.operands(), [Gpa(0x30_0000)]);
-    assert_eq!(run.instructions(), 6);
+    assert_eq!(run.operands, [Gpa(0x30_0000)]);
+    assert_eq!(run.instructions, 6);
 }
 
 #[test]
@@ -116,9 +131,9 @@ fn a_generator_of_random_addresses_is_followed() {
         x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         Gpa(0x20_0000 + (x >> 44) * 8)
     });
-    let expected: Vec<Gpa> = expected.take(5).collect();
-    assert_eq!(run.operands(), expected);
-    assert_eq!(run.instructions(), MOST_INSTRUCTIONS);
+    let expected: Vec<Gpa> = expected.take(21).collect();
+    assert_eq!(run.operands, expected);
+    assert_eq!(run.instructions, MOST_INSTRUCTIONS);
 }
 
 #[test]
@@ -139,7 +154,7 @@ fn quotients_conditions_and_parts_are_computed() {
     let registers = [(0, 1003), (RSI, 10), (RDI, 0x20_0000)];
     let run = look(&m, &code, &cpu(CodeSize::Bits64, &registers));
     let at = |index: u64| Gpa(0x20_0000 + index * 8);
-    assert_eq!(run.operands(), [at(3), at(10), at(1)]);
+    assert_eq!(run.operands, [at(3), at(10), at(1)]);
 }
 
 #[test]
@@ -161,8 +176,8 @@ fn what_was_stored_is_loaded_and_what_was_pushed_is_popped() {
     let run = look(&m, &code, &cpu(CodeSize::Bits64, &registers));
     let at = CODE + 7 + 0x1000;
     let expected = [at, 0x3F_FFF8, at, 0x30_0000, at + 4, 0x3F_FFF0, 0x3F_FFF0];
-    assert_eq!(run.operands(), expected.map(Gpa));
-    assert_eq!(run.instructions(), 10, "it came back to HLT");
+    assert_eq!(run.operands, expected.map(Gpa));
+    assert_eq!(run.instructions, 10, "it came back to HLT");
 }
 
 #[test]
@@ -172,13 +187,13 @@ fn a_repeated_instruction_is_a_run_of_its_own() {
     let state = cpu(CodeSize::Bits64, &registers);
     // rep movsq; mov rax, [rsi]
     let run = look(&m, &[0xF3, 0x48, 0xA5, 0x48, 0x8B, 0x06], &state);
-    let mut operands = run.operands().to_vec();
+    let mut operands = run.operands.to_vec();
     operands.sort_unstable();
     assert_eq!(operands, [Gpa(0x20_0000), Gpa(0x30_0000)]);
-    assert_eq!(run.weight(), ONE);
+    assert_eq!(run.instructions, 1);
     // mov rax, [rsi]; rep movsq
     let run = look(&m, &[0x48, 0x8B, 0x06, 0xF3, 0x48, 0xA5], &state);
-    assert_eq!(run.operands(), [Gpa(0x30_0000)]);
+    assert_eq!(run.operands, [Gpa(0x30_0000)]);
 }
 
 #[test]
@@ -191,7 +206,7 @@ fn segments_count_where_they_do() {
     state.rip = CODE - 0x1000;
     // mov eax, [esi]
     assert_eq!(
-        look(&m, &[0x8B, 0x06, 0xC3], &state).operands()[0],
+        look(&m, &[0x8B, 0x06, 0xC3], &state).operands[0],
         Gpa(0x1100)
     );
     let mut state = cpu(CodeSize::Bits64, &[(RSI, 0x100)]);
@@ -199,7 +214,7 @@ fn segments_count_where_they_do() {
     (ds.base, fs.base) = (0x1000, 0x7000);
     // mov rax, [rsi]; mov rax, fs:[rsi]
     let run = look(&m, &[0x48, 0x8B, 0x06, 0x64, 0x48, 0x8B, 0x06, END], &state);
-    assert_eq!(run.operands(), [Gpa(0x100), Gpa(0x7100)]);
+    assert_eq!(run.operands, [Gpa(0x100), Gpa(0x7100)]);
 }
 
 /// Two-level identity: everything through one 1 GiB page.
@@ -221,19 +236,14 @@ fn a_look_sets_no_bits_in_the_guests_tables() {
     m.write(Gpa(CODE), &[0x48, 0x8B, 0x06, END])
         .expect("memory");
     let state = cpu(CodeSize::Bits64, &[(RSI, 0x100), (RSP, 1 << 40)]);
-    let run = Reader::default().look(&m, &paging, &state);
-    assert_eq!(run.operands(), [Gpa(0x100)], "the stack leads nowhere");
+    let run = follow(&m, &paging, &state);
+    assert_eq!(run.operands, [Gpa(0x100)], "the stack leads nowhere");
     for (at, entry) in entries {
         assert_eq!(m.read_u64(Gpa(at)), Ok(entry));
     }
     // An address that only the supervisor may read is nobody's operand at CPL 3, and neither is its code.
     let user = CpuState { cpl: 3, ..state };
-    assert!(
-        Reader::default()
-            .look(&m, &paging, &user)
-            .operands()
-            .is_empty()
-    );
+    assert!(follow(&m, &paging, &user).operands.is_empty());
 }
 
 proptest! {
@@ -248,10 +258,32 @@ proptest! {
         let _ignored = m.write(Gpa(at), &code);
         let code = [CodeSize::Bits16, CodeSize::Bits32, CodeSize::Bits64][bits as usize];
         let state = CpuState { gpr, rip: at, ..cpu(code, &[]) };
-        let run = Reader::default().look(&m, &FLAT, &state);
-        prop_assert!(run.instructions() <= MOST_INSTRUCTIONS);
-        let inside: Vec<bool> = run.operands().iter().map(|gpa| m.holds(*gpa)).collect();
+        let run = follow(&m, &FLAT, &state);
+        prop_assert!(run.instructions <= MOST_INSTRUCTIONS);
+        let inside: Vec<bool> = run.operands.iter().map(|gpa| m.holds(*gpa)).collect();
         prop_assert!(inside.iter().all(|x| *x));
-        prop_assert!(run.weight() <= ONE);
+        let pages = Reader::default().look(&m, &FLAT, &state);
+        let weight: u32 = pages.pages().map(|(_, w)| w).sum();
+        prop_assert!(weight <= 3 * ONE && pages.pages().count() <= run.operands.len());
     }
+}
+
+#[test]
+fn a_page_weighs_what_its_operands_do() {
+    let m = memory();
+    let code = [
+        0x48, 0x8B, 0x06, // mov rax, [rsi]
+        0x48, 0x8B, 0x46, 0x08, // mov rax, [rsi + 8]
+        0x48, 0x8B, 0x07, // mov rax, [rdi]
+        END,
+    ];
+    m.write(Gpa(CODE), &code).expect("memory");
+    let state = cpu(CodeSize::Bits64, &[(RSI, 0x30_0100), (RDI, 0x20_0000)]);
+    let run = Reader::default().look(&m, &FLAT, &state);
+    let pages: Vec<(Gpa, u32)> = run.pages().collect();
+    assert_eq!(
+        pages,
+        [(Gpa(0x30_0000), ONE / 2), (Gpa(0x20_0000), ONE / 4)]
+    );
+    assert!(!run.is_empty());
 }

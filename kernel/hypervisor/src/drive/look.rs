@@ -6,7 +6,7 @@
 //! interval is stale (MECHANISMS: "stale is not cold").
 
 use crate::arch::time;
-use crate::exits::operands::{Looks, Operand};
+use crate::exits::operands::{Looks, Touched};
 use crate::virt::Backend;
 use crate::vm::{GuestRam, NOWHERE, Vm};
 use alloc::collections::BTreeSet;
@@ -256,8 +256,8 @@ fn operands<B: Backend>(vm: &Vm<B>, nodes: usize) -> Operands {
         let room = Looks::room();
         let seen = vcpu.looks.lock().take(room);
         for look in seen.chunk_by(|_, next| !next.first) {
-            let accessor = look.first().map_or(NodeId(0), |o| o.accessor);
-            let place = |o: &Operand| Some((vm.ram.leaf(o.gpa)?.0, o.weight.into()));
+            let accessor = look.first().map_or(NodeId(0), |t| t.accessor);
+            let place = |t: &Touched| Some((vm.ram.leaf(t.page)?.0, t.weight));
             found.look(accessor, look.iter().filter_map(place));
         }
     }

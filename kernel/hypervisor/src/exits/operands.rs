@@ -11,15 +11,15 @@ use super::{Context, decode};
 use crate::arch::percpu;
 use crate::virt::{Backend, Exit};
 use alloc::vec::Vec;
-use guest::operands::{ONE, Reader, Run};
+use guest::operands::{Reader, Run};
 use units::{Gpa, Nanos, NodeId};
 
 /// Shortest time between two looks at a virtual CPU, and how much longer it may be.
 const SHORTEST: Nanos = Nanos::from_millis(4);
 /// See [`SHORTEST`].
 const SPREAD_NS: u64 = 8_000_000;
-/// Operands that are kept until somebody asks: two seconds of looks with a dozen operands each.
-const KEPT: usize = 4096;
+/// Pages that are kept until somebody asks: two seconds of looks with half a dozen pages each.
+const KEPT: usize = 2048;
 
 /// When a virtual CPU is looked at next, and with what.
 #[derive(Debug)]
@@ -60,52 +60,50 @@ impl NextLook {
 /// What looks at a virtual CPU found and nobody has asked for yet.
 #[derive(Debug, Default)]
 pub struct Looks {
-    operands: Vec<Operand>,
+    touched: Vec<Touched>,
     /// Looks that found no room.
     pub lost: u64,
 }
 
-/// One operand.
+/// A page that was touched in one look.
 #[derive(Clone, Copy, Debug)]
-pub struct Operand {
+pub struct Touched {
     /// Where it is.
-    pub gpa: Gpa,
+    pub page: Gpa,
+    /// What its operands weigh.
+    pub weight: u32,
     /// The node whose CPU ran the guest.
     pub accessor: NodeId,
-    /// What it weighs, of [`ONE`].
-    pub weight: u16,
     /// Whether it is the first one of its look.
     pub first: bool,
 }
 
-const _: () = assert!(ONE <= u16::MAX as u32);
-
 impl Looks {
     /// Takes out what there is, and leaves room for as much again.
-    pub fn take(&mut self, room: Vec<Operand>) -> Vec<Operand> {
-        core::mem::replace(&mut self.operands, room)
+    pub fn take(&mut self, room: Vec<Touched>) -> Vec<Touched> {
+        core::mem::replace(&mut self.touched, room)
     }
 
     /// Room for looks, to be handed in with [`Looks::take`].
-    pub fn room() -> Vec<Operand> {
+    pub fn room() -> Vec<Touched> {
         Vec::with_capacity(KEPT)
     }
 
-    /// Without an allocation: what has no room is lost, and counted.
+    /// Allocates nothing: what has no room is lost, and counted.
     fn add(&mut self, accessor: NodeId, run: &Run) {
-        let room = self.operands.capacity() - self.operands.len();
-        if run.operands().len() > room {
+        let room = self.touched.capacity() - self.touched.len();
+        if run.pages().count() > room {
             self.lost += 1;
             return;
         }
-        let weight = u16::try_from(run.weight()).unwrap_or(u16::MAX);
-        let operands = run.operands().iter().enumerate();
-        self.operands.extend(operands.map(|(i, gpa)| Operand {
-            gpa: *gpa,
-            accessor,
-            weight,
-            first: i == 0,
-        }));
+        let pages = run.pages().enumerate();
+        self.touched
+            .extend(pages.map(|(i, (page, weight))| Touched {
+                page,
+                weight,
+                accessor,
+                first: i == 0,
+            }));
     }
 }
 
@@ -121,7 +119,7 @@ pub fn look<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit, now: Nanos) {
     }
     let (paging, cpu) = (decode::paging(ctx), decode::cpu_state(ctx));
     let run = ctx.core.look.reader.look(&ctx.vm.ram, &paging, &cpu);
-    if !run.operands().is_empty() {
+    if !run.is_empty() {
         ctx.vcpu.looks.lock().add(percpu::current().node, &run);
     }
 }
