@@ -248,7 +248,9 @@ impl Sampler {
                 } else {
                     r.seen.last().copied()
                 };
-                Some((r.density.is_some(), core::cmp::Reverse(r.hits), granule?))
+                // What is mapped as one again in this very interval must have been so first.
+                let granule = granule.filter(|g| !orders.join.contains(&self.address(*g)))?;
+                Some((r.density.is_some(), core::cmp::Reverse(r.hits), granule))
             })
             .collect();
         due.sort_unstable();

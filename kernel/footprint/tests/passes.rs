@@ -191,6 +191,40 @@ fn rates_are_what_weighs_and_hits_are_what_it_rests_on() {
 }
 
 #[test]
+fn looks_decide_between_nodes_and_bits_between_their_pages() {
+    let mut f = new();
+    // A kernel starts on node 3 and touches everything; then two pages of node 1 are all that matters.
+    let nodes: Vec<u16> = (0..128).map(|i| if i < 126 { 3 } else { 1 }).collect();
+    let mut pass = |looks: [u32; 2], hot: fn(usize) -> bool| {
+        let mut operands = Operands::new(4);
+        for (node, n) in [(3, looks[0]), (1, looks[1])] {
+            (0..n).for_each(|_| operands.look(NodeId(0), [(NodeId(node), 300)]));
+        }
+        let busy = busy_on(0);
+        let window = Window {
+            operands: Some(&operands),
+            ..window(&busy)
+        };
+        f.record(&window, leaves(&nodes, hot));
+        (f.home(), f.shares()[1].0, f.hot(|_| true)[0].node)
+    };
+    pass([200, 0], |_| true);
+    let (home, share, hottest) = pass([10, 190], |i| i % 9 == 0 || i > 125);
+    assert_eq!((home, hottest), (Some(NodeId(1)), NodeId(1)));
+    assert!((580..640).contains(&share), "{share}");
+    let (_, share, _) = pass([10, 190], |i| i % 9 == 0 || i > 125);
+    assert!((780..820).contains(&share), "{share}");
+    let heat = |node| {
+        f.hot(|n| n == NodeId(node))
+            .iter()
+            .map(|p| p.heat)
+            .sum::<u64>()
+    };
+    let by_memory = f.matrix().by_memory();
+    assert!(heat(1).abs_diff(by_memory[1]) < 500 && heat(3).abs_diff(by_memory[3]) < 500);
+}
+
+#[test]
 fn a_moved_page_takes_its_history_along() {
     let mut f = new();
     for _ in 0..6 {
