@@ -291,6 +291,9 @@ fn prepare<B: Backend>(
             .want_interrupt_window(!may || apic.pending().is_some());
         return Prepared::Enter;
     }
+    if core.hw.nmi_blocked() {
+        apic.merge_nmis();
+    }
     let nmi_allowed = core.hw.nmi_allowed() || sabotage::on(Sabotage::NestedNmi);
     if apic.nmi_pending() && nmi_allowed && apic.take_nmi() {
         core.hw.inject(Event::NMI);

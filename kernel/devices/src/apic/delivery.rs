@@ -6,6 +6,10 @@ use crate::message::{DeliveryMode, Destination, InterruptMessage, TriggerMode};
 /// LVT bit 16.
 pub(super) const LVT_MASKED: u32 = 1 << 16;
 
+/// NMIs that wait at a time: one to be handled, and one that the processor would remember meanwhile. A processor that is
+/// always there would have begun with the first before the second came.
+const MOST_NMIS: u8 = 2;
+
 /// Errors as bits of the error status register (SDM 3A 11.5.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ApicError {
@@ -58,8 +62,10 @@ impl LocalApic {
             }
             DeliveryMode::Nmi => {
                 // One that waits for SIPI has no handler yet: dropped, not kept (SDM 3A 9.4).
-                self.nmi |= self.activity == Activity::Running;
-                self.nmi
+                if self.activity == Activity::Running {
+                    self.nmis = (self.nmis + 1).min(MOST_NMIS);
+                }
+                self.nmi_pending()
             }
             DeliveryMode::Init => {
                 self.init = true;
@@ -210,12 +216,19 @@ impl LocalApic {
 
     /// Whether an NMI waits.
     pub fn nmi_pending(&self) -> bool {
-        self.nmi
+        self.nmis > 0
     }
 
-    /// Takes the waiting NMI, to inject it.
+    /// Takes a waiting NMI, to inject it.
     pub fn take_nmi(&mut self) -> bool {
-        core::mem::take(&mut self.nmi)
+        let waits = self.nmi_pending();
+        self.nmis = self.nmis.saturating_sub(1);
+        waits
+    }
+
+    /// The processor is in an NMI's handler: of those that came meanwhile it remembers one (APM 2 8.1.3).
+    pub fn merge_nmis(&mut self) {
+        self.nmis = self.nmis.min(1);
     }
 
     /// Takes a waiting INIT: the local APIC has reset itself and an application processor now
@@ -226,7 +239,7 @@ impl LocalApic {
         if taken {
             let sipi = self.sipi.take();
             self.reset_registers();
-            self.nmi = false;
+            self.nmis = 0;
             self.activity = self.role.activity_after_reset();
             self.sipi = sipi.filter(|_| self.activity == Activity::WaitForSipi);
         }
@@ -255,7 +268,7 @@ impl LocalApic {
         self.init
             || match self.activity {
                 Activity::WaitForSipi => self.sipi.is_some(),
-                Activity::Running => self.nmi || self.pending().is_some(),
+                Activity::Running => self.nmi_pending() || self.pending().is_some(),
             }
     }
 
@@ -265,7 +278,7 @@ impl LocalApic {
         self.init
             || match self.activity {
                 Activity::WaitForSipi => self.sipi.is_some(),
-                Activity::Running => self.nmi,
+                Activity::Running => self.nmi_pending(),
             }
     }
 

@@ -144,7 +144,7 @@ pub struct LocalApic {
     isr: VectorSet,
     tmr: VectorSet,
     timer: Timer,
-    nmi: bool,
+    nmis: u8,
     init: bool,
     sipi: Option<u8>,
     activity: Activity,
@@ -177,7 +177,7 @@ impl LocalApic {
             isr: VectorSet::EMPTY,
             tmr: VectorSet::EMPTY,
             timer: Timer::new(config.bus_hz, config.tsc_hz),
-            nmi: false,
+            nmis: 0,
             init: false,
             sipi: None,
             activity: role.activity_after_reset(),
@@ -196,7 +196,7 @@ impl LocalApic {
         let fresh = Self::new(self.id, self.role, self.config);
         *self = Self {
             base: self.base,
-            nmi: self.nmi,
+            nmis: self.nmis,
             init: self.init,
             sipi: self.sipi,
             activity: self.activity,

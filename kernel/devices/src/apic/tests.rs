@@ -230,6 +230,31 @@ fn the_interrupt_command_register_sends_what_it_says() {
 }
 
 #[test]
+fn two_nmis_are_two_before_the_handler_and_one_inside_it() {
+    let mut apic = enabled(0, Role::Bootstrap);
+    let nmi = event(DeliveryMode::Nmi, 0);
+    let taken = |apic: &mut LocalApic| (0..9).take_while(|_| apic.take_nmi()).count();
+    for (came, merged, expected) in [
+        (1, false, 1),
+        (2, false, 2),
+        (7, false, 2),
+        (7, true, 1),
+        (0, true, 0),
+    ] {
+        (0..came).for_each(|_| assert!(apic.receive(&nmi)));
+        if merged {
+            apic.merge_nmis();
+        }
+        assert_eq!(apic.nmi_pending(), expected > 0);
+        assert_eq!(taken(&mut apic), expected, "of {came}");
+        assert!(!apic.nmi_pending());
+    }
+    apic.receive(&nmi);
+    apic.receive(&event(DeliveryMode::Init, 0));
+    assert!(apic.take_init() && !apic.nmi_pending());
+}
+
+#[test]
 fn software_disable_masks_the_lvt_and_refuses_fixed_interrupts_only() {
     let mut apic = enabled(0, Role::Bootstrap);
     assert_eq!(apic.mmio_write(0x320, 0xEC, T0), None);

@@ -18,6 +18,7 @@ pub(crate) mod allow;
 mod hypervisor;
 mod topology;
 mod xsave;
+mod xsetbv;
 
 use alloc::vec::Vec;
 
@@ -26,6 +27,8 @@ use crate::shape::VmShape;
 use allow::Register;
 use topology::Topology;
 use xsave::XsaveLayout;
+
+pub use xsetbv::Xsetbv;
 
 /// One answer of CPUID.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -364,13 +367,6 @@ impl CpuidPolicy {
     #[must_use]
     pub const fn allowed_xcr0(&self) -> u64 {
         self.xsave.xcr0()
-    }
-
-    /// Whether the guest may load `value` into XCR0 (SDM 1 13.3): x87 always, AVX with SSE, the three
-    /// parts of AVX-512 together and with AVX.
-    #[must_use]
-    pub const fn xcr0_is_valid(&self, value: u64) -> bool {
-        self.xsave.accepts(value)
     }
 
     /// EFER bits that the guest may set; LMA is the processor's to set.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::inject::{Exception, GP, UD};
 use crate::shape::VirtualNode;
 use alloc::collections::BTreeMap;
 use alloc::vec;
@@ -352,6 +353,48 @@ fn xsave_sizes_follow_xcr0() {
     ] {
         assert_eq!(p.xcr0_is_valid(value), valid, "{value:#x}");
     }
+}
+
+#[test]
+fn without_osxsave_there_is_no_xsetbv_and_with_it_its_operands_count() {
+    let avx512 = CpuidPolicy::new(&intel(), &shape(1), SYNCED);
+    let good = Xsetbv {
+        cr4: avx512.allowed_cr4(),
+        cpl: 0,
+        register: 0,
+        value: 7,
+    };
+    let off = Xsetbv {
+        cr4: good.cr4 & !(1 << 18),
+        ..good
+    };
+    let (undefined, refused) = (
+        Err(Exception::new(UD, None)),
+        Err(Exception::new(GP, Some(0))),
+    );
+    for (x, answer) in [
+        (good, Ok(7)),
+        (off, undefined),
+        (Xsetbv { cpl: 3, ..off }, undefined),
+        (Xsetbv { register: 1, ..off }, undefined),
+        (Xsetbv { value: 0, ..off }, undefined),
+        (Xsetbv { cpl: 3, ..good }, refused),
+        (
+            Xsetbv {
+                register: 1,
+                ..good
+            },
+            refused,
+        ),
+        (Xsetbv { value: 0, ..good }, refused),
+        (Xsetbv { value: 5, ..good }, refused),
+    ] {
+        assert_eq!(avx512.xsetbv(x), answer, "{x:x?}");
+    }
+    let mut host = intel();
+    xsave_leaves(&mut host.leaves, 0);
+    let none = CpuidPolicy::new(&host, &shape(1), SYNCED);
+    assert_eq!(none.xsetbv(good), undefined, "the guest has no XSAVE");
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Control registers and XCR0: checked against what the guest's CPUID offers.
 
-use super::{After, Context, complete, decode, general_protection};
+use super::{After, Context, complete, decode, event, general_protection};
 use crate::virt::{Backend, ControlRegister, CrSource, Direction, Gpr, VcpuState};
 use guest::GuestMemory;
+use guest::cpuid::Xsetbv;
 use iced_x86::{Code, Instruction, Register};
 use units::Gpa;
 
@@ -33,27 +34,18 @@ pub fn register<B: Backend>(
     direction: Direction,
     source: CrSource,
 ) -> After {
-    let operand = match source {
-        CrSource::Mov(gpr) => Operand::Gpr(gpr),
-        CrSource::Value(value) => Operand::Value(value),
-        CrSource::Undecoded => match decode::instruction(ctx) {
-            Ok(instruction) => match operand(ctx, &instruction) {
-                Ok(operand) => operand,
-                Err(after) => return after,
-            },
-            Err(after) => return after,
-        },
-    };
     if direction == Direction::Read {
-        let value = ctx.core.hw.cr(register);
-        if let Operand::Gpr(gpr) = operand {
-            ctx.core.hw.regs_mut().set(gpr, value);
-        }
-        return complete(ctx, After::Resume);
+        return read(ctx, register, source);
     }
+    let operand = match source {
+        CrSource::Mov(gpr) => Ok(Operand::Gpr(gpr)),
+        CrSource::Value(value) => Ok(Operand::Value(value)),
+        CrSource::Undecoded => decode::instruction(ctx).and_then(|i| operand(ctx, &i)),
+    };
     let value = match operand {
-        Operand::Gpr(gpr) => ctx.core.hw.regs().get(gpr),
-        Operand::Value(value) => value,
+        Ok(Operand::Gpr(gpr)) => ctx.core.hw.regs().get(gpr),
+        Ok(Operand::Value(value)) => value,
+        Err(after) => return after,
     };
     let accepted = match register {
         ControlRegister::Cr0 => write_cr0(ctx, value),
@@ -71,12 +63,57 @@ pub fn register<B: Backend>(
     }
 }
 
+/// MOV from a control register, or SMSW.
+fn read<B: Backend>(
+    ctx: &mut Context<'_, B>,
+    register: ControlRegister,
+    source: CrSource,
+) -> After {
+    let value = ctx.core.hw.cr(register);
+    let done = match source {
+        CrSource::Mov(gpr) => {
+            ctx.core.hw.regs_mut().set(gpr, value);
+            Ok(())
+        }
+        CrSource::Value(_) => Ok(()),
+        CrSource::Undecoded => decode::instruction(ctx).and_then(|i| store(ctx, &i, value)),
+    };
+    match done {
+        Ok(()) => complete(ctx, After::Resume),
+        Err(after) => after,
+    }
+}
+
+/// Puts the value of a control register where the instruction wants it. `Err` says how to go on if it cannot.
+fn store<B: Backend>(
+    ctx: &mut Context<'_, B>,
+    instruction: &Instruction,
+    value: u64,
+) -> Result<(), After> {
+    let regs = ctx.core.hw.regs_mut();
+    match (instruction.code(), gpr(instruction.op0_register())) {
+        // SMSW stores a word in memory, and as much of a register as it names (APM 3, SMSW).
+        (Code::Smsw_rm16 | Code::Smsw_r32m16 | Code::Smsw_r64m16, None) => {
+            decode::store_word(ctx, instruction, value as u16)?;
+        }
+        (Code::Smsw_rm16, Some(to)) => {
+            let kept = regs.get(to) & !0xffff;
+            regs.set(to, kept | value & 0xffff);
+        }
+        (Code::Smsw_r32m16 | Code::Mov_r32_cr, Some(to)) => regs.set32(to, value as u32),
+        (Code::Smsw_r64m16 | Code::Mov_r64_cr, Some(to)) => regs.set(to, value),
+        // Another CPU rewrote the instruction meanwhile.
+        _ => return Err(After::Resume),
+    }
+    Ok(())
+}
+
 enum Operand {
     Gpr(Gpr),
     Value(u64),
 }
 
-/// The other operand of a MOV, LMSW or CLTS. `Err` says how to go on without one.
+/// What a MOV to a control register, LMSW or CLTS loads. `Err` says how to go on without one.
 fn operand<B: Backend>(
     ctx: &mut Context<'_, B>,
     instruction: &Instruction,
@@ -84,7 +121,6 @@ fn operand<B: Backend>(
     let cr0 = ctx.core.hw.cr(ControlRegister::Cr0);
     let register = match instruction.code() {
         Code::Mov_cr_r32 | Code::Mov_cr_r64 => instruction.op1_register(),
-        Code::Mov_r32_cr | Code::Mov_r64_cr => instruction.op0_register(),
         Code::Clts => return Ok(Operand::Value(cr0 & !CR0_TS)),
         Code::Lmsw_rm16 | Code::Lmsw_r32m16 | Code::Lmsw_r64m16 => {
             let word = match gpr(instruction.op0_register()) {
@@ -202,13 +238,20 @@ pub(super) fn pdptes_are_accepted<B: Backend>(
     ctx.core.hw.accept_pdptes(pdptes)
 }
 
-/// XSETBV: only XCR0, only at CPL 0, only what CPUID offers (SDM 1 13.3).
+/// XSETBV: loads XCR0, or raises what [`guest::cpuid::CpuidPolicy::xsetbv`] says.
 pub fn xsetbv<B: Backend>(ctx: &mut Context<'_, B>) -> After {
-    let regs = ctx.core.hw.regs();
-    let (index, value) = (regs.get32(Gpr::RCX), regs.edx_eax());
-    if index != 0 || ctx.core.hw.cpl() != 0 || !ctx.vm.cpuid.xcr0_is_valid(value) {
-        return general_protection(ctx);
+    let hw = &ctx.core.hw;
+    let asked = Xsetbv {
+        cr4: hw.cr(ControlRegister::Cr4),
+        cpl: hw.cpl(),
+        register: hw.regs().get32(Gpr::RCX),
+        value: hw.regs().edx_eax(),
+    };
+    match ctx.vm.cpuid.xsetbv(asked) {
+        Ok(value) => {
+            ctx.core.hw.set_xcr0(value);
+            complete(ctx, After::Resume)
+        }
+        Err(exception) => event::raise(ctx, exception.vector, exception.error_code),
     }
-    ctx.core.hw.set_xcr0(value);
-    complete(ctx, After::Resume)
 }

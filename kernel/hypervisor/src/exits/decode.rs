@@ -239,22 +239,43 @@ pub fn word_operand<B: Backend>(
     ctx: &mut Context<'_, B>,
     instruction: &Instruction,
 ) -> Result<u16, After> {
+    let mut bytes = [0; 2];
+    on_word(ctx, instruction, AccessKind::Read, |bus, place| {
+        bus.read(place, &mut bytes);
+    })?;
+    Ok(u16::from_le_bytes(bytes))
+}
+
+/// Stores the two bytes of an instruction's memory operand. `Err` says how to go on if that cannot be.
+pub fn store_word<B: Backend>(
+    ctx: &mut Context<'_, B>,
+    instruction: &Instruction,
+    word: u16,
+) -> Result<(), After> {
+    on_word(ctx, instruction, AccessKind::Write, |bus, place| {
+        bus.write(place, &word.to_le_bytes());
+    })
+}
+
+/// Reaches an instruction's memory operand of two bytes, and does something with it.
+fn on_word<B: Backend>(
+    ctx: &mut Context<'_, B>,
+    instruction: &Instruction,
+    kind: AccessKind,
+    access: impl FnOnce(&mut dyn Bus, &mmio::Place),
+) -> Result<(), After> {
     let cpu = cpu_state(ctx);
     let paging = paging(ctx);
-    let mut bytes = [0; 2];
     let outcome = mmio::memory_address(instruction)
         .ok_or(Refusal::Ordinary)
         .and_then(|address| {
             let mut bus = GuestBus::new(&ctx.vm.ram, Machine { ctx }, paging, &cpu, None);
             let offset = address.offset(&cpu);
-            let place = mmio::reach(&cpu, &mut bus, address.segment, offset, 2, AccessKind::Read)?;
-            bus.read(&place, &mut bytes);
+            let place = mmio::reach(&cpu, &mut bus, address.segment, offset, 2, kind)?;
+            access(&mut bus, &place);
             Ok(())
         });
-    match outcome {
-        Ok(()) => Ok(u16::from_le_bytes(bytes)),
-        Err(refusal) => Err(refused(ctx, refusal)),
-    }
+    outcome.map_err(|refusal| refused(ctx, refusal))
 }
 
 /// What the processor would do where an operand cannot be reached.

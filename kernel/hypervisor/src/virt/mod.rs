@@ -174,6 +174,8 @@ pub trait VcpuState {
     fn interruptible(&self) -> bool;
     /// Whether an NMI would be taken.
     fn nmi_allowed(&self) -> bool;
+    /// Whether the guest is in the handler of one, from its delivery to the end of the IRET.
+    fn nmi_blocked(&self) -> bool;
     /// Whether an event waits to be delivered at the next entry already.
     fn event_pending(&self) -> bool;
     /// The event that waits to be delivered at the next entry.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Evidence, GuestKernel, Machine, Outcome, Scenario, Vm};
+use crate::{Evidence, GuestKernel, Machine, Outcome, Scenario, Vm, selftest};
 
 /// The trials of this file.
 pub fn scenarios() -> Vec<Scenario> {
@@ -19,6 +19,22 @@ pub fn scenarios() -> Vec<Scenario> {
         // It counts the CPUs and is not content with two.
         .vm(flat("wrong").set("cpus", "2"))
         .vm(flat("mistaken").set("boot", "\"linux\"").without_initrd()),
+        Scenario::quick(
+            "processor-corners",
+            "corners of the processor that foreign test kernels look into: control registers read back, XSETBV without \
+             OSXSAVE, an NMI that comes with the IRET of another's handler",
+            |e| {
+                let lines: Vec<_> = e.guest_lines("corners").map(|line| line.what).collect();
+                selftest::judge(lines.iter().copied(), &["mce-cleared"])?;
+                match &e.outcome {
+                    Outcome::Clean => Ok(()),
+                    other => Err(format!("the run ended otherwise than cleanly: {other}")),
+                }
+            },
+        )
+        .on(Machine::row(1, 2, 256))
+        .within(Duration::from_secs(300))
+        .vm(Vm::micro("corners", "corners", "")),
     ]
 }
 

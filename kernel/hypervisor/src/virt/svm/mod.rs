@@ -12,6 +12,8 @@
 //! * `bitmap`: which MSRs and ports the guest may touch directly
 //! * `cpu`: switching SVM on; ASIDs
 //! * `vcpu`: one virtual CPU
+//! * `nmi`: one NMI at a time
+//! * `shadow`: control-register bits that the guest sees otherwise than they are
 //! * `enter`: the world switch
 //! * `exit`: from exit codes to [`super::Exit`]
 
@@ -20,6 +22,8 @@ mod caps;
 mod cpu;
 mod enter;
 mod exit;
+mod nmi;
+mod shadow;
 mod vcpu;
 pub mod vmcb;
 

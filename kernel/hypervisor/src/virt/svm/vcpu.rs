@@ -6,6 +6,8 @@
 
 use super::caps::Caps;
 use super::cpu::{Asid, SvmCpu};
+use super::nmi::NmiGate;
+use super::shadow::Shadow;
 use super::vmcb::{self, Intercept1, Intercept2, Segment as VmcbSegment, Vmcb};
 use crate::arch::msr;
 use crate::mm;
@@ -20,18 +22,12 @@ use guest::entry::{Segment, TableRegister};
 use units::{Frame, Hpa, PageSize};
 
 const EFER_SVME: u64 = 1 << 12;
-const CR0_NW: u64 = 1 << 29;
-const CR0_CD: u64 = 1 << 30;
-const CR0_CACHE: u64 = CR0_NW | CR0_CD;
-/// Always set while a guest runs, as every x86-64 has it: a machine check with MCE clear shuts the
-/// processor down, and it is the host's affair. The guest may see the bit set that it cleared.
-const CR4_MCE: u64 = 1 << 6;
 const RFLAGS_IF: u64 = 1 << 9;
 const MSR_TSC_AUX: u32 = 0xc000_0103;
 /// Write-back, write-through, uncached-, uncacheable, twice: PAT after reset (APM 2 7.8.2).
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// #DB, #AC and #MC: loops of the first two cannot be left otherwise, the third belongs to the host.
-const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+pub(super) const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 
 /// Intercepts that are always on (issue: what emulators forgive, hardware punishes).
 const INTERCEPT1: Intercept1 = Intercept1::INTR
@@ -52,7 +48,7 @@ const INTERCEPT1: Intercept1 = Intercept1::INTR
     .union(Intercept1::SHUTDOWN);
 const INTERCEPT2: Intercept2 = Intercept2::all().difference(Intercept2::ICEBP);
 
-/// CR4 and CR8 writes; CR0 by the selective intercept.
+/// CR4 and CR8 writes; CR0 by the selective intercept. Reads are as [`Shadow`] says.
 const CR_WRITES: u32 = 1 << (16 + 4) | 1 << (16 + 8);
 
 /// PAUSEs in a row after which a guest counts as waiting for a lock, and how many cycles may lie
@@ -72,11 +68,9 @@ pub struct SvmVcpu {
     debug: [u64; 4],
     tsc_aux: u64,
     has_tsc_aux: bool,
-    /// CR0.CD and CR0.NW as the guest sees them; the processor's caches stay on.
-    cr0_cache: u64,
-    nmi_blocked: bool,
-    /// Where the IRET is that ends the NMI handler, from its interception until it has been executed.
-    iret_at: Option<u64>,
+    /// Bits of CR0 and CR4 that the guest sees otherwise than the processor has them.
+    shadow: Shadow,
+    pub(super) nmi: NmiGate,
     /// Tag under which this virtual CPU last ran.
     pub asid: Asid,
     /// What is cached under the tag no longer fits the registers: software changed how addresses
@@ -106,9 +100,8 @@ impl SvmVcpu {
             has_tsc_aux: raw_cpuid::CpuId::new()
                 .get_extended_processor_and_feature_identifiers()
                 .is_some_and(|f| f.has_rdtscp()),
-            cr0_cache: 0,
-            nmi_blocked: false,
-            iret_at: None,
+            shadow: Shadow::default(),
+            nmi: NmiGate::default(),
             asid: Asid::default(),
             stale: false,
         };
@@ -162,6 +155,7 @@ impl SvmVcpu {
         let save = &mut self.vmcb_mut().save;
         save.rax = rax;
         save.rsp = rsp;
+        self.begin_step();
     }
 
     /// Registers that #VMEXIT leaves in the VMCB, and what a delivered event ends.
@@ -170,15 +164,7 @@ impl SvmVcpu {
         self.regs.set(Gpr::RAX, rax);
         self.regs.set(Gpr::RSP, rsp);
         self.vmcb_mut().control.event_injection = 0;
-        let rip = self.vmcb().save.rip;
-        if self.vmcb().control.exit_code == vmcb::code::IRET {
-            // The exit comes before the IRET: another NMI now would overwrite the frame that it returns by.
-            self.intercept_iret(false);
-            self.iret_at = Some(rip);
-        } else if self.iret_at.is_some_and(|at| at != rip) {
-            self.iret_at = None;
-            self.nmi_blocked = false;
-        }
+        self.end_step();
     }
 
     /// Brings the state that the VMCB does not hold onto this CPU.
@@ -209,7 +195,7 @@ impl SvmVcpu {
         self.debug = [dr0, dr1, dr2, dr3];
     }
 
-    fn intercept_iret(&mut self, on: bool) {
+    pub(super) fn intercept_iret(&mut self, on: bool) {
         let control = &mut self.vmcb_mut().control;
         let mut intercepts = Intercept1::from_bits_retain(control.intercept1);
         intercepts.set(Intercept1::IRET, on);
@@ -246,25 +232,23 @@ impl VcpuState for SvmVcpu {
     fn cr(&self, register: ControlRegister) -> u64 {
         let save = &self.vmcb().save;
         match register {
-            ControlRegister::Cr0 => save.cr0 & !CR0_CACHE | self.cr0_cache,
+            ControlRegister::Cr0 => self.shadow.cr0(save.cr0),
             ControlRegister::Cr2 => save.cr2,
             ControlRegister::Cr3 => save.cr3,
-            ControlRegister::Cr4 => save.cr4,
+            ControlRegister::Cr4 => self.shadow.cr4(save.cr4),
             ControlRegister::Cr8 => u64::from(self.cr8()),
         }
     }
 
     fn set_cr(&mut self, register: ControlRegister, value: u64) {
         match register {
-            ControlRegister::Cr0 => {
-                self.cr0_cache = value & CR0_CACHE;
-                self.vmcb_mut().save.cr0 = value & !CR0_CACHE;
-            }
+            ControlRegister::Cr0 => self.vmcb_mut().save.cr0 = self.shadow.set_cr0(value),
             ControlRegister::Cr2 => self.vmcb_mut().save.cr2 = value,
             ControlRegister::Cr3 => self.vmcb_mut().save.cr3 = value,
-            ControlRegister::Cr4 => self.vmcb_mut().save.cr4 = value | CR4_MCE,
+            ControlRegister::Cr4 => self.vmcb_mut().save.cr4 = self.shadow.set_cr4(value),
             ControlRegister::Cr8 => self.set_cr8(value as u8),
         }
+        self.vmcb_mut().control.intercept_cr = CR_WRITES | self.shadow.intercepts();
         self.stale = true;
     }
 
@@ -372,11 +356,10 @@ impl VcpuState for SvmVcpu {
         self.regs = Regs(state.gpr);
         self.fpu.reset();
         self.debug = [0; 4];
-        self.nmi_blocked = false;
-        self.iret_at = None;
+        self.forget_nmi();
         self.set_cr(ControlRegister::Cr0, state.cr0);
+        self.set_cr(ControlRegister::Cr4, state.cr4);
         self.set_efer(state.efer);
-        self.intercept_iret(false);
         let control = &mut self.vmcb_mut().control;
         control.event_injection = 0;
         control.exit_int_info = 0;
@@ -404,7 +387,6 @@ impl VcpuState for SvmVcpu {
         save.cpl = 0;
         save.cr2 = state.cr2;
         save.cr3 = state.cr3;
-        save.cr4 = state.cr4 | CR4_MCE;
         save.dr6 = state.dr6;
         save.dr7 = state.dr7;
         save.rip = state.rip;
@@ -418,7 +400,10 @@ impl VcpuState for SvmVcpu {
             && self.vmcb().control.interrupt_shadow & vmcb::INTERRUPT_SHADOW == 0
     }
     fn nmi_allowed(&self) -> bool {
-        !self.nmi_blocked && self.vmcb().control.interrupt_shadow & vmcb::INTERRUPT_SHADOW == 0
+        !self.nmi_blocked() && self.vmcb().control.interrupt_shadow & vmcb::INTERRUPT_SHADOW == 0
+    }
+    fn nmi_blocked(&self) -> bool {
+        self.nmi.is_closed()
     }
     fn event_pending(&self) -> bool {
         self.vmcb().control.event_injection & vmcb::EVENT_VALID != 0
@@ -432,9 +417,7 @@ impl VcpuState for SvmVcpu {
             EventKind::SoftwareInterrupt => 4,
         };
         if event.kind == EventKind::Nmi {
-            self.nmi_blocked = true;
-            self.iret_at = None;
-            self.intercept_iret(true);
+            self.close_nmi_gate();
         }
         let mut word = vmcb::EVENT_VALID | kind << vmcb::EVENT_TYPE_SHIFT | u64::from(event.vector);
         if let Some(error) = event.error {

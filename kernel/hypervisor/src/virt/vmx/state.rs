@@ -274,6 +274,9 @@ impl VcpuState for VmxVcpu {
     fn nmi_allowed(&self) -> bool {
         self.guest.interruptibility & (SHADOW | Guest::BLOCKING_BY_NMI) == 0
     }
+    fn nmi_blocked(&self) -> bool {
+        self.guest.interruptibility & Guest::BLOCKING_BY_NMI != 0
+    }
     fn event_pending(&self) -> bool {
         self.event.is_some()
     }
