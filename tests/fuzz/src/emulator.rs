@@ -157,7 +157,7 @@ pub fn run(bytes: &[u8]) {
     }
 }
 
-fn register(input: &mut Input<'_>) -> u64 {
+pub(crate) fn register(input: &mut Input<'_>) -> u64 {
     match input.u8() % 6 {
         0 => u64::from(input.u8()),
         1 => u64::from(input.u16()),
@@ -168,7 +168,7 @@ fn register(input: &mut Input<'_>) -> u64 {
     }
 }
 
-fn segment(input: &mut Input<'_>) -> Segment {
+pub(crate) fn segment(input: &mut Input<'_>) -> Segment {
     let kind = input.u8();
     Segment {
         selector: u16::from(kind) << 3,

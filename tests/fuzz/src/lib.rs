@@ -24,6 +24,7 @@ mod kernel_elf;
 mod local_apic;
 mod memory;
 mod multiboot;
+mod operands;
 pub mod seeds;
 mod walk;
 
@@ -39,7 +40,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target {
         name: "acpi",
         run: acpi::run,
@@ -71,6 +72,10 @@ pub const TARGETS: [Target; 11] = [
     Target {
         name: "walk",
         run: walk::run,
+    },
+    Target {
+        name: "operands",
+        run: operands::run,
     },
     Target {
         name: "board",

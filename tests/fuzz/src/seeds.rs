@@ -39,6 +39,7 @@ pub fn all() -> Vec<Seed> {
     add("walk", "long-mode", walk(0b1_1111));
     add("walk", "pae", walk(0b1_1101));
     add("walk", "no-paging", walk(0));
+    add("operands", "generator", operands());
     add("board", "timer-and-serial", BOARD.into());
     add("local_apic", "timer", LOCAL_APIC.into());
     add("cpu", "everything", vec![0xFF; 400]);
@@ -287,6 +288,19 @@ fn walk(mode: u8) -> Vec<u8> {
     seed.extend(0x1234_u64.to_le_bytes());
     seed.extend([0, 1, 0]);
     seed.extend(0x1007_u64.to_le_bytes());
+    seed
+}
+
+/// 64-bit code without paging: a multiplication, a load, and a jump to the beginning.
+fn operands() -> Vec<u8> {
+    let mut seed = vec![0; 1 + 14];
+    seed.extend([1, 0x34, 0x12].repeat(16));
+    seed.extend([0; 2 + 4]);
+    seed.extend([0; 6]);
+    seed.extend([0, 0]);
+    // imul rsi, rcx; movzx eax, si; shr eax, 3; mov rbx, [rdi + rax]; jmp
+    seed.extend([0x48, 0x0F, 0xAF, 0xF1, 0x0F, 0xB7, 0xC6, 0xC1, 0xE8, 0x03]);
+    seed.extend([0x48, 0x8B, 0x1C, 0x07, 0xEB, 0xF0]);
     seed
 }
 
