@@ -69,14 +69,14 @@ fn read<B: Backend>(
     register: ControlRegister,
     source: CrSource,
 ) -> After {
-    let value = ctx.core.hw.cr(register);
     let done = match source {
         CrSource::Mov(gpr) => {
+            let value = ctx.core.hw.cr(register);
             ctx.core.hw.regs_mut().set(gpr, value);
             Ok(())
         }
         CrSource::Value(_) => Ok(()),
-        CrSource::Undecoded => decode::instruction(ctx).and_then(|i| store(ctx, &i, value)),
+        CrSource::Undecoded => decode::instruction(ctx).and_then(|i| store(ctx, &i)),
     };
     match done {
         Ok(()) => complete(ctx, After::Resume),
@@ -84,12 +84,18 @@ fn read<B: Backend>(
     }
 }
 
-/// Puts the value of a control register where the instruction wants it. `Err` says how to go on if it cannot.
-fn store<B: Backend>(
-    ctx: &mut Context<'_, B>,
-    instruction: &Instruction,
-    value: u64,
-) -> Result<(), After> {
+/// Puts a control register where the instruction wants it. `Err` says how to go on if it cannot.
+///
+/// Which register it is, the instruction says: QEMU calls a read of any of them a read of CR0.
+fn store<B: Backend>(ctx: &mut Context<'_, B>, instruction: &Instruction) -> Result<(), After> {
+    let from = match instruction.op1_register() {
+        Register::CR2 => ControlRegister::Cr2,
+        Register::CR3 => ControlRegister::Cr3,
+        Register::CR4 => ControlRegister::Cr4,
+        Register::CR8 => ControlRegister::Cr8,
+        _ => ControlRegister::Cr0,
+    };
+    let value = ctx.core.hw.cr(from);
     let regs = ctx.core.hw.regs_mut();
     match (instruction.code(), gpr(instruction.op0_register())) {
         // SMSW stores a word in memory, and as much of a register as it names (APM 3, SMSW).

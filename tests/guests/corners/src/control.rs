@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
     Test::new("xsetbv-needs-osxsave", xsetbv).unless(no_xsave),
 ];
 
+const SOMETHING: u64 = 0x5a5a_1234_5000;
 const CD: u64 = 1 << 30;
 const NW: u64 = 1 << 29;
 const MCE: u64 = 1 << 6;
@@ -23,16 +24,21 @@ const OSXSAVE: u64 = 1 << 18;
 const UNDEFINED: u8 = 6;
 const PROTECTION: u8 = 13;
 
-/// MOV from CR0 and every form of SMSW (APM 3, SMSW) agree, with caches on, off, and on again.
+/// MOV from CR0 and every form of SMSW (APM 3, SMSW) agree, with caches on, off, and on again; the other
+/// registers stay what they are.
 fn caches_off() -> Verdict {
     let cr0 = cpu::cr0();
     let states = [cr0, cr0 | CD, cr0 | CD | NW, cr0];
+    cpu::set_cr2(SOMETHING);
+    // MCE has a test of its own.
+    let others = || [cpu::cr2(), cpu::cr3(), cpu::cr4() | MCE, cpu::cr8()];
+    let before = others();
     let seen = states.map(|wanted| {
         cpu::set_cr0(wanted);
-        (wanted, cpu::cr0(), smsw())
+        (wanted, cpu::cr0(), smsw(), others())
     });
     cpu::set_cr0(cr0);
-    for (wanted, moved, stored) in seen {
+    for (wanted, moved, stored, others) in seen {
         ensure!(moved == wanted, "CR0 is {moved:#x} after {wanted:#x}");
         let expected = [
             wanted,
@@ -43,6 +49,10 @@ fn caches_off() -> Verdict {
         ensure!(
             stored == expected,
             "SMSW says {stored:x?} instead of {expected:x?}"
+        );
+        ensure!(
+            others == before,
+            "with CR0 {wanted:#x} CR2, 3, 4, 8 are {others:x?} instead of {before:x?}"
         );
     }
     Ok(())
