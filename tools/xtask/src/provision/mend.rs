@@ -23,17 +23,24 @@ use super::emulator::Qemu;
 const FUNCTION: &str = "cpu_clear_ignne";
 
 impl Qemu {
-    /// The same emulator without the race, as a copy below `cache`; or itself, if that cannot be had.
+    /// The same emulator without the race, as a copy below `cache`; or itself, if that cannot be had. With it what the
+    /// person should know, unless it is as on every day: that there is a new copy, or that all CPUs share a thread.
     ///
     /// # Errors
     /// The copy cannot be written.
-    pub(super) fn mended(self, cache: &Path) -> Result<Self> {
+    pub(super) fn mended(self, cache: &Path) -> Result<(Self, Option<String>)> {
         let Some(image) = fs::read(&self.program).ok().and_then(without_race) else {
-            return Ok(self);
+            let news = format!(
+                "{} is not an emulator that this knows how to mend, so all CPUs of the machine share one thread ({}): a run takes \
+                 several times as long",
+                self.program.display(),
+                self.acceleration()
+            );
+            return Ok((self, Some(news)));
         };
         let copy = self.at_home_in(cache);
         if fs::read(&copy.program).is_ok_and(|there| there == image) {
-            return Ok(copy);
+            return Ok((copy, None));
         }
         let place = &copy.program;
         let write = || {
@@ -44,11 +51,11 @@ impl Qemu {
             fs::rename(&fresh, place)
         };
         write().with_context(|| format!("cannot write {}", place.display()))?;
-        crate::say::step(format!(
+        let news = format!(
             "this emulator loses state of its first CPU when another restores floating-point registers; {} is a copy without that fault",
             place.display()
-        ));
-        Ok(copy)
+        );
+        Ok((copy, Some(news)))
     }
 
     /// What [`Self::mended`] would be, or will be once it is installed, without writing it.
@@ -203,6 +210,51 @@ mod tests {
             None,
             "a mended program has no race left"
         );
+    }
+
+    /// A folder of this test's own, gone with it.
+    struct Folder(std::path::PathBuf);
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("perigee-{name}-{}", std::process::id()));
+            fs::create_dir_all(&path).expect("a folder");
+            Self(path)
+        }
+    }
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_copy_is_told_once_and_one_thread_for_all_cpus_each_time() {
+        let folder = Folder::new("mend");
+        let qemu = |name: &str, bytes: &[u8]| {
+            let program = folder.0.join(name);
+            fs::write(&program, bytes).expect("a file");
+            Qemu {
+                program,
+                ..Qemu::unpacked(&folder.0)
+            }
+        };
+        let known = qemu("known", &program(FUNCTION, &AND));
+        let (copy, news) = known.clone().mended(&folder.0).expect("a copy");
+        assert!(copy.mended && copy.acceleration().ends_with("multi"));
+        let place = copy.program.display().to_string();
+        assert!(news.is_some_and(|n| n.contains(&place)));
+        assert_eq!(known.mended(&folder.0).expect("the copy").1, None);
+        let unknown = qemu("unknown", b"#!/bin/sh\nexec qemu");
+        for _ in 0..2 {
+            let (same, news) = unknown.clone().mended(&folder.0).expect("itself");
+            assert_eq!(same.program, unknown.program);
+            let news = news.expect("it is told");
+            assert!(news.contains(same.acceleration()), "{news}");
+            assert!(
+                news.contains("unknown") && news.contains("thread=single"),
+                "{news}"
+            );
+        }
     }
 
     #[test]

@@ -216,7 +216,11 @@ impl Lab {
     /// With our copy of the emulator, without a race that it has.
     fn mended(mut self) -> Result<Self> {
         if let Some(qemu) = self.qemu.take() {
-            self.qemu = Some(qemu.mended(&cache_folder()?)?);
+            let (qemu, news) = qemu.mended(&cache_folder()?)?;
+            if let Some(news) = news {
+                crate::say::step(news);
+            }
+            self.qemu = Some(qemu);
         }
         Ok(self)
     }
