@@ -86,6 +86,7 @@ pub(crate) struct Spread {
     pub(crate) median: u64,
     pub(crate) p90: u64,
     pub(crate) most: u64,
+    pub(crate) total: u64,
 }
 
 /// What a report is made from.
@@ -206,6 +207,7 @@ fn spread(figures: impl Iterator<Item = u64>) -> Spread {
         median: at(5),
         p90: at(9),
         most: at(10),
+        total: sorted.iter().sum(),
     }
 }
 

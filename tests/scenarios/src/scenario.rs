@@ -86,7 +86,7 @@ pub struct Scenario {
     pub bochs_tier: Tier,
     /// The machine.
     pub machine: Machine,
-    /// It is about VT-x.
+    /// It is about what QEMU does not emulate, VT-x for one.
     pub bochs_only: bool,
     /// A smaller one for Bochs, where one thread emulates all CPUs.
     pub bochs_machine: Option<Machine>,
@@ -179,7 +179,7 @@ impl Scenario {
         self
     }
 
-    /// About VT-x: not in QEMU, which has none.
+    /// About VT-x, or what else QEMU does not emulate.
     pub fn in_bochs_only(mut self) -> Self {
         self.bochs_only = true;
         self
@@ -315,7 +315,9 @@ impl Scenario {
     /// Why it cannot run there, as the beginning of a sentence.
     pub fn cannot_run_in(&self, emulator: Emulator) -> Option<String> {
         if emulator == Emulator::Qemu {
-            return self.bochs_only.then(|| "QEMU emulates no VT-x".into());
+            return self
+                .bochs_only
+                .then(|| "QEMU does not emulate what it is about".into());
         }
         if self.steps.iter().any(|step| step.what.needs_control()) {
             return Some("Bochs lets nobody send an NMI from outside".into());
@@ -328,7 +330,10 @@ impl Scenario {
     /// # Errors
     /// The first thing that did not convince, as a sentence.
     pub fn judge(&self, evidence: &Evidence) -> Result<(), String> {
-        evidence.keeps_its_frames()?;
+        // A kernel that was told to give a frame to two VMs sees both give it back.
+        if !self.sabotage.iter().any(|way| way == "foreign-frame") {
+            evidence.keeps_its_frames()?;
+        }
         (self.judge)(evidence)
     }
 }

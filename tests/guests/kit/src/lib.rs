@@ -29,6 +29,7 @@ mod args;
 mod boot;
 pub mod clock;
 pub mod cpu;
+pub mod mark;
 pub mod page;
 mod percpu;
 pub mod power;

@@ -1,24 +1,18 @@
 //! Guests that mean no good, beside one that only counts: the host goes on, answers, and the neighbour does not suffer.
 //!
-//! A neighbour's pace is its own count per second of its own clock. Most attacks go in turns with honest work of the
-//! same guest on the same CPU, so its pace under attack is compared with its pace a second later or earlier; the
-//! median of each keeps a busy host out of it.
+//! What an attack costs a neighbour is judged without a clock, which would judge the load of the host (`pace.rs`).
+
+mod isolation;
+mod pace;
 
 use std::time::Duration;
 
 use telemetry::{Event, OffReason, VmEvent};
 
-use crate::{Evidence, Machine, Outcome, Scenario, Stamped, Vm};
+use crate::{Evidence, Machine, Outcome, Scenario, Stamped, Tier, Vm};
 
-/// The neighbour's pace under attack may fall by this much, in percent.
-const MAY_FALL: u64 = 10;
-/// What is counted this soon after a turn began or before it ended belongs to neither.
-const BORDER: Duration = Duration::from_millis(400);
-/// Fewer samples of a kind show nothing.
-const FEWEST_SAMPLES: usize = 8;
-
-/// Attacks that go in turns and leave their VM alive.
-const IN_TURNS: [&str; 11] = [
+/// Attacks that leave their VM alive.
+const STORMS: [&str; 11] = [
     "xsetbv",
     "hypercalls",
     "cpuid",
@@ -33,11 +27,12 @@ const IN_TURNS: [&str; 11] = [
 ];
 
 /// Attacks that end their VM, with words of the sentence that says why.
-const FATAL: [(&str, &str); 4] = [
+const FATAL: [(&str, &str); 5] = [
     ("triple-fault", "triple-faulted"),
     ("mmio-execute", "executes at"),
     ("mmio-tables", "page tables lie at"),
-    ("mmio-stack", "mallory"),
+    ("mmio-stack", "the delivery of vector 6 reached"),
+    ("mmio-descriptors", "the delivery of vector 6 reached"),
 ];
 
 /// The trials of this file; `seed` makes the random ports and registers.
@@ -45,11 +40,14 @@ pub fn scenarios(seed: u64) -> Vec<Scenario> {
     let mut all = vec![
         several(seed),
         endless(),
+        loops(),
+        debug_loop(),
+        refused(),
         everything(seed),
-        isolation(),
-        isolation_broken(),
     ];
-    all.extend(IN_TURNS.map(in_turns));
+    all.extend(isolation::scenarios());
+    all.push(quick_storms());
+    all.extend(STORMS.map(|attack| storm(attack, attack, 16, 10)));
     all.extend(FATAL.map(|(attack, why)| fatal(attack, why)));
     all
 }
@@ -62,15 +60,18 @@ fn mallory(words: &str) -> Vm {
     Vm::micro("mallory", "hostile", words).set("cpu_affinity", "{ cpus = [0] }")
 }
 
-/// Counts for so many seconds on the other CPU.
+/// Counts for so many seconds on the other CPU; the operator looks at it when it is done.
 fn neighbour(seconds: u32) -> Vm {
-    Vm::micro(
-        "neighbour",
-        "hostile",
-        &format!("attack=count seconds={seconds}"),
-    )
-    .set("cpu_affinity", "{ cpus = [1] }")
+    counting(seconds).set("cpu_affinity", "{ cpus = [1] }")
 }
+
+fn counting(seconds: u32) -> Vm {
+    let words = format!("attack=count seconds={seconds}");
+    Vm::micro("neighbour", "hostile", &words)
+}
+
+/// After this line of the neighbour's the operator looks at it.
+const COUNTED: &str = "[neighbour] COUNTED";
 
 /// Several at once: a storm, a spinner, a flooder and one that ends itself.
 fn several(seed: u64) -> Scenario {
@@ -93,31 +94,40 @@ fn several(seed: u64) -> Scenario {
     .vm(Vm::micro("dies", "hostile", "attack=triple-fault"))
     .vm(Vm::micro("neighbour", "hostile", "attack=count seconds=20"))
     .type_after("[neighbour] COUNT", "cpu\rvm\r")
-    .type_after("[mallory] GUEST-RESULT", "")
-    .type_after("[neighbour] GUEST-RESULT", "vm spin stop\r")
+    .type_after("[mallory] GUEST-RESULT", "vm spin stop\r")
     .seeded(seed)
     .within(Duration::from_secs(500))
 }
 
-/// One attack by turns.
-fn in_turns(attack: &'static str) -> Scenario {
+/// All of them for a moment each.
+fn quick_storms() -> Scenario {
+    let attacks = STORMS.join(",");
+    let seconds = STORMS.len() as u32 * 2;
+    let mut trial = storm("storms", &attacks, 2, seconds - 4);
+    trial.tier = Tier::Quick;
+    trial
+}
+
+/// Attacks of so many seconds each, for longer than their neighbour counts.
+fn storm(name: &str, attacks: &str, seconds: u32, counts: u32) -> Scenario {
     Scenario::full(
-        &format!("hostile-{attack}"),
-        "an attack by turns with honest work costs a neighbour on another CPU at most a tenth of its pace",
-        move |e| {
+        &format!("hostile-{name}"),
+        "an attack without pause costs a neighbour on another CPU at most a tenth of its pace",
+        |e| {
             survived(e, "mallory")?;
             answered(e)?;
-            let (honest, attacked) = paces(e, "mallory", "neighbour")?;
-            if attacked * 100 < honest * (100 - MAY_FALL) {
-                return Err(format!("the neighbour's pace fell from {honest} to {attacked}"));
-            }
+            pace::meanwhile(e, "mallory", "neighbour")?;
+            counted(e, "neighbour", 20)?;
+            pace::kept(e, "neighbour")?;
             well(e, &[])
         },
     )
     .on(machine())
-    .vm(mallory(&format!("attack={attack} seconds=24")))
-    .vm(neighbour(40))
-    .type_after("PHASE attack", "cpu\rvm\r")
+    .observed(pace::OBSERVER)
+    .vm(mallory(&format!("attack={attacks} seconds={seconds}")))
+    .vm(neighbour(counts))
+    .type_after("[mallory] ATTACK", "cpu\rvm\r")
+    .type_after(COUNTED, "vm\r")
     .within(Duration::from_secs(400))
 }
 
@@ -132,41 +142,130 @@ fn fatal(attack: &'static str, why: &'static str) -> Scenario {
                 return Err("no registers of the stopped VM were shown".into());
             }
             counted(e, "neighbour", 20)?;
+            pace::kept(e, "neighbour")?;
             well(e, &["mallory"])
         },
     )
     .on(machine())
+    .observed(pace::OBSERVER)
     .vm(mallory(&format!("attack={attack}")))
-    .vm(neighbour(15))
+    .vm(neighbour(10))
+    .type_after(COUNTED, "vm\r")
     .within(Duration::from_secs(300))
+}
+
+/// Instructions that nobody executes on a device: each ends its VM.
+fn refused() -> Scenario {
+    const NAMES: [&str; 5] = ["fld", "fistp", "fxsave", "div", "sgdt"];
+    let trial = Scenario::full(
+        "hostile-mmio-refused",
+        "an instruction on device memory that is not emulated ends its VM with a sentence that names it, and no other",
+        |e| {
+            for vm in NAMES {
+                ended(e, vm, "which is not emulated on device memory; it was not executed")?;
+                ended(e, vm, &format!("are a {}{},", vm[..1].to_uppercase(), &vm[1..]))?;
+            }
+            counted(e, "neighbour", 20)?;
+            pace::kept(e, "neighbour")?;
+            well(e, &NAMES)
+        },
+    )
+    .on(machine())
+    .observed(pace::OBSERVER)
+    .vm(neighbour(10))
+    .type_after(COUNTED, "vm\r")
+    .within(Duration::from_secs(300));
+    NAMES.into_iter().fold(trial, |trial, name| {
+        let words = format!("attack=mmio-refused instruction={name}");
+        trial.vm(Vm::micro(name, "hostile", &words).set("cpu_affinity", "{ cpus = [0] }"))
+    })
 }
 
 /// Those that never end by themselves: the operator ends them.
 fn endless() -> Scenario {
     Scenario::full(
         "hostile-endless",
-        "guests that spin with interrupts off, never exit or deliver debug exceptions for ever share a CPU with a \
-         neighbour, are listed, and are stopped by the operator",
+        "guests that spin with interrupts off or never exit share two CPUs with a neighbour, which gets its share; \
+         they are listed, and stopped by the operator",
         |e| {
             answered(e)?;
             counted(e, "neighbour", 20)?;
-            for vm in ["spin", "never", "loops"] {
-                let stopped = off_reason(e, vm) == Some(&OffReason::Stopped);
-                if !stopped {
-                    return Err(format!("{vm} was not stopped by the operator: {:?}", off_reason(e, vm)));
-                }
-            }
+            // Four virtual CPUs on two CPUs.
+            pace::ran(e, "neighbour", 50)?;
+            stopped(e, &["spin", "never"])?;
             well(e, &[])
         },
     )
     .on(machine())
     .vm(Vm::micro("spin", "hostile", "attack=spin"))
     .vm(Vm::micro("never", "hostile", "attack=never-exits").set("cpus", "2"))
-    .vm(Vm::micro("loops", "hostile", "attack=debug-loop"))
-    .vm(Vm::micro("neighbour", "hostile", "attack=count seconds=20"))
-    .type_after("[loops] the loop begins", "cpu\rvm\r")
-    .type_after("[neighbour] GUEST-RESULT", "vm spin stop\rvm never stop\rvm loops stop\r")
+    .vm(counting(20))
+    .type_after("[neighbour] COUNT", "cpu\rvm\r")
+    .type_after(COUNTED, "vm\r")
+    .type_after("[neighbour] GUEST-RESULT", "vm spin stop\rvm never stop\r")
     .within(Duration::from_secs(400))
+}
+
+/// Exceptions without end. QEMU checks no alignment; what the hypervisor must do for a processor that does shows
+/// in Bochs.
+fn loops() -> Scenario {
+    exceptions(
+        "exception-loops",
+        "guests whose alignment check raises itself anew, or that step for ever, are listed and stopped by the \
+         operator, and cost a neighbour at most a tenth of its pace",
+        ["alignment-loop", "debug-storm"],
+    )
+}
+
+/// A debug exception whose delivery meets a data breakpoint: not in QEMU, which ends itself by an assertion there
+/// (10.0: `cpu_check_watchpoint` takes the global lock that whoever delivers the exception holds).
+fn debug_loop() -> Scenario {
+    exceptions(
+        "debug-loop",
+        "a guest whose debug exception raises itself anew is listed and stopped by the operator, and costs a \
+         neighbour at most a tenth of its pace",
+        ["debug-loop"],
+    )
+    .in_bochs_only()
+}
+
+/// These attacks, each in a VM of its name, beside a neighbour.
+fn exceptions<const N: usize>(name: &str, about: &str, attacks: [&'static str; N]) -> Scenario {
+    let trial = Scenario::full(&format!("hostile-{name}"), about, move |e| {
+        answered(e)?;
+        for vm in attacks {
+            if !e.guest_lines(vm).any(|line| line.what.starts_with("the ")) {
+                return Err(format!("{vm} never began"));
+            }
+        }
+        counted(e, "neighbour", 20)?;
+        pace::kept(e, "neighbour")?;
+        stopped(e, &attacks)?;
+        well(e, &[])
+    })
+    .on(machine())
+    .observed(pace::OBSERVER)
+    .vm(neighbour(12))
+    .type_after("[neighbour] COUNT", "cpu\rvm\r")
+    .type_after(COUNTED, "vm\r")
+    .within(Duration::from_secs(300));
+    let stops: String = attacks.iter().map(|vm| format!("vm {vm} stop\r")).collect();
+    let trial = trial.type_after("[neighbour] GUEST-RESULT", &stops);
+    attacks.into_iter().fold(trial, |trial, attack| {
+        let words = format!("attack={attack}");
+        trial.vm(Vm::micro(attack, "hostile", &words).set("cpu_affinity", "{ cpus = [0] }"))
+    })
+}
+
+/// The operator stopped them.
+fn stopped(e: &Evidence, vms: &[&str]) -> Result<(), String> {
+    for vm in vms {
+        let reason = off_reason(e, vm);
+        if reason != Some(&OffReason::Stopped) {
+            return Err(format!("{vm} was not stopped by the operator: {reason:?}"));
+        }
+    }
+    Ok(())
 }
 
 /// All ports and registers, to their end.
@@ -188,60 +287,18 @@ fn everything(seed: u64) -> Scenario {
             if tried.unwrap_or(0) < 200_000 {
                 return Err(format!("only {tried:?} registers were tried"));
             }
-            counted(e, "neighbour", 40)?;
+            counted(e, "neighbour", 20)?;
+            pace::kept(e, "neighbour")?;
             well(e, &[])
         },
     )
     .on(machine())
+    .observed(pace::OBSERVER)
     .vm(mallory(&format!("attack=ports,msrs seed={seed}")))
-    .vm(neighbour(30))
+    .vm(neighbour(12))
+    .type_after(COUNTED, "vm\r")
     .seeded(seed)
     .within(Duration::from_secs(900))
-}
-
-/// A VM that keeps a secret, and one that looks everywhere for it.
-fn isolated(name: &str, about: &str, judge: fn(&Evidence) -> Result<(), String>) -> Scenario {
-    Scenario::full(name, about, judge)
-        .on(machine())
-        .vm(Vm::micro("keeper", "hostile", "attack=keep seconds=400"))
-        .vm(Vm::micro("mallory", "hostile", "attack=scan gib=256"))
-        .type_after("[mallory] GUEST-RESULT", "vm keeper stop\r")
-        .within(Duration::from_secs(900))
-}
-
-fn isolation() -> Scenario {
-    isolated(
-        "isolation",
-        "a guest looks at every page of its memory and one of each 2 MiB elsewhere, and finds neither another VM's \
-         secret nor the kernel's words nor a page that is not zero",
-        |e| {
-            survived(e, "mallory")?;
-            let scanned = |words: &str| e.guest_lines("mallory").any(|l| l.what.contains(words));
-            if !scanned("SCAN 8192 pages of memory") || !scanned("0 of them answered") {
-                return Err("mallory did not look everywhere".into());
-            }
-            if !e
-                .guest_lines("keeper")
-                .any(|l| l.what.starts_with("KEEPS "))
-            {
-                return Err("there was no secret".into());
-            }
-            well(e, &[])
-        },
-    )
-}
-
-/// The same with a kernel that shows a page of the keeper's to everybody: the guest must find it.
-fn isolation_broken() -> Scenario {
-    isolated(
-        "isolation-broken",
-        "the same guest finds the secret when the kernel is made to map one page of it elsewhere",
-        |e| match survived(e, "mallory") {
-            Err(why) if why.contains("secrets found") && !why.contains(": 0 secrets") => Ok(()),
-            other => Err(format!("the mapped page was not found: {other:?}")),
-        },
-    )
-    .sabotaged("foreign-frame")
 }
 
 /// How often a neighbour reported its count.
@@ -315,102 +372,5 @@ fn well(e: &Evidence, may_fail: &[&str]) -> Result<(), String> {
         Outcome::Clean if may_fail.is_empty() => Ok(()),
         Outcome::GuestFailed(why) if may_fail.iter().all(|vm| why.contains(vm)) => Ok(()),
         other => Err(format!("the run ended otherwise than it should: {other}")),
-    }
-}
-
-/// The neighbour's median pace while the attacker was honest, and while it attacked.
-fn paces(e: &Evidence, attacker: &str, neighbour: &str) -> Result<(u64, u64), String> {
-    let turns: Vec<(Duration, &str)> = e
-        .guest_lines(attacker)
-        .filter_map(|l| Some((l.at, l.what.trim().strip_prefix("PHASE ")?)))
-        .collect();
-    let mut honest = Vec::new();
-    let mut attacked = Vec::new();
-    for line in e.guest_lines(neighbour) {
-        let Some(pace) = line
-            .what
-            .trim()
-            .strip_prefix("COUNT ")
-            .and_then(|n| n.parse::<u64>().ok())
-        else {
-            continue;
-        };
-        let turn = turns.windows(2).find(|pair| {
-            matches!(pair, [(from, _), (to, _)] if line.at > *from + BORDER && line.at + BORDER < *to)
-        });
-        match turn {
-            Some([(_, "honest"), _]) => honest.push(pace),
-            Some([(_, "attack"), _]) => attacked.push(pace),
-            _ => {}
-        }
-    }
-    let few = honest.len().min(attacked.len());
-    if few < FEWEST_SAMPLES {
-        return Err(format!(
-            "only {few} samples of the neighbour's pace belong to a turn"
-        ));
-    }
-    Ok((median(honest), median(attacked)))
-}
-
-fn median(mut of: Vec<u64>) -> u64 {
-    of.sort_unstable();
-    of.get(of.len() / 2).copied().unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Emulator;
-
-    fn evidence(pace_under_attack: u64) -> Evidence {
-        let mut console = Vec::new();
-        let mut say = |ms: u64, what: String| {
-            console.push(Stamped {
-                at: Duration::from_millis(ms),
-                what,
-            });
-        };
-        for turn in 0..6_u64 {
-            let (word, pace) = if turn % 2 == 0 {
-                ("honest", 1000)
-            } else {
-                ("attack", pace_under_attack)
-            };
-            say(turn * 2000, format!("[mallory] PHASE {word}"));
-            (1..8).for_each(|n| say(turn * 2000 + n * 250, format!("[neighbour] COUNT {pace}")));
-        }
-        say(12_000, "[mallory] PHASE over".into());
-        say(12_001, "[mallory] GUEST-RESULT ok xsetbv".into());
-        say(12_002, "cpu0 runs, cpu1 idles".into());
-        Evidence {
-            emulator: Emulator::Qemu,
-            machine: machine(),
-            vms: vec!["mallory".into(), "neighbour".into()],
-            outcome: Outcome::Clean,
-            console,
-            records: Vec::new(),
-            torn_records: 0,
-            plugin: None,
-            seed: None,
-        }
-    }
-
-    #[test]
-    fn a_neighbour_that_suffers_is_noticed() {
-        let judge = |pace| in_turns("xsetbv").judge(&evidence(pace));
-        assert_eq!(judge(1000), Ok(()));
-        assert_eq!(judge(910), Ok(()));
-        assert!(judge(890).is_err_and(|why| why.contains("fell from 1000 to 890")));
-        let mut silent = evidence(1000);
-        silent.console.retain(|l| !l.what.contains("COUNT"));
-        assert!(
-            in_turns("xsetbv")
-                .judge(&silent)
-                .is_err_and(|why| why.contains("samples"))
-        );
-        let mut dead = evidence(1000);
-        dead.console.retain(|l| !l.what.contains("RESULT"));
-        assert!(in_turns("xsetbv").judge(&dead).is_err());
     }
 }

@@ -17,7 +17,7 @@ const MAY_SKIP: [&str; 5] = [
 /// The trials of this file.
 pub fn scenarios() -> Vec<Scenario> {
     vec![
-        Scenario::full(
+        Scenario::quick(
             "selftests",
             "every self-test passes in one VM with two vCPUs",
             |e| believed(e, &["tests"]),

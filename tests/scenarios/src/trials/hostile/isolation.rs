@@ -1,0 +1,58 @@
+//! One VM keeps a secret, another looks everywhere for it.
+
+use std::time::Duration;
+
+use super::{machine, survived, well};
+use crate::{Evidence, Scenario, Vm};
+
+/// The trials of this file.
+pub(super) fn scenarios() -> [Scenario; 2] {
+    [isolation(), isolation_broken()]
+}
+
+/// A VM that keeps a secret, and one that looks everywhere for it.
+fn isolated(name: &str, about: &str, judge: fn(&Evidence) -> Result<(), String>) -> Scenario {
+    Scenario::full(name, about, judge)
+        .on(machine())
+        .vm(Vm::micro("keeper", "hostile", "attack=keep seconds=400"))
+        .vm(Vm::micro("mallory", "hostile", "attack=scan gib=32"))
+        .type_after("[mallory] GUEST-RESULT", "vm keeper stop\r")
+        .within(Duration::from_secs(900))
+}
+
+fn isolation() -> Scenario {
+    isolated(
+        "isolation",
+        "a guest looks at every page of its memory and one of each 2 MiB elsewhere, and finds neither another VM's \
+         secret nor the kernel's words nor a page that is not zero",
+        |e| {
+            survived(e, "mallory")?;
+            let scanned = |words: &str| e.guest_lines("mallory").any(|l| l.what.contains(words));
+            if !scanned("SCAN 8192 pages of memory, 0 of them not zero")
+                || !scanned(", 0 of them answered")
+            {
+                return Err("mallory did not look everywhere".into());
+            }
+            if !e
+                .guest_lines("keeper")
+                .any(|l| l.what.starts_with("KEEPS "))
+            {
+                return Err("there was no secret".into());
+            }
+            well(e, &[])
+        },
+    )
+}
+
+/// The same with a kernel that shows a page of the keeper's to everybody: the guest must find it.
+fn isolation_broken() -> Scenario {
+    isolated(
+        "isolation-broken",
+        "the same guest finds the secret when the kernel is made to map one page of it elsewhere",
+        |e| match survived(e, "mallory") {
+            Err(why) if why.contains("secrets found") && !why.contains(": 0 secrets") => Ok(()),
+            other => Err(format!("the mapped page was not found: {other:?}")),
+        },
+    )
+    .sabotaged("foreign-frame")
+}
