@@ -182,7 +182,7 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
         sabotage::share_a_frame(&mut vms);
     }
     for vm in &vms {
-        announce(machine, vm);
+        announce(vm);
         for vcpu in &vm.vcpus {
             tell(
                 &mut sched,
@@ -268,7 +268,7 @@ pub fn spec<B: Backend>(vm: &Vm<B>) -> VcpuSpec {
     }
 }
 
-fn announce<B: Backend>(machine: &Machine, vm: &Vm<B>) {
+fn announce<B: Backend>(vm: &Vm<B>) {
     drive::record(Told::Vm {
         vm: vm.id,
         name: vm.name.clone(),
@@ -276,7 +276,7 @@ fn announce<B: Backend>(machine: &Machine, vm: &Vm<B>) {
             vcpus: vm.shape.vcpus,
             memory_bytes: vm.config.memory_bytes,
             home: vm.home,
-            memory_by_node: vm.ram.bytes_by_node(machine.nodes.len()),
+            memory_by_node: vm.ram.bytes_by_node(),
         },
     });
 }

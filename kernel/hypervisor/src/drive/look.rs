@@ -158,7 +158,7 @@ impl Watch {
                 *sum += Nanos(on_node.swap(0, Relaxed));
             }
         }
-        let resident = vm.ram.bytes_by_node(nodes);
+        let resident = vm.ram.bytes_by_node();
         let operands = operands(vm, nodes);
         self.cost.operands += operands.looks();
         let window = Window {

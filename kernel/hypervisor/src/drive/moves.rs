@@ -185,6 +185,7 @@ fn move_leaf<B: Backend>(
     match moved {
         Ok(old) => {
             mm::free_displaced(old);
+            vm.ram.relocated(size, from, to);
             Ok(Some(Done { from, size, pause }))
         }
         Err((why, target)) => {

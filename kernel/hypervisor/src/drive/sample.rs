@@ -352,7 +352,7 @@ fn tell_footprint<B: Backend>(hv: &Hypervisor<B>, track: &VmTrack, latencies: &L
 /// Memory of a VM on each node, touched or not.
 pub fn bytes_by_node<B: Backend>(hv: &Hypervisor<B>, vm: VmId) -> Vec<u64> {
     hv.vm(vm)
-        .map(|vm| vm.ram.bytes_by_node(hv.machine.nodes.len()))
+        .map(|vm| vm.ram.bytes_by_node())
         .unwrap_or_default()
 }
 

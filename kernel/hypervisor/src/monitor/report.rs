@@ -127,7 +127,7 @@ pub fn vms<B: Backend>(hv: &Hypervisor<B>) -> String {
 fn lies_on<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
     let mut held: Vec<(u64, NodeId)> = vm
         .ram
-        .bytes_by_node(hv.machine.nodes.len())
+        .bytes_by_node()
         .into_iter()
         .zip(hv.machine.nodes.iter().map(|n| n.id))
         .collect();
@@ -224,7 +224,7 @@ pub fn footprint<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
             .map(|(node, _)| format!("touched from {node}")),
     );
     let mut table = Table::new(headings);
-    let held = vm.ram.bytes_by_node(hv.machine.nodes.len());
+    let held = vm.ram.bytes_by_node();
     for (((index, node), bytes), share) in hv
         .machine
         .nodes
@@ -372,7 +372,7 @@ fn sum<B: Backend>(hv: &Hypervisor<B>, e: &Explanation) -> String {
 /// Registers the operator's order to move pages; the answer.
 pub fn migrate<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, node: NodeId) -> String {
     let away: u64 = {
-        let held = vm.ram.bytes_by_node(hv.machine.nodes.len());
+        let held = vm.ram.bytes_by_node();
         held.iter()
             .enumerate()
             .filter(|(index, _)| *index != node.index())

@@ -79,7 +79,8 @@ pub fn build<B: Backend>(
         .unwrap_or_else(|| placement.first().map_or(NodeId(0), |s| s.node));
     check_node(world.machine, home)?;
 
-    let ram = GuestRam::<B::Format>::new(id, home).map_err(|e| e.to_string())?;
+    let ram = GuestRam::<B::Format>::new(id, home, world.machine.nodes.len())
+        .map_err(|e| e.to_string())?;
     let filled = Filling::claim(&placement).and_then(|mut f| f.go_on(&ram, &shape, || true));
     if let Err(why) = filled {
         for (frame, size) in ram.take_leaves(u64::MAX) {

@@ -33,7 +33,8 @@ static ROOTS: AtomicU64 = AtomicU64::new(1);
 #[derive(Debug)]
 pub struct GuestRam<F: TableFormat<Address = Gpa>> {
     vm: VmId,
-    bytes: AtomicU64,
+    /// Bytes on each node, so that asking costs nothing however large it is.
+    by_node: Vec<AtomicU64>,
     root: Frame,
     table: RwLock<RadixTable<F, DirectTables>>,
     generations: Generations<AtomicU64>,
@@ -79,12 +80,12 @@ impl Shootdown for Together<'_, '_> {
 }
 
 impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
-    /// An empty table whose own frames come from `node`.
-    pub fn new(vm: VmId, node: NodeId) -> Result<Self, memory::buddy::OutOfFrames> {
+    /// An empty table whose own frames come from `node`, on a host with `nodes` nodes.
+    pub fn new(vm: VmId, node: NodeId, nodes: usize) -> Result<Self, memory::buddy::OutOfFrames> {
         let table = RadixTable::new(DirectTables, node)?;
         Ok(Self {
             vm,
-            bytes: AtomicU64::new(0),
+            by_node: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
             root: table.root(),
             table: RwLock::new(table),
             generations: Generations::of_root(
@@ -103,7 +104,9 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
             .write()
             .map(gpa, frame, size, Attributes::memory(rights))?;
         flush.carry_out(&memory::table::NoProcessor);
-        self.bytes.fetch_add(size.bytes(), Relaxed);
+        if let Some(sum) = self.sum(mm::node_of(frame)) {
+            sum.fetch_add(size.bytes(), Relaxed);
+        }
         Ok(())
     }
 
@@ -204,16 +207,21 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
         }
     }
 
-    /// Bytes on each of `nodes` nodes.
-    pub fn bytes_by_node(&self, nodes: usize) -> Vec<u64> {
-        let mut bytes = alloc::vec![0; nodes];
-        for leaf in self.table.read().all_leaves() {
-            if let Some(sum) = mm::node_of(leaf.frame).and_then(|node| bytes.get_mut(node.index()))
-            {
-                *sum += leaf.size.bytes();
-            }
+    /// Bytes on each node.
+    pub fn bytes_by_node(&self) -> Vec<u64> {
+        self.by_node.iter().map(|sum| sum.load(Relaxed)).collect()
+    }
+
+    /// A leaf was moved.
+    pub fn relocated(&self, size: PageSize, from: NodeId, to: NodeId) {
+        if let (Some(from), Some(to)) = (self.sum(Some(from)), self.sum(Some(to))) {
+            from.fetch_sub(size.bytes(), Relaxed);
+            to.fetch_add(size.bytes(), Relaxed);
         }
-        bytes
+    }
+
+    fn sum(&self, node: Option<NodeId>) -> Option<&AtomicU64> {
+        self.by_node.get(node?.index())
     }
 
     /// A guest hit an address of its RAM that was not mapped: waits until the move is over.
@@ -245,7 +253,9 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
             for leaf in leaves {
                 if let Ok(unmapped) = table.unmap(leaf.at, leaf.size) {
                     let gone = unmapped.finish(shootdown, &DirectTables);
-                    self.bytes.fetch_sub(gone.size.bytes(), Relaxed);
+                    if let Some(sum) = self.sum(mm::node_of(gone.frame)) {
+                        sum.fetch_sub(gone.size.bytes(), Relaxed);
+                    }
                     frames.push((gone.frame, gone.size));
                 }
             }
@@ -379,7 +389,7 @@ impl<F: TableFormat<Address = Gpa>> GuestMemory for GuestRam<F> {
     }
 
     fn size(&self) -> u64 {
-        self.bytes.load(Relaxed)
+        self.bytes_by_node().iter().sum()
     }
 }
 

@@ -11,6 +11,7 @@ use kit::{Test, Verdict, attempt, cpu, ensure};
 
 pub const TESTS: &[Test] = &[
     Test::new("caches-off-is-seen", caches_off),
+    Test::new("caches-off-is-about-cr0-only", others_stay),
     // QEMU lets no hypervisor see a read of CR4.
     Test::new("mce-cleared-is-seen", mce_cleared).unless(kit::lenient_processor),
     Test::new("xsetbv-needs-osxsave", xsetbv).unless(no_xsave),
@@ -20,6 +21,7 @@ const SOMETHING: u64 = 0x5a5a_1234_5000;
 const CD: u64 = 1 << 30;
 const NW: u64 = 1 << 29;
 const MCE: u64 = 1 << 6;
+const PGE: u64 = 1 << 7;
 const OSXSAVE: u64 = 1 << 18;
 const UNDEFINED: u8 = 6;
 const PROTECTION: u8 = 13;
@@ -55,6 +57,24 @@ fn caches_off() -> Verdict {
             "with CR0 {wanted:#x} CR2, 3, 4, 8 are {others:x?} instead of {before:x?}"
         );
     }
+    Ok(())
+}
+
+/// While caches are off, as they are while memory types change, the other registers are read and written as ever.
+fn others_stay() -> Verdict {
+    let (cr0, cr3, cr4) = (cpu::cr0(), cpu::cr3(), cpu::cr4());
+    cpu::set_cr0(cr0 | CD);
+    cpu::set_cr4(cr4 ^ PGE);
+    let read = (cpu::cr3(), cpu::cr4());
+    cpu::set_cr4(cr4);
+    cpu::set_cr3(cr3);
+    cpu::set_cr0(cr0);
+    ensure!(
+        read == (cr3, cr4 ^ PGE),
+        "CR3 and CR4 are {read:x?} instead of {:x?}",
+        (cr3, cr4 ^ PGE)
+    );
+    ensure!(cpu::cr4() == cr4, "CR4 is {:#x} again", cpu::cr4());
     Ok(())
 }
 
