@@ -14,6 +14,7 @@ pub(crate) const KEYS: &[&str] = &[
     "sabotage",
     "seed",
     "donate",
+    "share_cores",
     "trace",
 ];
 
@@ -39,6 +40,7 @@ pub(crate) fn read(table: &TableReader<'_>, issues: &mut Issues<'_>) -> Host {
         sabotage: crate::sabotage::read(table, issues),
         seed: table.number("seed", 0..=i64::MAX as u64, 0, issues),
         donate: table.boolean("donate", default.donate, issues),
+        share_cores: table.boolean("share_cores", default.share_cores, issues),
         trace: table.boolean("trace", default.trace, issues),
     }
 }

@@ -22,6 +22,7 @@
 //! | `sabotage` | list of names ([`Sabotage`]) | `[]` | breaks the kernel on purpose; for tests, and refused by every ordinary kernel |
 //! | `seed` | number | `0` | what the random choices of such tests begin with |
 //! | `donate` | boolean | `true` | a spinning virtual CPU leaves its slice to a preempted neighbour of its VM |
+//! | `share_cores` | boolean | `false` | hardware threads of one core may run different VMs at a time, which can leak (L1TF, MDS) |
 //! | `trace` | boolean | `false` | record every step of the scheduler on the telemetry port, for a replay |
 //!
 //! | `[[vm]]` key | value | default | meaning |

@@ -38,6 +38,8 @@ pub struct Host {
     pub seed: u64,
     /// Whether a spinning virtual CPU's slice goes to a preempted neighbour of its VM.
     pub donate: bool,
+    /// Whether hardware threads of one core may run virtual CPUs of different VMs at a time.
+    pub share_cores: bool,
     /// Whether every step of the scheduler is recorded, for a replay.
     pub trace: bool,
 }
@@ -55,6 +57,7 @@ impl Default for Host {
             sabotage: Vec::new(),
             seed: 0,
             donate: true,
+            share_cores: false,
             trace: false,
         }
     }

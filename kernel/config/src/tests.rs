@@ -85,6 +85,9 @@ fn every_key_arrives_where_it_belongs() {
     let config = parse(TWO_VMS).expect("valid");
     assert_eq!(config.host.mode, Mode::DryRun);
     assert_eq!(config.host.sample_ms, 50);
+    assert!(!config.host.share_cores, "VMs share no core unasked");
+    let shared = parse("[host]\nshare_cores = true").expect("valid");
+    assert!(shared.host.share_cores && parse(&shared.to_string()) == Ok(shared));
     let [far, near] = &config.vms[..] else {
         panic!("two VMs")
     };

@@ -31,6 +31,7 @@ impl fmt::Display for HostConfig {
             writeln!(f, "seed = {}", host.seed)?;
         }
         writeln!(f, "donate = {}", host.donate)?;
+        writeln!(f, "share_cores = {}", host.share_cores)?;
         writeln!(f, "trace = {}", host.trace)?;
         self.vms.iter().try_for_each(|vm| vm_table(f, vm))
     }

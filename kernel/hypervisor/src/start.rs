@@ -156,6 +156,7 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
     };
     let tunables = Tunables {
         donate: config.host.donate,
+        share_cores: config.host.share_cores,
         ..Tunables::with_quantum(Nanos::from_millis(config.host.quantum_ms.into()))
     };
     let mut sched = drive::schedule::begin(tunables, config.host.trace);

@@ -331,6 +331,9 @@ impl Scheduler {
         let until = until.map(|t| t.max(now + Nanos(1)));
         if let Some(c) = self.cpus.get_mut(cpu) {
             c.idle_until = until;
+            if forced.is_some() && c.members().next().is_some() {
+                c.kept_idle += 1;
+            }
         }
         self.free_siblings(cpu, out);
         if forced.is_some() {

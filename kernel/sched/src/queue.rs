@@ -60,6 +60,8 @@ pub(crate) struct Cpu {
     pub(crate) siblings: Vec<CpuId>,
     /// Since when its core has run vCPUs of one machine only.
     pub(crate) core_since: Nanos,
+    /// How often it found somebody to run and stayed idle, for the sake of its core's machine.
+    pub(crate) kept_idle: u64,
     /// A slice that a spinning vCPU left to a neighbour.
     pub(crate) donation: Option<Donation>,
     /// Who pays for what the current one runs, if not itself.
@@ -85,6 +87,7 @@ impl Cpu {
             expected_by: Vec::new(),
             siblings: Vec::new(),
             core_since: Nanos::ZERO,
+            kept_idle: 0,
             donation: None,
             payer: None,
             indexed_idle: false,

@@ -17,6 +17,9 @@ pub struct CpuReport {
     pub running: Option<VcpuId>,
     /// vCPUs in its queue that do not run.
     pub waiting: u16,
+    /// How often it had somebody to run and stayed idle because a thread of its core ran another machine
+    /// ([`share_cores`](crate::Tunables::share_cores)).
+    pub kept_idle: u64,
     /// CPU time that its vCPUs ask for: 65536 = one CPU; more is overcommitment.
     pub demand: u64,
 }
@@ -116,6 +119,7 @@ impl Scheduler {
             node: c.place.node,
             running: c.current,
             waiting: c.members().filter(|v| Some(*v) != c.current).count() as u16,
+            kept_idle: c.kept_idle,
             demand: self.demand_on(cpu),
         })
     }

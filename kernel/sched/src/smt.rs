@@ -36,6 +36,11 @@ impl Scheduler {
             .find(|s| self.cpus.get(*s).is_some_and(|c| c.current.is_some()))
     }
 
+    /// Whether the CPU is one of several threads of a core.
+    pub fn has_siblings(&self, cpu: CpuId) -> bool {
+        self.cpus.get(cpu).is_some_and(|c| !c.siblings.is_empty())
+    }
+
     /// Since when the core has been its owner's, if `cpu` starts to run now.
     pub(crate) fn core_since(&self, cpu: CpuId, now: Nanos) -> Nanos {
         self.running_sibling(cpu)

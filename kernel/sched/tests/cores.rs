@@ -43,6 +43,15 @@ fn two_machines_share_one_core_by_halves() {
     let (a, b) = (ran(0), ran(1));
     assert!(a.abs_diff(b) < (a + b) / 10, "{a} and {b}");
     assert!(a + b > 16_000_000_000, "both threads are used: {}", a + b);
+    assert!(
+        kept_idle(&sim) > 0,
+        "one machine waited for the other's core"
+    );
+}
+
+/// How often CPUs stayed idle for another machine's sake.
+fn kept_idle(sim: &Sim) -> u64 {
+    sim.sched.cpus().map(|c| c.kept_idle).sum()
 }
 
 #[test]
@@ -63,6 +72,7 @@ fn machines_that_may_share_fill_all_threads() {
             sim.ran(vcpu(i, 0))
         );
     }
+    assert_eq!(kept_idle(&sim), 0);
 }
 
 #[test]

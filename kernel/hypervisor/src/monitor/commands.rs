@@ -68,7 +68,7 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
         ("touched", [name, "begin"]) => with_vm(hv, name, touched::begin),
         ("touched", [name, "end"]) => with_vm(hv, name, touched::end),
         ("split", [name, at, mib]) => with_vm(hv, name, |vm| touched::split(vm, at, mib)),
-        ("security", []) => report::security(),
+        ("security", []) => report::security(hv),
         ("log", []) => format!(
             "messages down to {} are shown\n",
             level_name(log::max_level())

@@ -180,7 +180,7 @@ fn doing<B: Backend>(v: &Vcpu<B>) -> String {
 
 /// What each CPU runs.
 pub fn cpus<B: Backend>(hv: &Hypervisor<B>) -> String {
-    let mut table = Table::new(["CPU", "node", "does", "others waiting", "load"]);
+    let mut table = Table::new(["CPU", "node", "does", "others waiting", "load", "kept idle"]);
     let sched = hv.sched.lock();
     for report in sched.cpus() {
         let doing = match percpu::of(report.cpu).map(|c| c.activity()) {
@@ -194,6 +194,7 @@ pub fn cpus<B: Backend>(hv: &Hypervisor<B>) -> String {
             doing,
             report.waiting.to_string(),
             format!("{} %", (report.demand * 100) >> 16),
+            report.kept_idle.to_string(),
         ]);
     }
     table.to_string()
@@ -396,7 +397,7 @@ pub fn migrate<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, node: NodeId) -> Stri
 }
 
 /// What is done against leaks by speculation.
-pub fn security() -> String {
+pub fn security<B: Backend>(hv: &Hypervisor<B>) -> String {
     let counts = [
         Counted::Ibpb,
         Counted::SpecCtrl,
@@ -413,5 +414,14 @@ pub fn security() -> String {
         };
         table.row([name, state, &speculation::total(counted).to_string(), why]);
     }
+    let sched = hv.sched.lock();
+    let threads = sched.cpus().any(|cpu| sched.has_siblings(cpu.cpu));
+    let (state, why) = match (threads, sched.tunables().share_cores) {
+        (false, _) => ("not needed", "no core has two threads here"),
+        (true, false) => ("active", "threads of a core share caches and buffers"),
+        (true, true) => ("off", "`share_cores = true` in the configuration"),
+    };
+    let kept_idle: u64 = sched.cpus().map(|cpu| cpu.kept_idle).sum();
+    table.row(["one VM to a core", state, &kept_idle.to_string(), why]);
     table.to_string()
 }

@@ -31,7 +31,7 @@ const QUESTIONS: [(&str, &[&str]); 21] = [
     ("proximity", &["proximity", "node1"]),
     ("why", &["alpha.0", "deadline", "credit", "key"]),
     ("why alpha.1", &["alpha.1"]),
-    ("security", &["IBPB between VMs", "return stack filled", "active"]),
+    ("security", &["IBPB between VMs", "return stack filled", "active", "one VM to a core"]),
     ("log", &["messages down to info"]),
     ("log warn", &["messages down to warn"]),
     ("vmm", &["no command", "topology", "shutdown"]),
