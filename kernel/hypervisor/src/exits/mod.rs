@@ -84,17 +84,11 @@ fn dispatch<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit) -> After {
         }
         Exit::Exception { vector, error } => event::intercepted(ctx, vector, error),
         Exit::NotOffered(what) => {
-            log::debug!(
-                "{}: {what} is not offered to guests; the guest gets #UD",
-                ctx.vcpu.id
-            );
+            note_refusal(ctx, what, "#UD");
             event::raise(ctx, UNDEFINED_OPCODE, None)
         }
         Exit::NotAllowed(what) => {
-            log::debug!(
-                "{}: {what} is not allowed to guests; the guest gets #GP",
-                ctx.vcpu.id
-            );
+            note_refusal(ctx, what, "#GP");
             general_protection(ctx)
         }
         Exit::TaskSwitch { selector, source } => task::handle(ctx, selector, source),
@@ -111,6 +105,19 @@ fn dispatch<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit) -> After {
         Exit::Unexpected { code, info1, info2 } => After::Fault(format!(
             "an exit that nobody asked for: code {code:#x}, information {info1:#x} and {info2:#x}"
         )),
+    }
+}
+
+/// Tells the operator of an instruction that guests do not have: the first time, the second, the fourth, and so on, since a guest
+/// can do it as often as it likes.
+fn note_refusal<B: Backend>(ctx: &mut Context<'_, B>, what: &str, exception: &str) {
+    let times = ctx.core.refusals.saturating_add(1);
+    ctx.core.refusals = times;
+    if times.is_power_of_two() {
+        log::debug!(
+            "{}: {what} is not for guests; the guest gets {exception} ({times} such refusals so far)",
+            ctx.vcpu.id
+        );
     }
 }
 

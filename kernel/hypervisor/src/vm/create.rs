@@ -250,6 +250,7 @@ pub fn new_core<B: Backend>(
         runnable_since: None,
         postponed: None,
         handed_back: None,
+        refusals: 0,
         history: History::new(),
         look: NextLook::new(u64::from(index)),
     })

@@ -227,6 +227,8 @@ pub struct VcpuCore<B: Backend> {
     pub look: NextLook,
     /// The instruction that was last handed back to the processor, and how often in a row.
     pub handed_back: Option<HandedBack>,
+    /// Instructions that guests do not have, executed all the same.
+    pub refusals: u64,
 }
 
 /// An instruction that met a nested fault and that software could make nothing of.
