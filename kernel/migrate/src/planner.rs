@@ -7,7 +7,7 @@ use units::{Gpa, Nanos, NodeId, Score, VmId};
 
 use crate::budget::Bucket;
 use crate::order::{Action, Decision, Event, MoveOutcome, MoveResult, PageOrder};
-use crate::price::{Obstacle, Place, Pricer, Quote, pays_back};
+use crate::price::{Obstacle, Place, Pricer, Quote};
 use crate::sentence;
 use crate::tunables::Tunables;
 use crate::view::{HostView, Mode, VmView};
@@ -367,13 +367,7 @@ impl History {
         paying()
             .filter(|q| net(q).0 >= t.comparable.of(most.0))
             // Of targets that cost the same, the one that gains most.
-            .min_by_key(|q| {
-                (
-                    pays_back(q.all_cost, q.all_benefit_ns_per_s),
-                    core::cmp::Reverse(q.gain),
-                    q.target,
-                )
-            })
+            .min_by_key(|q| (q.weighed(t.most), core::cmp::Reverse(q.gain), q.target))
             .ok_or_else(near)
     }
 

@@ -125,6 +125,21 @@ pub(crate) struct Quote {
     pub(crate) obstacle: Option<Obstacle>,
 }
 
+impl Quote {
+    /// When it pays back, for comparison with other options.
+    ///
+    /// A step that does most of the good by itself is weighed alone: what would follow is decided by
+    /// what is seen once it is done, and may never be needed. A step that does little without
+    /// what follows is weighed with it.
+    pub(crate) fn weighed(&self, most: Score) -> Nanos {
+        if self.benefit_ns_per_s >= most.of(self.all_benefit_ns_per_s) {
+            self.pays_back
+        } else {
+            pays_back(self.all_cost, self.all_benefit_ns_per_s)
+        }
+    }
+}
+
 /// Prices options for one machine.
 #[derive(Debug)]
 pub(crate) struct Pricer<'a> {
@@ -137,7 +152,7 @@ pub(crate) struct Pricer<'a> {
 }
 
 /// Time after which a benefit has earned its cost.
-pub(crate) fn pays_back(cost: Nanos, benefit_ns_per_s: u64) -> Nanos {
+fn pays_back(cost: Nanos, benefit_ns_per_s: u64) -> Nanos {
     let ns = u128::from(cost.0) * 1_000_000_000 / u128::from(benefit_ns_per_s.max(1));
     Nanos(u64::try_from(ns).unwrap_or(u64::MAX))
 }

@@ -26,6 +26,8 @@ pub struct Tunables {
     pub bounce_memory: Nanos,
     /// An option is as good as the best if it saves at least this part of what that saves.
     pub comparable: Score,
+    /// Part of what an option and its followers save together that counts as most of it.
+    pub most: Score,
     /// Cost of moving one vCPU across nodes, its cache contents included.
     pub vcpu_move: Nanos,
     /// Cost of copying 1 MiB between nodes (2 GiB/s).
@@ -64,6 +66,7 @@ impl Default for Tunables {
             gamma_bounced: 4,
             bounce_memory: Nanos::from_secs(60),
             comparable: Score::from_per_mille(900),
+            most: Score::from_per_mille(750),
             vcpu_move: Nanos::from_micros(500),
             copy_mib: Nanos::from_micros(500),
             page_overhead: Nanos::from_micros(5),

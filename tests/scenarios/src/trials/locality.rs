@@ -80,7 +80,7 @@ pub fn scenarios() -> Vec<Scenario> {
             "the same with a workload so small that the guest's kernel touches more regions than it does",
             |e| ends_at_node_1(e, NEAR),
         )
-        .vm(bound_to_second("--guest-node 1 --mib 16 --seconds 20 --tag 2"))
+        .vm(bound_to_second("--guest-node 1 --mib 8 --seconds 20 --tag 2"))
         .type_after(COUNTED, SWITCH_ON)
         .type_after(LATE, LOOK),
         Scenario::quick("off-moves-nothing", "with mode = \"off\" a far VM stays far", stays_far)
