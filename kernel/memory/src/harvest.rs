@@ -338,7 +338,11 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
             return;
         }
         let clear = |bit: Bit, mask: u64| if bit == Bit::Clear { mask } else { 0 };
-        let mask = clear(pass.options.accessed, F::ACCESSED) | clear(pass.options.dirty, F::DIRTY);
+        let mut mask =
+            clear(pass.options.accessed, F::ACCESSED) | clear(pass.options.dirty, F::DIRTY);
+        if mask & F::DIRTY != 0 && self.is_evidence(at, size) {
+            mask &= !F::DIRTY;
+        }
         // What the clearing operation returns is what is reported: a bit that a processor sets
         // between the read and the clear is neither lost nor reported twice.
         let entry = if entry & mask == 0 {

@@ -48,6 +48,7 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
     ) -> Result<Unmapped<F::Address>, TableError> {
         let slot = self.leaf_slot(at, size)?;
         let old = self.memory.swap(slot.table, slot.index, 0);
+        self.changes(at, size);
         let retired = self.prune(at.to_offset().unwrap_or(0), slot.level);
         Ok(Unmapped {
             leaf: leaf::<F>(old, at, size),
@@ -71,6 +72,7 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         let slot = self.leaf_slot(at, size)?;
         let bare = F::leaf(F::leaf_frame(slot.value, size), size, attributes);
         let old = self.update(slot, |old| bare | old & (F::ACCESSED | F::DIRTY));
+        self.changes(at, size);
         let changed = old & !(F::ACCESSED | F::DIRTY) != bare;
         Ok(if changed {
             range(at, size)
@@ -89,6 +91,7 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
     ) -> Result<Leaf<F::Address>, TableError> {
         let slot = self.leaf_slot(at, size)?;
         let old = self.update(slot, F::frozen);
+        self.changes(at, size);
         Ok(leaf::<F>(old, at, size))
     }
 
@@ -128,6 +131,13 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
                 Some(above) if mask != 0 => level = above,
                 _ => return,
             }
+        }
+    }
+
+    /// Whoever watches a leaf here has nothing to judge by any more.
+    pub(super) fn changes(&mut self, at: F::Address, size: PageSize) {
+        if let Some(start) = at.to_offset() {
+            self.watches.end(start, size.bytes());
         }
     }
 

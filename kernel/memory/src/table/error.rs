@@ -56,6 +56,11 @@ pub enum TableError {
         /// Where.
         at: u64,
     },
+    /// Somebody else judges by the leaf's D. Wait and look again.
+    Watched {
+        /// Where.
+        at: u64,
+    },
     /// The 512 leaves do not form one larger leaf: one is missing or frozen, has other attributes, or the
     /// frames are not contiguous and aligned.
     NotUniform {
@@ -108,6 +113,12 @@ impl fmt::Display for TableError {
                 write!(
                     f,
                     "{at:#x} is no longer frozen: its mapping was torn down; nothing was installed"
+                )
+            }
+            Self::Watched { at } => {
+                write!(
+                    f,
+                    "{at:#x} is being copied by another move; wait for that and try again"
                 )
             }
             Self::NotUniform { at } => write!(

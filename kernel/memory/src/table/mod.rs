@@ -15,6 +15,8 @@
 //! guest that faults on it waits. Operations on a frozen range are refused as
 //! [`TableError::Frozen`].
 //!
+//! A leaf may be *watched*: its D is a mover's evidence, see `watch`.
+//!
 //! # Flushes
 //! Every change returns a [`Flush`]; where something may be reused only after the flush (a frame, a
 //! table), it comes wrapped in a type that gives it out only after [`Shootdown`]: [`Unmapped`],
@@ -37,6 +39,7 @@ mod map;
 mod radix;
 mod resize;
 mod store;
+mod watch;
 
 pub use address::{TableAddress, Va};
 pub use amd64::{HostFormat, NptFormat, PAT};
@@ -51,6 +54,7 @@ pub(crate) use radix::Entry;
 pub use radix::{Leaf, Lookup, RadixTable};
 pub use resize::{CollapseReady, Collapsing, SplitReady, Splitting};
 pub use store::TableMemory;
+pub(crate) use watch::Ticket;
 
 /// Entries in a table.
 pub const ENTRIES: usize = 512;

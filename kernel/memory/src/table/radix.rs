@@ -1,5 +1,6 @@
 //! The table itself: looking up, and taking everything down.
 
+use super::watch::Watches;
 use super::{
     Attributes, ENTRIES, Flush, Level, Shootdown, TableAddress, TableError, TableFormat,
     TableMemory,
@@ -94,6 +95,7 @@ pub struct RadixTable<F, M> {
     pub(super) node: NodeId,
     root: Frame,
     pub(super) tables: u64,
+    pub(super) watches: Watches,
     format: PhantomData<fn() -> F>,
 }
 
@@ -109,6 +111,7 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
             node,
             root,
             tables: 1,
+            watches: Watches::default(),
             format: PhantomData,
         })
     }

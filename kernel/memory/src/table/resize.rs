@@ -167,6 +167,7 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
             .uniform(child, at, part)
             .ok_or(TableError::NotUniform { at: bits })?;
         self.update(slot, F::frozen);
+        self.changes(at, size);
         Ok(Collapsing {
             leaf: Leaf { size, ..leaf },
             child,
