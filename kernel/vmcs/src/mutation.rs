@@ -5,6 +5,7 @@
 
 use crate::area::{Guest, Segment, Table};
 use crate::control::EntryControls;
+use crate::event;
 use crate::field::{self, ALL};
 use core::fmt;
 
@@ -200,6 +201,14 @@ impl Mutation {
                 };
             }
         }
+    }
+
+    /// Whether it has the entry deliver "another event" (type 7 of SDM 3C 25.8.3).
+    #[must_use]
+    pub fn injects_other_event(&self) -> bool {
+        self.encoding == field::ENTRY_EVENT.encoding()
+            && event::is_valid(self.value as u32)
+            && self.value >> 8 & 7 == 7
     }
 
     /// Whether a form with this mistake may be tried although it counts as valid. Not what leads the processor to memory

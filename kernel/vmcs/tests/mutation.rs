@@ -109,3 +109,22 @@ fn the_culprit_is_the_mistake() {
     assert!((1_000..3_000).contains(&rejected), "{rejected}");
     assert!(blamed * 100 >= rejected * 85, "{blamed} of {rejected}");
 }
+
+#[test]
+fn the_other_event_is_recognized_by_its_type_and_its_valid_bit() {
+    let (encoding, name) = (
+        field::ENTRY_EVENT.encoding(),
+        "VM-entry interruption information",
+    );
+    let injects = |value, encoding| {
+        let mutation = Mutation {
+            encoding,
+            name,
+            value,
+        };
+        mutation.injects_other_event()
+    };
+    assert!(injects(0x8000_0700, encoding) && injects(0x8000_0f07, encoding));
+    assert!(!injects(0x0000_0700, encoding) && !injects(0x8000_0302, encoding));
+    assert!(!injects(0x8000_0700, field::GUEST_ACTIVITY.encoding()));
+}

@@ -11,8 +11,9 @@ pub fn scenarios() -> Vec<Scenario> {
     let refused = |name: &str, about: &str, model: &str, words: &'static [&'static str]| {
         Scenario::full(name, about, move |e| hosts_nothing(e, words))
             .in_bochs_only()
+            .quick_in_bochs()
             .on(Machine::row(2, 1, 256).with_bochs_cpu(model))
-            .vm(small())
+            .vm(Vm::micro("alpha", "selftest", ""))
     };
     vec![
         refused(
