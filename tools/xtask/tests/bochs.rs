@@ -171,3 +171,17 @@ fn a_dry_run_prints_the_configuration() {
         assert!(said.contains(word), "{word} is not in: {said}");
     }
 }
+
+#[test]
+fn without_bochs_its_trials_fail_and_none_is_skipped() {
+    let output = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["test", "--lab", "bochs", "scenario/starved-no-vmx"])
+        .env("PERIGEE_BOCHS", "/nowhere/bochs")
+        .stdin(Stdio::null())
+        .output()
+        .expect("xtask starts");
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("0 passed, 1 failed, 0 skipped"), "{said}");
+    assert!(said.contains("/nowhere/bochs, which is no file"), "{said}");
+}
