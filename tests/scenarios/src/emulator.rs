@@ -127,10 +127,10 @@ impl Machine {
             }
             start += bytes;
         }
-        let mut tables = vec![
-            ("madt.aml", build::madt(&interrupts)),
-            ("srat.aml", build::srat(&affinities)),
-        ];
+        let mut tables = vec![("madt.aml", build::madt(&interrupts))];
+        if !self.undescribed {
+            tables.push(("srat.aml", build::srat(&affinities)));
+        }
         if !self.distances.is_empty() {
             let distance = |from: u32, to: u32| self.distances[from as usize][to as usize];
             let slit = build::slit(self.nodes.len() as u32, distance);

@@ -34,6 +34,8 @@ pub struct Machine {
     pub cpu: String,
     /// Bochs' CPU model.
     pub bochs_cpu: String,
+    /// Firmware does not say which node anything is in: there is no SRAT.
+    pub undescribed: bool,
 }
 
 /// SLIT distance, latency and bandwidth by number of hops; further hops cost what the last one costs.
@@ -126,6 +128,7 @@ impl Machine {
             latencies,
             cpu: Self::CPU.into(),
             bochs_cpu: Self::BOCHS_CPU.into(),
+            undescribed: false,
         }
     }
 
@@ -133,6 +136,14 @@ impl Machine {
     pub fn with_distances(mut self, distances: Vec<Vec<u8>>) -> Self {
         self.distances = distances;
         self.latencies.clear();
+        self
+    }
+
+    /// The same machine with firmware that has no SRAT, and nothing else about nodes.
+    pub fn without_srat(mut self) -> Self {
+        self.distances.clear();
+        self.latencies.clear();
+        self.undescribed = true;
         self
     }
 
@@ -180,6 +191,9 @@ impl Machine {
         }
         if self.nodes[0].cpus == 0 || self.nodes[0].memory_mib == 0 {
             return Err("node 0 needs CPUs and memory: the firmware starts there".into());
+        }
+        if self.undescribed && self.nodes.len() > 1 {
+            return Err("a machine without an SRAT is built with one node".into());
         }
         if self.nodes.len() > 16 {
             return Err(format!(
@@ -243,6 +257,10 @@ impl Machine {
             format!("{},sockets={sockets},cores={cores},threads=1", self.cpus()),
         );
 
+        // One `-numa`, and QEMU writes an SRAT.
+        if self.undescribed {
+            return args;
+        }
         for (id, node) in self.nodes.iter().enumerate() {
             let mut numa = format!("node,nodeid={id}");
             if node.memory_mib > 0 {
@@ -357,6 +375,8 @@ mod tests {
             },
         ]);
         assert!(headless.check().is_err_and(|why| why.contains("node 0")));
+        let silent = Machine::row(2, 1, 256).without_srat();
+        assert!(silent.check().is_err_and(|why| why.contains("one node")));
         let ragged = Machine::row(2, 1, 256).with_distances(vec![vec![10, 20]]);
         assert!(
             ragged

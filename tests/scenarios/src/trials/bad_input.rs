@@ -4,6 +4,7 @@
 use telemetry::{Event, OffReason, VmEvent};
 use topology::build;
 
+use super::boot::topology_matches;
 use crate::{Evidence, FileChange, Machine, Outcome, Scenario, Vm, tiny};
 
 /// A configuration with one mistake a line.
@@ -50,6 +51,14 @@ pub fn scenarios() -> Vec<Scenario> {
         .table("madt.aml", damaged_madt())
         .table("srat.aml", damaged_srat())
         .table("slit.aml", damaged_slit()),
+        Scenario::quick(
+            "no-srat",
+            "without an SRAT the kernel says so and takes all processors and memory as one node, where a Linux does its work",
+            one_node,
+        )
+        .on(Machine::row(1, 4, 512).without_srat())
+        .vm(Vm::linux("well").workload("--mib 8 --seconds 3"))
+        .type_after("[well] GUEST-UP", "topology\r"),
         Scenario::quick(
             "bad-guests",
             "guests that are truncated, no kernels, triple-fault or leave their memory end alone, with a dump; a neighbour does its work",
@@ -163,6 +172,29 @@ fn damaged_tables(e: &Evidence) -> Result<(), String> {
         (Outcome::Clean, 2) => Ok(()),
         (outcome, nodes) => Err(format!("{nodes} nodes, and it ended as: {outcome}")),
     }
+}
+
+/// What was missing and what was done instead is said, on the console, in the record and to the operator who asks.
+fn one_node(e: &Evidence) -> Result<(), String> {
+    const SENTENCE: &str = "Firmware has no SRAT; all processors and memory are node 0.";
+    said(e, &[&format!("topology: {SENTENCE}")])?;
+    let seen = e.topology().ok_or("the kernel recorded no topology")?;
+    let quirks: Vec<_> = seen.quirks.iter().filter(|q| q.contains("SRAT")).collect();
+    if quirks != [SENTENCE] {
+        return Err(format!("the record says about the SRAT: {quirks:?}"));
+    }
+    topology_matches(&e.machine, seen)?;
+    let rows = e
+        .console
+        .iter()
+        .map(|l| l.what.split_whitespace().collect::<Vec<_>>());
+    let rows: Vec<_> = rows
+        .filter(|r| matches!(r[..], [_, pxm, _, "MiB", _] if pxm.starts_with("pxm")))
+        .collect();
+    if !matches!(rows[..], [ref row] if row[0] == "node0" && row[4] == "0-3") {
+        return Err(format!("the operator was shown these nodes: {rows:?}"));
+    }
+    e.every_guest_is_well(2)
 }
 
 /// A kernel of which the end is missing.
