@@ -136,6 +136,17 @@ pub trait LinearMemory {
     fn use_cr3(&mut self, cr3: u32);
 }
 
+/// Whether an IRET here returns to another task instead of by the stack (SDM 3A 8.4, SDM 2A, IRET).
+#[must_use]
+pub const fn iret_switches(rflags: u64, cr0: u64, efer: u64) -> bool {
+    const CR0_PE: u64 = 1;
+    const EFER_LMA: u64 = 1 << 10;
+    rflags & EFLAGS_NT as u64 != 0
+        && rflags & EFLAGS_VM as u64 == 0
+        && cr0 & CR0_PE != 0
+        && efer & EFER_LMA == 0
+}
+
 /// Why a task switch did not come to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop<E> {

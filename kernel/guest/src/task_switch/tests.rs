@@ -411,6 +411,23 @@ fn without_paging_cr3_stays() {
     assert_eq!((w.state.cr3, w.memory.cr3), (0x9000, 0));
 }
 
+/// What a single step must not be put on: the processor saves RFLAGS with the task that is left.
+#[test]
+fn an_iret_switches_where_nt_says_so() {
+    let (nested, protected, long) = (0x4002, 1, 0x500);
+    assert!(iret_switches(nested, protected, 0));
+    assert!(!iret_switches(2, protected, 0), "not nested");
+    assert!(
+        !iret_switches(nested | 0x2_0000, protected, 0),
+        "virtual-8086 mode"
+    );
+    assert!(!iret_switches(nested, 0, 0), "real mode");
+    assert!(
+        !iret_switches(nested, protected, long),
+        "there are no tasks there"
+    );
+}
+
 proptest! {
     /// Whatever a task's registers are, calling another and returning brings them back.
     #[test]

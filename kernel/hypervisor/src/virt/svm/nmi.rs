@@ -7,12 +7,14 @@
 //!
 //! The step must not show. TF is set only for an entry that starts at the IRET and delivers nothing, and taken back if the IRET was
 //! not executed; meanwhile all exceptions exit, so that none of the IRET's own pushes flags with our TF. A guest that
-//! steps itself needs no step of ours: its trap is an exit behind the IRET.
+//! steps itself needs no step of ours: its trap is an exit behind the IRET. Nor is there one where the IRET returns to
+//! another task: the processor would save our TF with the task that is left. Its switch is an exit, and opens the door.
+//! QEMU, which switches by itself (10.0), opens it at the next exit.
 
 use super::vcpu::{EXCEPTIONS, SvmVcpu};
 use super::vmcb::{EVENT_VALID, code};
 use crate::virt::{Event, EventKind, VcpuState};
-use guest::inject;
+use guest::{inject, task_switch};
 
 const RFLAGS_TF: u64 = 1 << 8;
 /// DR6: a single step.
@@ -45,7 +47,7 @@ impl SvmVcpu {
         self.intercept_iret(true);
     }
 
-    fn open_nmi_gate(&mut self) {
+    pub(super) fn open_nmi_gate(&mut self) {
         self.nmi.iret_at = None;
         self.nmi.blocked = false;
     }
@@ -61,7 +63,12 @@ impl SvmVcpu {
         let at_iret = self.nmi.iret_at == Some(self.rip());
         let vmcb = self.vmcb_mut();
         let (control, save) = (&mut vmcb.control, &mut vmcb.save);
-        if !at_iret || control.event_injection & EVENT_VALID != 0 || save.rflags & RFLAGS_TF != 0 {
+        let switches = task_switch::iret_switches(save.rflags, save.cr0, save.efer);
+        if !at_iret
+            || switches
+            || control.event_injection & EVENT_VALID != 0
+            || save.rflags & RFLAGS_TF != 0
+        {
             return;
         }
         let before = save.dr6 & DR6_BS;

@@ -13,7 +13,8 @@ use crate::arch::msr;
 use crate::mm;
 use crate::virt::fpu::FpuState;
 use crate::virt::{
-    ControlRegister, Event, EventKind, Gpr, Regs, SegmentName, Unsupported, VcpuSetup, VcpuState,
+    ControlRegister, Event, EventKind, Gpr, NmiBlocking, Regs, SegmentName, Unsupported, VcpuSetup,
+    VcpuState,
 };
 use core::arch::asm;
 use core::ptr::NonNull;
@@ -472,6 +473,16 @@ impl VcpuState for SvmVcpu {
 
     fn clear_interrupt_shadow(&mut self) {
         self.vmcb_mut().control.interrupt_shadow &= !vmcb::INTERRUPT_SHADOW;
+    }
+
+    fn set_nmi_blocking(&mut self, blocking: NmiBlocking) {
+        match blocking {
+            NmiBlocking::Blocked => self.close_nmi_gate(),
+            NmiBlocking::Open => {
+                self.intercept_iret(false);
+                self.open_nmi_gate();
+            }
+        }
     }
 
     fn instruction_length(&self) -> Option<u8> {
