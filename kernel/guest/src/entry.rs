@@ -38,7 +38,8 @@ impl Segment {
     pub const fn vmcs_access_rights(self) -> u32 {
         let a = self.attributes as u32;
         if a & 0x80 == 0 {
-            return 1 << 16;
+            // The DPL of a stack segment is the privilege level, also where there is none (SDM 3C 25.4.1).
+            return 1 << 16 | a & 0x60;
         }
         (a & 0xFF) | (a & 0xF00) << 4
     }

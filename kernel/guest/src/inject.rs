@@ -30,6 +30,8 @@ pub const SS: u8 = 12;
 pub const GP: u8 = 13;
 /// Page fault.
 pub const PF: u8 = 14;
+/// x87 floating-point error.
+pub const MF: u8 = 16;
 /// Alignment check.
 pub const AC: u8 = 17;
 /// Machine check.

@@ -3,11 +3,12 @@
 use crate::Input;
 use crate::memory::SmallMemory;
 use crate::walk::paging;
-use guest::entry::Segment;
+use guest::entry::{Segment, TableRegister};
 use guest::mmio::{
-    self, CodeSize, Completion, CpuState, Devices, ELEMENTS, GuestBus, Known, Operation, Refusal,
-    VectorEncoding, Vectors, is_canonical,
+    self, CodeSize, Completion, CpuState, Devices, ELEMENTS, GuestBus, Known, Loaded, Operation,
+    Refusal, SegmentRegister, SystemLoad, Tables, VectorEncoding, Vectors, is_canonical,
 };
+use guest::walk::PagingState;
 use units::Gpa;
 
 /// Bytes of memory from address 0; all above is devices.
@@ -43,7 +44,7 @@ impl Devices for &mut Counter {
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
-struct Registers([[u8; 32]; 16]);
+struct Registers([[u8; 32]; 16], [u64; 8]);
 
 impl Vectors for Registers {
     fn get(&self, index: u8) -> [u8; 32] {
@@ -56,6 +57,15 @@ impl Vectors for Registers {
             16
         };
         self.0[usize::from(index)][..bytes].copy_from_slice(&value[..bytes]);
+    }
+    fn x87_error(&self) -> bool {
+        self.1[0] & 1 != 0
+    }
+    fn get_mmx(&mut self, index: u8) -> u64 {
+        self.1[usize::from(index)]
+    }
+    fn set_mmx(&mut self, index: u8, value: u64) {
+        self.1[usize::from(index)] = value;
     }
 }
 
@@ -98,9 +108,10 @@ pub fn run(bytes: &[u8]) {
     assert!((1..=15).contains(&instruction.length));
     assert!(usize::from(instruction.length) <= code_bytes.len());
 
+    let mut tables = input;
     let memory = SmallMemory::filled(MEMORY, input.rest());
     let (cpu_before, memory_before) = (cpu.clone(), memory.0.borrow().clone());
-    let mut vectors = Registers([[0x5A; 32]; 16]);
+    let mut vectors = Registers([[0x5A; 32]; 16], [u64::from(flags >> 4 & 1); 8]);
     let vectors_before = vectors;
     let mut counter = Counter::default();
     let known = known.filter(|_| instruction.has_one_operand());
@@ -112,6 +123,7 @@ pub fn run(bytes: &[u8]) {
         instruction.operation,
         Operation::Call { .. } | Operation::Return { .. } | Operation::Jump { .. }
     );
+    let divides = matches!(instruction.operation, Operation::DivideWide { .. });
     assert!(
         counter.reads + counter.writes <= ELEMENTS * 2 * 16,
         "bounded"
@@ -121,7 +133,7 @@ pub fn run(bytes: &[u8]) {
             assert_eq!(cpu, cpu_before, "{refusal:?} changes no register");
             assert_eq!(vectors, vectors_before);
             assert_eq!(counter.writes, 0, "{refusal:?} writes to no device");
-            assert!(counter.reads == 0 || transfers);
+            assert!(counter.reads == 0 || transfers || divides);
             if paging.cr0 >> 31 == 0 {
                 assert!(*memory.0.borrow() == memory_before, "memory is unchanged");
             }
@@ -139,6 +151,10 @@ pub fn run(bytes: &[u8]) {
             };
             assert!(within, "{target:#x}");
         }
+        Ok(Completion::System(load)) => {
+            assert_eq!(cpu, cpu_before, "the register is not loaded yet");
+            descriptor(&cpu, &memory, paging, load, &mut tables);
+        }
         Ok(Completion::Repeat) => assert!(repeats),
         Ok(Completion::Advance) => {}
     }
@@ -154,6 +170,48 @@ pub fn run(bytes: &[u8]) {
             cpu_before.gpr[8..],
             "there are eight registers"
         );
+    }
+}
+
+/// The second half of an instruction that loads a selector, with tables anywhere.
+fn descriptor(
+    cpu: &CpuState,
+    memory: &SmallMemory,
+    paging: PagingState,
+    load: SystemLoad,
+    input: &mut Input<'_>,
+) {
+    let tables = Tables {
+        gdtr: TableRegister {
+            base: register(input),
+            limit: input.u16(),
+        },
+        ldtr: segment(input),
+        long_mode: cpu.code == CodeSize::Bits64,
+    };
+    let supervisor = CpuState {
+        cpl: 0,
+        ..cpu.clone()
+    };
+    let mut counter = Counter::default();
+    let mut bus = GuestBus::new(memory, &mut counter, paging, &supervisor, None);
+    let loaded = mmio::load_descriptor(cpu, &tables, load, &mut bus);
+    match (load, loaded) {
+        (SystemLoad::Segment(to, selector), Ok(Loaded::Segment(loaded, segment))) => {
+            assert_eq!((to, selector), (loaded, segment.selector));
+            assert_ne!(to, SegmentRegister::Cs);
+        }
+        (SystemLoad::Task(selector), Ok(Loaded::Task(task))) => {
+            assert_eq!((cpu.cpl, task.selector), (0, selector));
+            assert_eq!(task.attributes & 0x97, 0x83, "a busy TSS that is present");
+        }
+        (SystemLoad::Jump { offset, .. }, Ok(Loaded::Jump { code, rip })) => {
+            assert_eq!(rip, offset);
+            let protected = cpu.cr0 & 1 != 0 && cpu.rflags >> 17 & 1 == 0;
+            assert!(!protected || code.selector & 3 == u16::from(cpu.cpl));
+        }
+        (_, Err(_)) => assert_eq!(counter.writes, 0, "what faults has marked nothing"),
+        other => panic!("{other:?}"),
     }
 }
 

@@ -121,6 +121,14 @@ impl Vectors for Registers {
         };
         self.0[usize::from(index)][..bytes].copy_from_slice(&value[..bytes]);
     }
+    // MMX registers are not compared here (`available`).
+    fn x87_error(&self) -> bool {
+        false
+    }
+    fn get_mmx(&mut self, _: u8) -> u64 {
+        0
+    }
+    fn set_mmx(&mut self, _: u8, _: u64) {}
 }
 
 /// An instruction under construction: its displacement is known to be at `displacement`.
@@ -298,7 +306,8 @@ impl Bench {
         let Ok(instruction) = mmio::decode(&form.bytes, CodeSize::Bits64, rip) else {
             return;
         };
-        if uses_a_base(&instruction) {
+        // AMD's processors take four bytes of offset whatever REX.W says.
+        if uses_a_base(&instruction) || instruction.operation == (Operation::FarJump { size: 8 }) {
             return;
         }
         let Some((mut state, instruction)) = self.prepare(&mut form, instruction) else {
@@ -320,6 +329,17 @@ impl Bench {
                 other => break other,
             }
         };
+        if matches!(outcome, Ok(Completion::System(_))) {
+            // A process has no descriptors of its own to load.
+            return;
+        }
+        if let Operation::Enter { frame, .. } = instruction.operation
+            && cpu.gpr[4].wrapping_sub(window.base) >= WINDOW_BYTES as u64
+            && frame > 0
+        {
+            // Processors differ in whether they look at the new top of the stack (`stack.rs`).
+            return;
+        }
         if let Err(Refusal::Walk(WalkError::PageFault { address, .. })) = outcome
             && address.wrapping_sub(window.base - 4096) >= WINDOW_BYTES as u64 + 8192
         {
@@ -412,7 +432,13 @@ impl Bench {
             Operation::Push { .. }
             | Operation::Pop { .. }
             | Operation::Call { .. }
+            | Operation::Enter { .. }
             | Operation::Return { .. } => state.gpr[4] = place(&mut self.random, 8),
+            Operation::Leave { .. } => state.gpr[5] = place(&mut self.random, 8),
+            // A dividend that is not too large for most divisors, since one that is raises #DE.
+            Operation::DivideWide { .. } if self.random.below(4) != 0 => {
+                state.gpr[2] = self.random.below(3).wrapping_sub(1);
+            }
             // Mostly near, since a bit may be 256 MiB away.
             Operation::Bit {
                 index: Source::Reg(reg),
@@ -582,7 +608,12 @@ fn selectors() -> [u16; 6] {
 /// Whether this processor has the instruction.
 fn available(bytes: &[u8]) -> bool {
     let mut decoder = iced_x86::Decoder::new(64, bytes, 0);
-    let mnemonic = decoder.decode().mnemonic();
+    let instruction = decoder.decode();
+    let mnemonic = instruction.mnemonic();
+    let is_mmx = |n| instruction.op_register(n).is_mm();
+    if (0..instruction.op_count()).any(is_mmx) {
+        return false;
+    }
     use iced_x86::Mnemonic as M;
     match mnemonic {
         M::Movbe => std::arch::is_x86_feature_detected!("movbe"),
@@ -590,6 +621,8 @@ fn available(bytes: &[u8]) -> bool {
         M::Cmpxchg16b => std::arch::is_x86_feature_detected!("cmpxchg16b"),
         M::Lddqu => std::arch::is_x86_feature_detected!("sse3"),
         M::Movntdqa => std::arch::is_x86_feature_detected!("sse4.1"),
+        // What a process sees of CR0 is the host's affair.
+        M::Smsw => false,
         // No macro asks for these.
         M::Movdiri | M::Clwb | M::Clflushopt => false,
         _ => true,
@@ -671,6 +704,7 @@ fn defined_flags(i: &MmioInstruction, before: &State) -> u64 {
             op: Scan::Count, ..
         } => all,
         Operation::Scan { .. } => all & !(CF | OF | SF | AF | PF),
+        Operation::DivideWide { .. } => all & !ARITHMETIC,
         Operation::Multiply { .. } | Operation::MultiplyWide { .. } => all & !(SF | ZF | AF | PF),
         _ => all,
     }

@@ -214,6 +214,31 @@ pub(crate) fn multiply(a: u64, b: u64, size: u8, signed: bool, flags: u64) -> (u
     (low, high, new)
 }
 
+/// Quotient and remainder of a dividend in two halves, low first; `None` where the processor raises #DE: of zero, and
+/// of a quotient that has no room (SDM 2A, DIV, IDIV). The flags are undefined, so they stay.
+pub(crate) fn divide(
+    [low, high]: [u64; 2],
+    divisor: u64,
+    size: u8,
+    signed: bool,
+) -> Option<(u64, u64)> {
+    let bits = u32::from(size) * 8;
+    let dividend = u128::from(high & mask(size)) << bits | u128::from(low & mask(size));
+    if signed {
+        let unused = 128 - 2 * bits;
+        let dividend = (dividend << unused) as i128 >> unused;
+        let divisor = i128::from(sign_extend(divisor & mask(size), size) as i64);
+        let quotient = dividend.checked_div(divisor)?;
+        let fits = i128::from(sign_extend(quotient as u64 & mask(size), size) as i64) == quotient;
+        let remainder = dividend.checked_rem(divisor)?;
+        return fits.then_some((quotient as u64, remainder as u64));
+    }
+    let divisor = u128::from(divisor & mask(size));
+    let quotient = dividend.checked_div(divisor)?;
+    let remainder = dividend.checked_rem(divisor)?;
+    (quotient <= u128::from(mask(size))).then_some((quotient as u64, remainder as u64))
+}
+
 /// The value of `size` bytes with copies of its sign above.
 pub(crate) const fn sign_extend(value: u64, size: u8) -> u64 {
     match size {

@@ -25,6 +25,7 @@ pub(super) mod number {
     pub const RDX: u8 = 2;
     pub const RBX: u8 = 3;
     pub const RSP: u8 = 4;
+    pub const RBP: u8 = 5;
     pub const RSI: u8 = 6;
     pub const RDI: u8 = 7;
 }
@@ -58,6 +59,12 @@ pub trait Vectors {
     fn get(&self, index: u8) -> [u8; 32];
     /// Replaces register `index`: its low 128 bits, and by VEX all above as well.
     fn set(&mut self, index: u8, value: &[u8; 32], encoding: VectorEncoding);
+    /// Whether an x87 exception waits that is not masked: the next MMX instruction raises it.
+    fn x87_error(&self) -> bool;
+    /// MMX register `index`, 0 to 7. As any MMX instruction this makes all x87 registers valid (SDM 1 9.5.1).
+    fn get_mmx(&mut self, index: u8) -> u64;
+    /// Replaces MMX register `index`, 0 to 7, likewise.
+    fn set_mmx(&mut self, index: u8, value: u64);
 }
 
 impl CpuState {
@@ -94,6 +101,7 @@ impl CpuState {
             Source::Imm(v) => v,
             Source::Selector(s) => u64::from(self.segment(s).selector),
             Source::Condition(c) => u64::from(self.holds(c)),
+            Source::StatusWord => self.cr0 & 0xFFFF,
         }
     }
 

@@ -14,7 +14,7 @@ use operand::{memory_size, operand_segment, size_of_memory, source};
 
 use super::{
     Alu, BitOp, CodeSize, Condition, Convert, MmioInstruction, Operation, Part, Rep, Scan,
-    SegmentRegister, Shift, Source, StackOperand, StringOp, Unary,
+    SegmentRegister, SelectorRegister, Shift, Source, StackOperand, StringOp, Unary,
 };
 
 /// Decodes the instruction at the start of `bytes`, which came from the instruction pointer `rip`.
@@ -94,7 +94,20 @@ fn plain(i: &Instruction) -> Option<Operation> {
     let to_memory = i.op0_kind() == OpKind::Memory;
     Some(match m {
         Mnemonic::Mov if to_memory => store(i, Convert::Zero)?,
-        Mnemonic::Mov => load(i, Convert::Zero)?,
+        Mnemonic::Mov => match operand::segment(i.op0_register()) {
+            Some(to) => Operation::LoadSelector {
+                to: SelectorRegister::Segment(to),
+            },
+            None => load(i, Convert::Zero)?,
+        },
+        Mnemonic::Ltr => Operation::LoadSelector {
+            to: SelectorRegister::Task,
+        },
+        Mnemonic::Smsw => Operation::Store {
+            from: Source::StatusWord,
+            size: 2,
+            convert: Convert::Zero,
+        },
         Mnemonic::Movnti | Mnemonic::Movdiri => store(i, Convert::Zero)?,
         Mnemonic::Movbe if to_memory => store(i, Convert::Swap)?,
         Mnemonic::Movbe => load(i, Convert::Swap)?,
@@ -253,6 +266,10 @@ fn computation(i: &Instruction, m: Mnemonic) -> Option<Operation> {
             signed: m == Mnemonic::Imul,
             size: size_of_memory(i)?,
         },
+        Mnemonic::Idiv | Mnemonic::Div => Operation::DivideWide {
+            signed: m == Mnemonic::Idiv,
+            size: size_of_memory(i)?,
+        },
         _ => return None,
     })
 }
@@ -283,6 +300,9 @@ fn stack(i: &Instruction) -> Option<Operation> {
         | C::Call_rel16
         | C::Call_rm16
         | C::Jmp_rm16
+        | C::Jmp_m1616
+        | C::Enterw_imm16_imm8
+        | C::Leavew
         | C::Retnw
         | C::Retnw_imm16 => 2,
         C::Push_r32
@@ -294,6 +314,9 @@ fn stack(i: &Instruction) -> Option<Operation> {
         | C::Call_rel32_32
         | C::Call_rm32
         | C::Jmp_rm32
+        | C::Jmp_m1632
+        | C::Enterd_imm16_imm8
+        | C::Leaved
         | C::Retnd
         | C::Retnd_imm16 => 4,
         C::Push_r64
@@ -305,6 +328,9 @@ fn stack(i: &Instruction) -> Option<Operation> {
         | C::Call_rel32_64
         | C::Call_rm64
         | C::Jmp_rm64
+        | C::Jmp_m1664
+        | C::Enterq_imm16_imm8
+        | C::Leaveq
         | C::Retnq
         | C::Retnq_imm16 => 8,
         _ => return None,
@@ -323,7 +349,19 @@ fn stack(i: &Instruction) -> Option<Operation> {
             to: operand()?,
             size,
         },
+        Mnemonic::Jmp
+            if matches!(i.code(), C::Jmp_m1616 | C::Jmp_m1632 | C::Jmp_m1664)
+                && i.op0_kind() == OpKind::Memory =>
+        {
+            Operation::FarJump { size }
+        }
         Mnemonic::Jmp if i.op0_kind() == OpKind::Memory => Operation::Jump { size },
+        // Compilers nest no frames.
+        Mnemonic::Enter if i.immediate8_2nd().is_multiple_of(32) => Operation::Enter {
+            frame: i.immediate16(),
+            size,
+        },
+        Mnemonic::Leave => Operation::Leave { size },
         Mnemonic::Ret => Operation::Return {
             drops: if i.op_count() == 1 {
                 i.immediate16()

@@ -4,9 +4,9 @@ use super::alu::{self, sign_extend};
 use super::cpu::{flag, mask, number};
 use super::{
     Address, BitOp, Bus, Completion, Convert, CpuState, MmioInstruction, Operation, Part, Place,
-    Refusal, Reg, SegmentRegister, Source, Vectors, reach, stack, string, vector,
+    Refusal, Reg, SegmentRegister, Source, Vectors, reach, stack, string, system, vector,
 };
-use crate::inject::Exception;
+use crate::inject::{DE, Exception};
 use crate::walk::AccessKind;
 
 /// Executes an instruction, or as many elements of a repeated one as one exit may cost.
@@ -32,8 +32,16 @@ pub fn execute(
         | Operation::Pop { .. }
         | Operation::Call { .. }
         | Operation::Return { .. }
+        | Operation::Enter { .. }
+        | Operation::Leave { .. }
         | Operation::Jump { .. } => return stack::execute(instruction, cpu, memory.bus),
-        Operation::VectorLoad { .. } | Operation::VectorStore { .. } => {
+        Operation::LoadSelector { .. } | Operation::FarJump { .. } => {
+            return system::operand(instruction, cpu, memory.bus).map(Completion::System);
+        }
+        Operation::VectorLoad { .. }
+        | Operation::VectorStore { .. }
+        | Operation::MmxLoad { .. }
+        | Operation::MmxStore { .. } => {
             vector::execute(instruction, cpu, vectors, memory.bus)?;
         }
         Operation::Load { to, size, convert } => {
@@ -54,6 +62,9 @@ pub fn execute(
             size,
             convert,
         } => {
+            if from == Source::StatusWord {
+                system::permits_status_word(cpu)?;
+            }
             let place = memory.writable(cpu, size)?;
             let value = converted(convert, cpu.value(from), size);
             memory.store(&place, size, value);
@@ -229,31 +240,46 @@ fn arithmetic(
         Operation::MultiplyWide { signed, size } => {
             let place = memory.readable(cpu, size)?;
             let factor = memory.load(&place, size);
-            let part = Part::of_size(size);
-            let accumulator = Reg {
-                index: number::RAX,
-                part,
-            };
+            let (accumulator, upper) = wide_accumulator(size);
             let (low, high, flags) =
                 alu::multiply(factor, cpu.get(accumulator), size, signed, cpu.rflags);
             cpu.set(accumulator, low);
-            let upper = if size == 1 {
-                Reg {
-                    index: number::RAX,
-                    part: Part::High8,
-                }
-            } else {
-                Reg {
-                    index: number::RDX,
-                    part,
-                }
-            };
             cpu.set(upper, high);
             cpu.rflags = flags;
+        }
+        Operation::DivideWide { signed, size } => {
+            let place = memory.readable(cpu, size)?;
+            let divisor = memory.load(&place, size);
+            let (accumulator, upper) = wide_accumulator(size);
+            let dividend = [cpu.get(accumulator), cpu.get(upper)];
+            let (quotient, remainder) =
+                alu::divide(dividend, divisor, size, signed).ok_or(Exception::new(DE, None))?;
+            cpu.set(accumulator, quotient);
+            cpu.set(upper, remainder);
         }
         _ => return Err(Refusal::Ordinary),
     }
     Ok(())
+}
+
+/// The registers of a value twice as wide as an operand, low half first: AX, DX:AX, EDX:EAX, RDX:RAX.
+const fn wide_accumulator(size: u8) -> (Reg, Reg) {
+    let part = Part::of_size(size);
+    let low = Reg {
+        index: number::RAX,
+        part,
+    };
+    let high = match size {
+        1 => Reg {
+            index: number::RAX,
+            part: Part::High8,
+        },
+        _ => Reg {
+            index: number::RDX,
+            part,
+        },
+    };
+    (low, high)
 }
 
 /// Replaces memory by what `change` makes of it and of the flags; the old value is returned.

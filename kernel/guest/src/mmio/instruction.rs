@@ -76,6 +76,15 @@ pub enum SegmentRegister {
     Gs,
 }
 
+/// What an instruction loads a selector into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelectorRegister {
+    /// MOV to a segment register.
+    Segment(SegmentRegister),
+    /// LTR.
+    Task,
+}
+
 /// A memory operand's address: segment:[base + index * scale + displacement].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
@@ -108,6 +117,8 @@ pub enum Source {
     Selector(SegmentRegister),
     /// 1 if the condition holds, else 0.
     Condition(Condition),
+    /// The machine status word: the low 16 bits of CR0.
+    StatusWord,
 }
 
 /// What a value goes through between memory and register.
@@ -365,6 +376,13 @@ pub enum Operation {
         /// Bytes of memory.
         size: u8,
     },
+    /// DIV and IDIV: the accumulator, twice as wide, by memory.
+    DivideWide {
+        /// IDIV.
+        signed: bool,
+        /// Bytes of memory.
+        size: u8,
+    },
     /// XCHG.
     Exchange {
         /// The register.
@@ -418,6 +436,42 @@ pub enum Operation {
     /// JMP, near and indirect.
     Jump {
         /// Bytes of the instruction pointer: 2, 4 or 8.
+        size: u8,
+    },
+    /// ENTER without nested frames.
+    Enter {
+        /// Bytes of the frame.
+        frame: u16,
+        /// Bytes of a stack entry: 2, 4 or 8.
+        size: u8,
+    },
+    /// LEAVE.
+    Leave {
+        /// Bytes of a stack entry: 2, 4 or 8.
+        size: u8,
+    },
+    /// A selector from memory, whose descriptor is loaded with it.
+    LoadSelector {
+        /// Where to.
+        to: SelectorRegister,
+    },
+    /// JMP, far and indirect: an offset of `size` bytes and a selector behind it.
+    FarJump {
+        /// Bytes of the offset: 2, 4 or 8.
+        size: u8,
+    },
+    /// MMX register from memory.
+    MmxLoad {
+        /// Number of the register, 0 to 7.
+        to: u8,
+        /// Bytes of memory: 4 or 8.
+        size: u8,
+    },
+    /// Memory from MMX register.
+    MmxStore {
+        /// Number of the register, 0 to 7.
+        from: u8,
+        /// Bytes of memory: 4 or 8.
         size: u8,
     },
     /// A vector register from memory.

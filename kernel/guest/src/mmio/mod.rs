@@ -16,7 +16,7 @@
 //!
 //! The set is what compilers, drivers and memory functions use, and what else costs little: moves with
 //! extension, byte order, condition and from vector registers; arithmetic, logic, shifts, bits, exchanges,
-//! products; strings; pushes, pops, calls. What is not in it is named by [`DecodeError`]. Each form is
+//! products, quotients; strings; pushes, pops, calls, frames; selectors with their descriptors. What is not in it is named by [`DecodeError`]. Each form is
 //! compared with a real processor by `tests/native`.
 
 mod address;
@@ -28,6 +28,7 @@ mod execute;
 mod instruction;
 mod stack;
 mod string;
+mod system;
 mod vector;
 
 pub use address::{is_canonical, linear, reach};
@@ -37,9 +38,11 @@ pub use decode::{DecodeError, decode, memory_address, memory_segment};
 pub use execute::execute;
 pub use instruction::{
     Address, Alu, BitOp, CodeSize, Condition, Convert, Fill, MmioInstruction, Operation, Part, Reg,
-    Rep, Scan, SegmentRegister, Shift, Source, StackOperand, StringOp, Unary, VectorEncoding,
+    Rep, Scan, SegmentRegister, SelectorRegister, Shift, Source, StackOperand, StringOp, Unary,
+    VectorEncoding,
 };
 pub use string::ELEMENTS;
+pub use system::{Loaded, SystemLoad, Tables, load_descriptor};
 
 use crate::inject::Exception;
 use crate::walk::WalkError;
@@ -74,6 +77,8 @@ pub enum Completion {
     Advance,
     /// The instruction is done: RIP becomes this.
     Jump(u64),
+    /// A selector has been read, and nothing is changed yet: [`load_descriptor`] does the rest.
+    System(SystemLoad),
     /// Some elements of a repeated string instruction are done and more remain: RIP stays.
     Repeat,
 }

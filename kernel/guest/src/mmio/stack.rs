@@ -1,4 +1,7 @@
 //! Instructions that move the stack pointer or the instruction pointer, with an operand in a device.
+//!
+//! ENTER is the one of them that a processor may do more for: Intel's also faults where a store at the new top of the
+//! stack would (SDM 2A, ENTER). Here that store comes when it comes.
 
 use super::cpu::{mask, number};
 use super::execute::{load, store};
@@ -54,7 +57,34 @@ pub(super) fn execute(
             check(cpu, target)?;
             Ok(Completion::Jump(target))
         }
+        Operation::Enter { frame, size } => {
+            let (place, down) = below(cpu, bus, size)?;
+            some_device([Some(place), None])?;
+            let old = cpu.get(base_pointer(Part::of_size(size)));
+            store(bus, &place, size, old);
+            let stack = pointer(cpu);
+            cpu.set(base_pointer(Part::of_size(size)), down);
+            cpu.set(stack, down.wrapping_sub(u64::from(frame)));
+            Ok(Completion::Advance)
+        }
+        Operation::Leave { size } => {
+            let stack = pointer(cpu);
+            let top = cpu.get(base_pointer(stack.part));
+            let place = reach(cpu, bus, SegmentRegister::Ss, top, size, AccessKind::Read)?;
+            some_device([Some(place), None])?;
+            let old = load(bus, &place, size);
+            cpu.set(stack, top.wrapping_add(u64::from(size)));
+            cpu.set(base_pointer(Part::of_size(size)), old);
+            Ok(Completion::Advance)
+        }
         _ => Err(Refusal::Ordinary),
+    }
+}
+
+const fn base_pointer(part: Part) -> Reg {
+    Reg {
+        index: number::RBP,
+        part,
     }
 }
 

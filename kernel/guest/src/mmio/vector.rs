@@ -1,10 +1,10 @@
-//! Moves between memory and vector registers.
+//! Moves between memory and vector registers, MMX registers as well.
 
-use super::execute::{aligned, on_device};
+use super::execute::{aligned, load, on_device, store};
 use super::{
     Bus, CpuState, Fill, MmioInstruction, Operation, Refusal, VectorEncoding, Vectors, reach,
 };
-use crate::inject::{Exception, NM};
+use crate::inject::{Exception, MF, NM};
 use crate::walk::AccessKind;
 
 const CR0_EM: u64 = 1 << 2;
@@ -22,6 +22,17 @@ pub(super) fn execute(
     bus: &mut impl Bus,
 ) -> Result<(), Refusal> {
     let address = i.address.as_ref().ok_or(Refusal::Ordinary)?;
+    match i.operation {
+        Operation::MmxLoad { size, .. } => {
+            mmx_enabled(cpu, vectors)?;
+            return mmx(i, cpu, vectors, bus, size, AccessKind::Read);
+        }
+        Operation::MmxStore { size, .. } => {
+            mmx_enabled(cpu, vectors)?;
+            return mmx(i, cpu, vectors, bus, size, AccessKind::Write);
+        }
+        _ => {}
+    }
     let mut operand = |size: u8, encoding, alignment, kind| {
         enabled(cpu, encoding)?;
         aligned(cpu, address, alignment)?;
@@ -68,6 +79,39 @@ pub(super) fn execute(
         _ => return Err(Refusal::Ordinary),
     }
     Ok(())
+}
+
+/// A load or store of an MMX register; what MOVD loads has zeros above (SDM 2B, MOVD).
+fn mmx(
+    i: &MmioInstruction,
+    cpu: &CpuState,
+    vectors: &mut impl Vectors,
+    bus: &mut impl Bus,
+    size: u8,
+    kind: AccessKind,
+) -> Result<(), Refusal> {
+    let address = i.address.as_ref().ok_or(Refusal::Ordinary)?;
+    let offset = address.offset(cpu);
+    let place = on_device(reach(cpu, bus, address.segment, offset, size, kind)?)?;
+    match i.operation {
+        Operation::MmxLoad { to, .. } => vectors.set_mmx(to, load(bus, &place, size)),
+        Operation::MmxStore { from, .. } => store(bus, &place, size, vectors.get_mmx(from)),
+        _ => return Err(Refusal::Ordinary),
+    }
+    Ok(())
+}
+
+/// The exceptions that precede an MMX operand's (SDM 3A 24.25.3, table 24-4).
+fn mmx_enabled(cpu: &CpuState, vectors: &impl Vectors) -> Result<(), Exception> {
+    if cpu.cr0 & CR0_EM != 0 {
+        Err(Exception::UD)
+    } else if cpu.cr0 & CR0_TS != 0 {
+        Err(Exception::new(NM, None))
+    } else if vectors.x87_error() {
+        Err(Exception::new(MF, None))
+    } else {
+        Ok(())
+    }
 }
 
 /// The exceptions that precede an operand's (SDM 2A tables 2-21 to 2-23).

@@ -3,8 +3,8 @@
 use crate::entry::Segment;
 
 /// Bits of [`Segment::attributes`]: present; 32-bit default; expand-down data is type bit 2 of data.
-pub(super) const PRESENT: u16 = 1 << 7;
-pub(super) const BIG: u16 = 1 << 10;
+pub(crate) const PRESENT: u16 = 1 << 7;
+pub(crate) const BIG: u16 = 1 << 10;
 const CODE: u16 = 1 << 3;
 const EXPAND_DOWN: u16 = 1 << 2;
 /// Present, writable, accessed data of DPL 3: every segment in virtual-8086 mode.
@@ -15,7 +15,7 @@ const BUSY: u64 = 1 << 41;
 
 /// What a descriptor describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     AvailableTss,
     BusyTss,
     Ldt,
@@ -26,7 +26,7 @@ pub(super) enum Kind {
 
 /// Eight bytes of a descriptor table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Descriptor(pub u64);
+pub(crate) struct Descriptor(pub u64);
 
 impl Descriptor {
     pub const fn kind(self) -> Kind {
@@ -44,6 +44,12 @@ impl Descriptor {
             },
             _ => Kind::Other,
         }
+    }
+    /// Whether a far jump leads through it to somewhere else: a call gate, and outside of long mode a task gate or a TSS
+    /// (SDM 2A, JMP; SDM 3A table 3-2).
+    pub const fn is_gate_or_task(self, long_mode: bool) -> bool {
+        let kind = self.0 >> 40 & 0x1F;
+        kind == 0xC || !long_mode && matches!(kind, 1 | 3 | 4 | 5 | 9 | 0xB)
     }
     /// Of a TSS: whether it is the 32-bit form.
     pub const fn wide_tss(self) -> bool {
@@ -85,7 +91,7 @@ impl Descriptor {
 }
 
 /// A segment register of virtual-8086 mode (SDM 3B 21.2).
-pub(super) const fn real_mode_segment(selector: u16) -> Segment {
+pub(crate) const fn real_mode_segment(selector: u16) -> Segment {
     Segment {
         selector,
         base: (selector as u64) << 4,
@@ -95,7 +101,7 @@ pub(super) const fn real_mode_segment(selector: u16) -> Segment {
 }
 
 /// Whether `bytes` at `offset` are within a data segment's limit, which expand-down segments have at their lower end.
-pub(super) const fn in_limit(segment: Segment, offset: u32, bytes: u32) -> bool {
+pub(crate) const fn in_limit(segment: Segment, offset: u32, bytes: u32) -> bool {
     let Some(last) = offset.checked_add(bytes - 1) else {
         return false;
     };

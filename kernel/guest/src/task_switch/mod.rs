@@ -13,7 +13,7 @@
 //! Not checked here is what the processor checked before it stopped: whether the instruction or the gate may
 //! be used at this privilege level.
 
-mod descriptor;
+pub(crate) mod descriptor;
 mod tss;
 
 use crate::entry::{Segment, TableRegister};

@@ -9,16 +9,18 @@ use crate::virt::{Backend, ControlRegister, SegmentName, VcpuState};
 use alloc::format;
 use core::fmt;
 use guest::entry::Segment;
-use guest::mmio::{self, Bus, CodeSize, CpuState, GuestBus, Refusal};
+use guest::mmio::{self, Bus, CodeSize, CpuState, GuestBus, Refusal, SegmentRegister};
 use guest::walk::{self, AccessKind, PagingState, Privilege, WalkError};
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
-const EFER_LMA: u64 = 1 << 10;
+/// EFER.LMA.
+pub const EFER_LMA: u64 = 1 << 10;
 const CR0_PE: u64 = 1;
 const CR4_PKE: u64 = 1 << 22;
 const RFLAGS_VM: u64 = 1 << 17;
 const RFLAGS_RF: u64 = 1 << 16;
-const RFLAGS_TF: u64 = 1 << 8;
+/// RFLAGS.TF.
+pub const RFLAGS_TF: u64 = 1 << 8;
 /// DR6: a single step.
 const DR6_BS: u64 = 1 << 14;
 /// Segment attributes (packed): L and D/B.
@@ -34,6 +36,18 @@ const SEGMENTS: [SegmentName; 6] = [
     SegmentName::Fs,
     SegmentName::Gs,
 ];
+
+/// The hardware's name of a segment register.
+pub const fn segment_name(segment: SegmentRegister) -> SegmentName {
+    match segment {
+        SegmentRegister::Es => SegmentName::Es,
+        SegmentRegister::Cs => SegmentName::Cs,
+        SegmentRegister::Ss => SegmentName::Ss,
+        SegmentRegister::Ds => SegmentName::Ds,
+        SegmentRegister::Fs => SegmentName::Fs,
+        SegmentRegister::Gs => SegmentName::Gs,
+    }
+}
 
 /// How the guest's linear addresses translate now.
 pub fn paging<B: Backend>(ctx: &Context<'_, B>) -> PagingState {

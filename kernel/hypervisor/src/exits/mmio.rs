@@ -1,12 +1,15 @@
 //! Nested faults: device registers in memory, pages on the move, and addresses where nothing is.
 
 use super::{After, Context, decode};
-use crate::virt::{Backend, NestedFault, VcpuState, VectorRegisters};
+use crate::virt::{Backend, NestedFault, SegmentName, VcpuState, VectorRegisters};
 use crate::vm::{self, HandedBack, apic_now};
 use alloc::format;
 use alloc::string::String;
 use devices::AccessSize;
-use guest::mmio::{self, Completion, Devices, GuestBus, Known, Refusal};
+use guest::mmio::{
+    self, Completion, CpuState, Devices, GuestBus, Known, Loaded, Refusal, SegmentRegister,
+    SystemLoad, Tables,
+};
 use units::{Gpa, PAGE_BYTES};
 
 /// How often in a row an instruction is handed back to the processor before the VM is given up.
@@ -78,7 +81,8 @@ fn emulate<B: Backend>(ctx: &mut Context<'_, B>, fault: NestedFault) -> After {
     // Of an instruction that was refused these are the elements that it had completed.
     ctx.core.hw.regs_mut().0 = cpu.gpr;
     ctx.core.hw.set_rflags(cpu.rflags);
-    if outcome != Err(Refusal::Ordinary) {
+    // What loads a descriptor is not done yet.
+    if !matches!(outcome, Err(Refusal::Ordinary) | Ok(Completion::System(_))) {
         ctx.core.handed_back = None;
     }
     match outcome {
@@ -94,6 +98,16 @@ fn emulate<B: Backend>(ctx: &mut Context<'_, B>, fault: NestedFault) -> After {
             decode::single_step(ctx);
             After::Resume
         }
+        Ok(Completion::System(load)) => {
+            system(ctx, &cpu, load, instruction.length).unwrap_or_else(|| {
+                hand_back(ctx, fault, || {
+                    format!(
+                        "by a far jump to what is no code segment, which is not emulated on device memory:{}",
+                        decode::Bytes(code.bytes())
+                    )
+                })
+            })
+        }
         Err(refusal @ (Refusal::Exception(_) | Refusal::Walk(_))) => decode::refused(ctx, refusal),
         Err(Refusal::Ordinary) => hand_back(ctx, fault, || {
             format!(
@@ -102,6 +116,54 @@ fn emulate<B: Backend>(ctx: &mut Context<'_, B>, fault: NestedFault) -> After {
             )
         }),
     }
+}
+
+/// Loads the descriptor of a selector that came from a device, and the register with both. `None` if that is not done
+/// here.
+fn system<B: Backend>(
+    ctx: &mut Context<'_, B>,
+    cpu: &CpuState,
+    load: SystemLoad,
+    length: u8,
+) -> Option<After> {
+    let tables = Tables {
+        gdtr: ctx.core.hw.gdtr(),
+        ldtr: ctx.core.hw.segment(SegmentName::Ldtr),
+        long_mode: ctx.core.hw.efer() & decode::EFER_LMA != 0,
+    };
+    let supervisor = CpuState {
+        cpl: 0,
+        ..cpu.clone()
+    };
+    let paging = decode::paging(ctx);
+    let outcome = {
+        let mut bus = GuestBus::new(&ctx.vm.ram, Machine { ctx }, paging, &supervisor, None);
+        mmio::load_descriptor(cpu, &tables, load, &mut bus)
+    };
+    if outcome != Err(Refusal::Ordinary) {
+        ctx.core.handed_back = None;
+    }
+    match outcome {
+        Ok(Loaded::Segment(to, segment)) => {
+            ctx.core.hw.set_segment(decode::segment_name(to), segment);
+            decode::advance_by(ctx, length);
+            // VT-x takes no shadow while a single step is due, which comes at once here (SDM 3C 27.3.1.5).
+            if to == SegmentRegister::Ss && ctx.core.hw.rflags() & decode::RFLAGS_TF == 0 {
+                ctx.core.hw.set_interrupt_shadow();
+            }
+        }
+        Ok(Loaded::Task(segment)) => {
+            ctx.core.hw.set_segment(SegmentName::Tr, segment);
+            decode::advance_by(ctx, length);
+        }
+        Ok(Loaded::Jump { code, rip }) => {
+            ctx.core.hw.set_segment(SegmentName::Cs, code);
+            decode::finish_at(ctx, rip);
+        }
+        Err(Refusal::Ordinary) => return None,
+        Err(refusal) => return Some(decode::refused(ctx, refusal)),
+    }
+    Some(After::Resume)
 }
 
 /// Software can make nothing of the instruction. The reason may be that another CPU has just rewritten it, or the

@@ -195,6 +195,8 @@ pub trait VcpuState {
     fn want_interrupt_window(&mut self, wanted: bool);
     /// Forgets the shadow of STI and MOV SS: an instruction has been completed by software.
     fn clear_interrupt_shadow(&mut self);
+    /// Holds interrupts back until the next instruction is done: software has executed a MOV SS.
+    fn set_interrupt_shadow(&mut self);
     /// Length of the instruction that exited, when the hardware says it.
     fn instruction_length(&self) -> Option<u8>;
     /// Bytes at the instruction pointer, when the hardware fetched them.

@@ -7,6 +7,9 @@ use guest::mmio::{VectorEncoding, Vectors};
 /// XCR0.AVX.
 const XCR0_AVX: u64 = 1 << 2;
 
+/// x87 status word: an exception that is not masked waits.
+const X87_ERROR: u16 = 1 << 7;
+
 /// The vector registers of the virtual CPU that is loaded on this CPU.
 #[derive(Debug)]
 pub struct VectorRegisters {
@@ -38,6 +41,22 @@ macro_rules! each_register {
     };
 }
 
+/// The same for the eight MMX registers.
+macro_rules! each_mmx_register {
+    ($index:expr, $pointer:expr, $before:literal, $after:literal) => {
+        match $index {
+            0 => asm!(concat!($before, "0", $after), in(reg) $pointer, options(nostack)),
+            1 => asm!(concat!($before, "1", $after), in(reg) $pointer, options(nostack)),
+            2 => asm!(concat!($before, "2", $after), in(reg) $pointer, options(nostack)),
+            3 => asm!(concat!($before, "3", $after), in(reg) $pointer, options(nostack)),
+            4 => asm!(concat!($before, "4", $after), in(reg) $pointer, options(nostack)),
+            5 => asm!(concat!($before, "5", $after), in(reg) $pointer, options(nostack)),
+            6 => asm!(concat!($before, "6", $after), in(reg) $pointer, options(nostack)),
+            _ => asm!(concat!($before, "7", $after), in(reg) $pointer, options(nostack)),
+        }
+    };
+}
+
 impl Vectors for VectorRegisters {
     fn get(&self, index: u8) -> [u8; 32] {
         let mut value = [0_u8; 32];
@@ -64,6 +83,32 @@ impl Vectors for VectorRegisters {
                 VectorEncoding::Vex => each_register!(index, from, "vmovdqu ymm", ", [{}]"),
                 VectorEncoding::Legacy => each_register!(index, from, "movdqu xmm", ", [{}]"),
             }
+        }
+    }
+
+    fn x87_error(&self) -> bool {
+        let status: u16;
+        // SAFETY: reads the status word, and raises nothing (SDM 2A, FNSTSW).
+        unsafe { asm!("fnstsw ax", out("ax") status, options(nomem, nostack)) };
+        status & X87_ERROR != 0
+    }
+
+    fn get_mmx(&mut self, index: u8) -> u64 {
+        let mut value = 0_u64;
+        if !self.x87_error() {
+            let to = &raw mut value;
+            // SAFETY: the host permits MMX as it does SSE, and no exception waits that this would raise. It stores the
+            // 8 bytes of `value`. The x87 registers are the guest's, who executes this.
+            unsafe { each_mmx_register!(index, to, "movq [{}], mm", "") };
+        }
+        value
+    }
+
+    fn set_mmx(&mut self, index: u8, value: u64) {
+        if !self.x87_error() {
+            let from = &raw const value;
+            // SAFETY: as in `get_mmx`; it loads the 8 bytes of `value`.
+            unsafe { each_mmx_register!(index, from, "movq mm", ", [{}]") };
         }
     }
 }

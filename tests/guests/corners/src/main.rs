@@ -4,6 +4,8 @@
 #[cfg(target_os = "none")]
 mod control;
 #[cfg(target_os = "none")]
+mod device;
+#[cfg(target_os = "none")]
 mod nmi;
 
 #[cfg(target_os = "none")]
@@ -11,7 +13,7 @@ kit::guest!("corners", main);
 
 #[cfg(target_os = "none")]
 fn main() {
-    kit::registry::run(&[control::TESTS, nmi::TESTS]);
+    kit::registry::run(&[control::TESTS, device::TESTS, nmi::TESTS]);
 }
 
 /// On the host there is nothing to test; commands over the whole workspace need a program all the same.

@@ -22,7 +22,7 @@ pub fn scenarios() -> Vec<Scenario> {
         Scenario::quick(
             "processor-corners",
             "corners of the processor that foreign test kernels look into: control registers read back, XSETBV without \
-             OSXSAVE, an NMI that comes with the IRET of another's handler",
+             OSXSAVE, selectors and frames in a device, an NMI that comes with the IRET of another's handler",
             |e| {
                 let lines: Vec<_> = e.guest_lines("corners").map(|line| line.what).collect();
                 selftest::judge(lines.iter().copied(), &["mce-cleared"])?;
@@ -34,7 +34,7 @@ pub fn scenarios() -> Vec<Scenario> {
         )
         .on(Machine::row(1, 2, 256))
         .within(Duration::from_secs(300))
-        .vm(Vm::micro("corners", "corners", "")),
+        .vm(Vm::micro("corners", "corners", "").set("test_devices", "true")),
     ]
 }
 

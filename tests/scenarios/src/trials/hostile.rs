@@ -156,7 +156,7 @@ fn fatal(attack: &'static str, why: &'static str) -> Scenario {
 
 /// Instructions that nobody executes on a device: each ends its VM.
 fn refused() -> Scenario {
-    const NAMES: [&str; 5] = ["fld", "fistp", "fxsave", "div", "sgdt"];
+    const NAMES: [&str; 5] = ["fld", "fistp", "fxsave", "ldmxcsr", "sgdt"];
     let trial = Scenario::full(
         "hostile-mmio-refused",
         "an instruction on device memory that is not emulated ends its VM with a sentence that names it, and no other",

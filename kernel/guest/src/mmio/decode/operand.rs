@@ -130,7 +130,7 @@ pub(crate) fn register(r: Register) -> Option<Reg> {
     }
 }
 
-const fn segment(r: Register) -> Option<SegmentRegister> {
+pub(super) const fn segment(r: Register) -> Option<SegmentRegister> {
     Some(match r {
         Register::ES => SegmentRegister::Es,
         Register::CS => SegmentRegister::Cs,

@@ -22,6 +22,9 @@ enum Lane {
 }
 
 pub(super) fn operation(i: &Instruction) -> Option<Operation> {
+    if let Some(mmx) = mmx(i) {
+        return Some(mmx);
+    }
     let (size, aligned, lane, encoding) = shape(i.code())?;
     let alignment = if aligned == Aligned::Yes { size } else { 1 };
     if let Some(to) = register(i.op0_register()) {
@@ -52,6 +55,27 @@ pub(super) fn operation(i: &Instruction) -> Option<Operation> {
         encoding,
         alignment,
     })
+}
+
+/// MOVD, MOVQ and MOVNTQ with an MMX register.
+fn mmx(i: &Instruction) -> Option<Operation> {
+    use Code as C;
+    let number = |r: Register| {
+        let n = (r as usize).checked_sub(Register::MM0 as usize)?;
+        u8::try_from(n).ok().filter(|n| *n < 8)
+    };
+    let size = match i.code() {
+        C::Movd_mm_rm32 | C::Movd_rm32_mm => 4,
+        C::Movq_mm_rm64 | C::Movq_rm64_mm | C::Movq_mm_mmm64 | C::Movq_mmm64_mm => 8,
+        C::Movntq_m64_mm => 8,
+        _ => return None,
+    };
+    if memory(i, 1) {
+        let to = number(i.op0_register())?;
+        return Some(Operation::MmxLoad { to, size });
+    }
+    let from = number(i.op1_register())?;
+    memory(i, 0).then_some(Operation::MmxStore { from, size })
 }
 
 fn memory(i: &Instruction, operand: u32) -> bool {

@@ -485,6 +485,10 @@ impl VcpuState for SvmVcpu {
         }
     }
 
+    fn set_interrupt_shadow(&mut self) {
+        self.vmcb_mut().control.interrupt_shadow |= vmcb::INTERRUPT_SHADOW;
+    }
+
     fn instruction_length(&self) -> Option<u8> {
         let control = &self.vmcb().control;
         // A port access always tells; else where the processor stores the next RIP.

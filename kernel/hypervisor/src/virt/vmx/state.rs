@@ -368,6 +368,9 @@ impl VcpuState for VmxVcpu {
     fn clear_interrupt_shadow(&mut self) {
         self.guest.interruptibility &= !SHADOW;
     }
+    fn set_interrupt_shadow(&mut self) {
+        self.guest.interruptibility |= Guest::BLOCKING_BY_MOV_SS;
+    }
 
     fn instruction_length(&self) -> Option<u8> {
         let length = self.exit.instruction_length;

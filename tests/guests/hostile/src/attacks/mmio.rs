@@ -82,6 +82,12 @@ pub fn odd() {
             "cmovz rax, qword ptr [rdi]",
             "xlatb",
             "enter 16, 0; leave",
+            "smsw [rdi]",
+            "idiv dword ptr [rdi]",
+            "mov ds, [rdi]",
+            "ltr [rdi]",
+            "jmp fword ptr [rdi]",
+            "movq mm0, [rdi]; movq [rdi], mm0; emms",
         );
     }
     kit::apic::switch_on();
@@ -92,7 +98,7 @@ pub const REFUSED: &[(&str, fn())] = &[
     ("fld", || on_device!("fld qword ptr [rdi]")),
     ("fistp", || on_device!("fistp qword ptr [rdi]")),
     ("fxsave", || on_device!("fxsave [rdi]")),
-    ("div", || on_device!("div dword ptr [rdi]")),
+    ("ldmxcsr", || on_device!("ldmxcsr [rdi]")),
     ("sgdt", || on_device!("sgdt [rdi]")),
 ];
 
