@@ -46,6 +46,7 @@ fn facts() -> Facts {
         caps: Capabilities::read(true, &registers).expect("everything is there"),
         physical_bits: 40,
         linear_bits: 48,
+        has_transactions: false,
     }
 }
 
@@ -295,6 +296,23 @@ fn rules_that_join_two_fields() {
     assert_eq!(named(&form), "guest pending debug exceptions");
     form.write(GUEST_PENDING_DEBUG, Guest::PENDING_STEP);
     assert_eq!(check(&form, &facts()), Ok(()));
+
+    // A debug exception from within a transaction, on a processor that has them, with nothing beside it.
+    let judged = |pending: u64, blocking: u32, has_transactions| {
+        let mut form = long_mode();
+        form.write(GUEST_PENDING_DEBUG, pending);
+        form.write(GUEST_INTERRUPTIBILITY, blocking);
+        let facts = Facts {
+            has_transactions,
+            ..facts()
+        };
+        check(&form, &facts).map_err(|violation| violation.field)
+    };
+    let refused = Err("guest pending debug exceptions");
+    assert_eq!(judged(0x1_1000, 0, true), Ok(()));
+    assert_eq!(judged(0x1_1000, 0, false), refused);
+    assert_eq!(judged(0x1_1001, 0, true), refused);
+    assert_eq!(judged(0x1_1000, Guest::BLOCKING_BY_MOV_SS, true), refused);
 
     // Without unrestricted guest no real mode; without EPT no unrestricted guest.
     let mut form = real_mode();

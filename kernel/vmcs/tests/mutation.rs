@@ -39,6 +39,7 @@ fn facts() -> Facts {
         caps: Capabilities::read(true, &registers).expect("everything is there"),
         physical_bits: 40,
         linear_bits: 48,
+        has_transactions: false,
     }
 }
 

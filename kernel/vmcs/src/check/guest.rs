@@ -284,9 +284,18 @@ fn non_register(g: &Guest, c: &Controls, facts: &Facts) -> Result<(), Violation>
     const TRANSACTION: u64 = 1 << 16;
     const DEFINED: u64 = 0xf | ENABLED | 1 << 14 | TRANSACTION;
     pending(g.pending_debug & !DEFINED == 0, "a reserved bit is 1")?;
+    let in_transaction = g.pending_debug & TRANSACTION != 0;
     pending(
-        g.pending_debug & TRANSACTION == 0 || g.pending_debug == TRANSACTION | ENABLED,
+        !in_transaction || facts.has_transactions,
+        "the processor has no transactions (bit 16)",
+    )?;
+    pending(
+        !in_transaction || g.pending_debug == TRANSACTION | ENABLED,
         "bit 16 (from within a transaction) goes with bit 12 and nothing else",
+    )?;
+    pending(
+        !in_transaction || g.interruptibility & Guest::BLOCKING_BY_MOV_SS == 0,
+        "bit 16 (from within a transaction) cannot be behind MOV SS",
     )?;
     if blocking != 0 || g.activity == HALTED {
         let stepping = g.rflags & TF != 0 && g.debugctl & DEBUGCTL_BTF == 0;

@@ -25,6 +25,8 @@ pub struct Facts {
     pub physical_bits: u8,
     /// Width of linear addresses in bits: 48, or 57 with 5-level paging.
     pub linear_bits: u8,
+    /// Transactions exist (CPUID 7 EBX bit 11).
+    pub has_transactions: bool,
 }
 
 /// A field that breaks a rule.

@@ -29,8 +29,8 @@ const fn left_out(trial: &'static str, rule: &'static str) -> Known {
 
 /// Where Bochs 2.7 departs from the SDM; each names one rule, so that every other difference about the same field counts.
 const KNOWN: [Known; 6] = [
-    // 27.3.1.2 exempts SS if it is unusable. Bochs exempts it if the selector's RPL is 0 and CS is 64-bit, usable or not.
-    left_out("64-bit, guest SS ", "(guest SS "),
+    // 27.3.1.1. Bochs looks for PAE there and not for paging.
+    left_out("64-bit, guest CR0 = ", "IA-32e mode needs paging (bit 31)"),
     // 27.3.1.2 compares the DPL of CS with the DPL of SS. Bochs compares it with the RPL of CS, ...
     left_out(
         "guest SS access rights = ",

@@ -43,6 +43,9 @@ fn read_facts() -> Result<Facts, Unsupported> {
         caps,
         physical_bits: width(widths.as_ref().map(|w| w.physical_address_bits()), 36),
         linear_bits: width(widths.as_ref().map(|w| w.linear_address_bits()), 48),
+        has_transactions: cpuid
+            .get_extended_feature_info()
+            .is_some_and(|f| f.has_rtm()),
     })
 }
 
