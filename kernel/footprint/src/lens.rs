@@ -39,6 +39,8 @@ pub struct Lens {
 pub struct Found {
     /// In how many intervals each page was touched.
     pub hits: Hits,
+    /// Intervals that were observed.
+    pub observed: u8,
     /// Heat of all pages together.
     pub heat: u64,
     /// Heat over the granule's own rate, in 1/1024 pages; `None` if nothing was touched.
@@ -85,6 +87,7 @@ impl Lens {
         Found {
             density: density(heat, own),
             heat,
+            observed: self.observed,
             hits: self.hits,
         }
     }

@@ -56,6 +56,8 @@ pub struct Region {
     pub look_at: u64,
     /// See [`Region::look_at`].
     pub look_again: u32,
+    /// When it was seen touched last, in intervals since the beginning; 0 is never.
+    pub touched_at: u64,
     /// Granules that were seen touched lately; only for regions of several.
     pub seen: Vec<u32>,
 }
@@ -124,6 +126,7 @@ impl Region {
         self.seen.extend(right.seen);
         self.look_at = self.look_at.min(right.look_at);
         self.look_again = self.look_again.min(right.look_again);
+        self.touched_at = self.touched_at.max(right.touched_at);
         self.pick = None;
     }
 
@@ -200,6 +203,11 @@ impl Regions {
     /// The regions, to be observed.
     pub fn all_mut(&mut self) -> &mut [Region] {
         &mut self.all
+    }
+    /// The region of a granule, to read.
+    pub fn of(&self, granule: u32) -> Option<&Region> {
+        let i = self.all.partition_point(|r| r.first <= granule);
+        self.all.get(i.checked_sub(1)?)
     }
     /// The region of a granule.
     pub fn of_mut(&mut self, granule: u32) -> Option<&mut Region> {

@@ -25,7 +25,8 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use units::{Gpa, Nanos, PageSize};
 
-use crate::lens::{Found, Hits, Lens, density};
+use crate::lens::{Found, Lens, density};
+use crate::pages::PageHits;
 pub use crate::port::{Eyes, Heat, Mapped, Orders, Seen, Sight, Tunables};
 use crate::rate::at_least;
 use crate::regions::{Region, Regions};
@@ -38,7 +39,7 @@ pub struct Sampler {
     runs: Vec<(u32, Gpa)>,
     regions: Regions,
     lenses: Vec<Lens>,
-    pages: BTreeMap<u32, Hits>,
+    pages: BTreeMap<u32, PageHits>,
     interval: Nanos,
     now: u64,
     judged: u16,
@@ -102,10 +103,16 @@ impl Sampler {
         self.lenses.iter().map(|lens| self.address(lens.granule))
     }
 
-    /// In how many intervals of its last close look each page of the granule was touched.
-    pub fn pages(&self, granule: Gpa) -> Option<&[u8]> {
-        let hits = self.pages.get(&self.number(granule)?)?;
-        Some(hits.as_slice())
+    /// In how many intervals of its last close looks each page of the granule was touched.
+    pub fn pages(&self, granule: Gpa) -> Option<&PageHits> {
+        self.pages.get(&self.number(granule)?)
+    }
+
+    /// How many intervals ago the region of an address was seen touched; `None` if it never was.
+    pub fn touched_ago(&self, at: Gpa) -> Option<u64> {
+        let region = self.regions.of(self.number(at)?)?;
+        let touched = Some(region.touched_at).filter(|at| *at > 0)?;
+        Some(self.now.saturating_sub(touched))
     }
 
     /// Bytes of memory that the sampler itself takes.
@@ -151,6 +158,9 @@ impl Sampler {
                 let touched = eyes.granule(address(runs, pick)) == Seen::Touched;
                 if fresh {
                     region.observe(touched);
+                    if touched {
+                        region.touched_at = self.now;
+                    }
                     found += u64::from(touched);
                     sought += 1;
                 }
@@ -222,7 +232,11 @@ impl Sampler {
         if self.pages.len() >= self.tunables.remembered && !self.pages.contains_key(&granule) {
             self.pages.pop_first();
         }
-        self.pages.insert(granule, found.hits);
+        let interval = self.interval;
+        match self.pages.get_mut(&granule) {
+            Some(pages) => pages.add(found, interval),
+            None => drop(self.pages.insert(granule, PageHits::first(found, interval))),
+        }
     }
 
     /// Opens lenses over touched regions whose time has come: first those without a look, then the hottest.

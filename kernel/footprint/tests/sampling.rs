@@ -191,7 +191,10 @@ fn pages_of_a_look_are_known_one_by_one() {
             machine.touch(2 * PAGES as u64 + 9);
         }
     });
-    let hits = sampler.pages(Gpa(2 * GRANULE)).expect("it was looked at");
+    let hits = sampler
+        .pages(Gpa(2 * GRANULE))
+        .expect("it was looked at")
+        .hits();
     for (page, hits) in hits.iter().enumerate() {
         let expected = match page as u64 {
             p if hot.contains(&p) => 20,

@@ -11,6 +11,7 @@
 use crate::arch;
 use crate::arch::percpu::{self, Activity};
 use crate::arch::time;
+use crate::exits::operands::Entry;
 use crate::exits::{self, After, Context};
 use crate::sabotage;
 use crate::shootdown;
@@ -180,6 +181,10 @@ fn slice<B: Backend>(
         arm_timer(hv, cpu, vm, vcpu, slice_end.min(core.look.at(now)));
         let given = core.hw.pending_event();
         let entered_at = core.hw.rip();
+        let entry = Entry {
+            at: now,
+            rip: (given.is_none()).then_some(entered_at),
+        };
         let Some(exit) = enter(hw, vm, vcpu, core) else {
             continue;
         };
@@ -197,7 +202,7 @@ fn slice<B: Backend>(
             core,
             interrupted: None,
         };
-        exits::operands::look(&mut ctx, exit, now);
+        exits::operands::look(&mut ctx, exit, entry, now);
         match exits::handle(&mut ctx, exit) {
             After::Resume => {}
             After::Yield => return End::Spins,

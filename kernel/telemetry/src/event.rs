@@ -277,6 +277,8 @@ pub enum Event {
         ranges: Vec<HotRange>,
         /// Colder ranges that are not told.
         left_out: u64,
+        /// Their heat, all together.
+        left_out_heat: u64,
         /// The next record does not go on with it.
         last: bool,
     },

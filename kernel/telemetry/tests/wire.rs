@@ -109,7 +109,8 @@ fn one_of_each() -> Vec<Event> {
                 pages: 512,
                 heat: 9,
             }],
-            left_out: 0,
+            left_out: 3,
+            left_out_heat: 4,
             last: false,
         },
         Event::Touched {

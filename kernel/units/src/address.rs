@@ -1,6 +1,7 @@
 //! Physical addresses of the guest and of the host, and the pages they fall into.
 
 use core::fmt;
+use core::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// Bytes in the smallest page.
@@ -51,6 +52,43 @@ macro_rules! address {
             }
         }
     };
+}
+
+/// Why a text is no address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressError {
+    /// It is no number.
+    NoNumber,
+    /// It is more than 64 bits can hold.
+    TooLarge,
+}
+
+impl fmt::Display for AddressError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoNumber => "is no address: it is written like 0x2f000 or 192512",
+            Self::TooLarge => "is no address: it has more than 64 bits",
+        })
+    }
+}
+
+impl core::error::Error for AddressError {}
+
+impl FromStr for Gpa {
+    type Err = AddressError;
+
+    /// Hexadecimal behind `0x`, else decimal.
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let (digits, radix) = match text.strip_prefix("0x") {
+            Some(digits) => (digits, 16),
+            None => (text, 10),
+        };
+        if digits.is_empty() || !digits.chars().all(|c| c.is_digit(radix)) {
+            return Err(AddressError::NoNumber);
+        }
+        let number = u64::from_str_radix(digits, radix);
+        number.map(Self).map_err(|_| AddressError::TooLarge)
+    }
 }
 
 macro_rules! page_number {
@@ -146,6 +184,19 @@ mod tests {
         assert_eq!(a.page().address().0 + a.page_offset(), a.0);
         assert_eq!(a.align_down(PageSize::Size2M), Hpa(0x1220_0000));
         assert!(a.align_down(PageSize::Size1G).is_aligned(PageSize::Size1G));
+    }
+
+    #[test]
+    fn addresses_are_read_as_they_are_written() {
+        assert_eq!("0x2f000".parse(), Ok(Gpa(0x2_f000)));
+        assert_eq!("192512".parse(), Ok(Gpa(192_512)));
+        assert_eq!("0xffffffffffffffff".parse(), Ok(Gpa(u64::MAX)));
+        for text in ["", "0x", "there", "-1", "+1", "0x-1", "2f000", "0X1", "1 "] {
+            assert_eq!(text.parse::<Gpa>(), Err(AddressError::NoNumber), "{text:?}");
+        }
+        for text in ["0x10000000000000000", "18446744073709551616"] {
+            assert_eq!(text.parse::<Gpa>(), Err(AddressError::TooLarge), "{text:?}");
+        }
     }
 
     #[test]

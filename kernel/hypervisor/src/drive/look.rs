@@ -14,8 +14,11 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use footprint::lens::PAGES;
+use footprint::pages::Range;
 use footprint::sampler::{Eyes, Heat, Mapped, Orders, Seen, Sight, Tunables};
-use footprint::{Attribution, Coverage, Footprint, LeafSample, Operands, Sampler, Window};
+use footprint::{
+    Attribution, Coverage, Footprint, LeafSample, Operands, PageHits, PageLooks, Sampler, Window,
+};
 use memory::harvest::{Bit, Cursor, Descend, Options, Progress};
 use memory::probe::Probe;
 use memory::table::TableFormat;
@@ -33,6 +36,10 @@ const CLOSE: Options = Options {
 pub struct Watch {
     /// What to look at.
     pub sampler: Sampler,
+    /// What looks at stopped virtual CPUs met, by page.
+    looked: PageLooks,
+    /// What the last pass found.
+    heats: Vec<Heat>,
     /// When the interval is over.
     next: Nanos,
     last_pass: Nanos,
@@ -76,6 +83,8 @@ impl Watch {
         };
         Self {
             sampler: Sampler::new(memory, u64::from(vm.id.0) << 32 | 0x9e37_79b9, tunables),
+            looked: PageLooks::default(),
+            heats: Vec::new(),
             next: now,
             last_pass: now,
             began: None,
@@ -159,7 +168,8 @@ impl Watch {
             }
         }
         let resident = vm.ram.bytes_by_node();
-        let operands = operands(vm, nodes);
+        self.looked.age();
+        let operands = operands(vm, nodes, &mut self.looked);
         self.cost.operands += operands.looks();
         let window = Window {
             length,
@@ -176,8 +186,15 @@ impl Watch {
         if was_idle && !footprint.is_idle() {
             self.sampler.awake();
         }
+        self.heats = heats;
         self.cost.time += time::now().since(now);
         true
+    }
+
+    /// All pages that are touched, hottest first.
+    pub fn page_heats(&self) -> Vec<Range> {
+        let close = |granule| self.sampler.pages(granule);
+        footprint::pages::heats(&self.heats, close, &self.looked)
     }
 
     /// Heat by leaves. A granule under a close look counts as the one leaf that it was and will be again.
@@ -217,7 +234,7 @@ impl Watch {
         node: NodeId,
         samples: &mut Vec<LeafSample>,
     ) {
-        let hits = self.sampler.pages(heat.gpa).unwrap_or(&[]);
+        let hits = self.sampler.pages(heat.gpa).map_or(&[][..], PageHits::hits);
         let all: u64 = hits.iter().map(|h| u64::from(*h)).sum();
         if all == 0 {
             samples.push(LeafSample::sampled(
@@ -249,8 +266,8 @@ impl Watch {
     }
 }
 
-/// What looks at a VM's virtual CPUs found since the last pass, by node.
-fn operands<B: Backend>(vm: &Vm<B>, nodes: usize) -> Operands {
+/// What looks at a VM's virtual CPUs found since the last pass, by node; and by page, added to `by_page`.
+fn operands<B: Backend>(vm: &Vm<B>, nodes: usize, by_page: &mut PageLooks) -> Operands {
     let mut found = Operands::new(nodes);
     for vcpu in &vm.vcpus {
         let room = Looks::room();
@@ -259,6 +276,7 @@ fn operands<B: Backend>(vm: &Vm<B>, nodes: usize) -> Operands {
             let accessor = look.first().map_or(NodeId(0), |t| t.accessor);
             let place = |t: &Touched| Some((vm.ram.leaf(t.page)?.0, t.weight));
             found.look(accessor, look.iter().filter_map(place));
+            by_page.look(look.iter().map(|t| (t.page, t.weight)));
         }
     }
     found

@@ -3,23 +3,25 @@
 //! A host interrupt comes at a moment that the guest did not choose, so what it was doing then is a fair sample
 //! of what it does; any other exit is the guest's own doing. Where no interrupt comes by itself the run loop's timer sees to
 //! it, at random intervals so that nothing periodic in the guest is always or never met. A look costs some microseconds of
-//! its own VM's time, a hundred times a second.
+//! its own VM's time, two hundred and fifty times a second.
 //!
 //! The CPU that runs the guest writes down guest addresses; the footprint's pass, on the boot CPU, finds their nodes.
 
 use super::{Context, decode};
 use crate::arch::percpu;
-use crate::virt::{Backend, Exit};
+use crate::virt::{Backend, Exit, VcpuState};
 use alloc::vec::Vec;
 use guest::operands::{Reader, Run};
 use units::{Gpa, Nanos, NodeId};
 
 /// Shortest time between two looks at a virtual CPU, and how much longer it may be.
-const SHORTEST: Nanos = Nanos::from_millis(4);
+const SHORTEST: Nanos = Nanos::from_millis(2);
 /// See [`SHORTEST`].
-const SPREAD_NS: u64 = 8_000_000;
-/// Pages that are kept until somebody asks: two seconds of looks with half a dozen pages each.
-const KEPT: usize = 2048;
+const SPREAD_NS: u64 = 4_000_000;
+/// An interrupt so soon after the entry may have waited for it.
+const AT_ONCE: Nanos = Nanos::from_micros(100);
+/// Pages that are kept until somebody asks: two seconds of looks with eight pages each.
+const KEPT: usize = 4096;
 
 /// When a virtual CPU is looked at next, and with what.
 #[derive(Debug)]
@@ -107,12 +109,32 @@ impl Looks {
     }
 }
 
+/// How the guest was entered.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// When.
+    pub at: Nanos,
+    /// Where, unless an event was injected, which may have led elsewhere.
+    pub rip: Option<u64>,
+}
+
+impl Entry {
+    /// Whether a guest that is at `rip` at `now` has hardly run since: the interrupt came during the world switch, and
+    /// what it shows is where guests exit, not where they spend their time.
+    fn was_just_now(self, rip: u64, now: Nanos) -> bool {
+        now.since(self.at) < AT_ONCE && self.rip.is_none_or(|entered| entered == rip)
+    }
+}
+
 /// Looks at the guest if it is time and the exit came from outside.
-pub fn look<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit, now: Nanos) {
+pub fn look<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit, entry: Entry, now: Nanos) {
     if now < ctx.core.look.at || !matches!(exit, Exit::Interrupt) {
         return;
     }
     ctx.core.look.again_after(now);
+    if entry.was_just_now(ctx.core.hw.rip(), now) {
+        return;
+    }
     // While a page moves its VM's table is held; a look is not worth waiting for that.
     if ctx.vm.ram.is_held() {
         return;

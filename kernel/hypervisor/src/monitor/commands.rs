@@ -15,7 +15,7 @@ use units::NodeId;
 type Entry = (&'static str, &'static str, &'static str);
 
 #[rustfmt::skip] // a table, a line each
-const COMMANDS: [Entry; 17] = [
+const COMMANDS: [Entry; 18] = [
     ("help", "", "this list"),
     ("topology", "", "nodes with their memory and CPUs, latencies between them"),
     ("memory", "", "free memory of each node"),
@@ -26,6 +26,7 @@ const COMMANDS: [Entry; 17] = [
     ("cpu", "", "what each CPU does"),
     ("footprint", "[NAME]", "who touches which node's memory"),
     ("proximity", "[NAME]", "how near each CPU is to what a VM touches"),
+    ("where", "NAME ADDRESS", "where a VM's memory at an address lies, and how hot it is"),
     ("why", "[NAME[.VCPU]]", "the planner's last word, and the scheduler's sum for each vCPU"),
     ("migrate", "NAME NODE", "moves all pages of a VM to a node"),
     ("hot", "NAME", "records the pages that a VM touches most, for tools"),
@@ -61,6 +62,7 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
         ("footprint", [name]) => with_vm(hv, name, |vm| report::footprint(hv, vm)),
         ("proximity", []) => every(report::proximity),
         ("proximity", [name]) => with_vm(hv, name, |vm| report::proximity(hv, vm)),
+        ("where", [name, at]) => with_vm(hv, name, |vm| touched::place(hv, vm, at)),
         ("why", []) => every(|hv, vm| report::why(hv, vm, None)),
         ("why", [what]) => why(hv, what),
         ("migrate", [name, node]) => with_vm(hv, name, |vm| migrate(hv, vm, node)),

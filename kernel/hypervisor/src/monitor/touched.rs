@@ -6,15 +6,15 @@
 //! VM has no footprint passes.
 
 use crate::console;
-use crate::drive::{Watch, record};
+use crate::drive::record;
+use crate::mm;
 use crate::virt::Backend;
 use crate::vm::{Hypervisor, Vm, VmState};
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::SeqCst;
-use footprint::lens::INTERVALS;
-use footprint::rate::Rates;
+use footprint::pages::{Range, standing};
 use memory::harvest::{Bit, Cursor, Descend, Options, Progress};
 use memory::table::{Flush, Lookup, Shootdown};
 use telemetry::Event;
@@ -47,35 +47,36 @@ fn piece<T: Clone>(list: &[T], part: usize) -> Vec<T> {
         .to_vec()
 }
 
-/// What the footprint believes to be hot, hottest first.
+/// What is believed to be hot, hottest first; what the coldest of it weighs that finds no room is told, too.
 pub fn hot<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
     let (pass, mut ranges) = {
         let tracking = hv.tracking.lock();
         let Some(track) = tracking.of(vm.id) else {
             return format!("nothing is known of {}\n", vm.name);
         };
-        let hot = track.footprint.hot(|_| true);
+        let ranges = if track.footprint.is_idle() {
+            Vec::new()
+        } else {
+            track.watch.page_heats()
+        };
         let ranges = vm.ram.with_table(|table| {
-            let believed = hot.iter().flat_map(|page| ranges(&track.watch, page));
-            let located = |(first, pages, heat)| {
-                let gpa = Gpa(first * PAGE_BYTES);
+            let located = |range: Range| {
+                let gpa = Gpa(range.first * PAGE_BYTES);
                 let Ok(Lookup::Mapped(leaf)) = table.translate(gpa) else {
                     return None;
                 };
-                let frame = leaf.frame.0 + (gpa.0 - leaf.at.0) / PAGE_BYTES;
                 Some(HotRange {
-                    first,
-                    frame,
-                    pages,
-                    heat,
+                    first: range.first,
+                    frame: leaf.frame.0 + (gpa.0 - leaf.at.0) / PAGE_BYTES,
+                    pages: range.pages,
+                    heat: range.heat,
                 })
             };
-            believed.filter_map(located).collect::<Vec<_>>()
+            ranges.into_iter().filter_map(located).collect::<Vec<_>>()
         });
         (track.footprint.passes(), ranges)
     };
-    let left_out = ranges.len().saturating_sub(RANGES_MAX) as u64;
-    ranges.truncate(RANGES_MAX);
+    let rest = ranges.split_off(ranges.len().min(RANGES_MAX));
     let count = ranges.len();
     let parts = count.div_ceil(RANGES_OF_A_RECORD).max(1);
     for part in 0..parts {
@@ -84,34 +85,68 @@ pub fn hot<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
             name: vm.name.clone(),
             pass,
             ranges: piece(&ranges, part),
-            left_out,
+            left_out: rest.len() as u64,
+            left_out_heat: rest.iter().fold(0, |sum, r| sum.saturating_add(r.heat)),
             last: part + 1 == parts,
         });
     }
     format!("{count} hot ranges of {} are in the records\n", vm.name)
 }
 
-/// The first page, the length and the heat of the parts of a hot leaf, as the last close look found them.
-fn ranges(watch: &Watch, leaf: &footprint::HotPage) -> Vec<(u64, u64, u64)> {
-    let first = leaf.gpa.0 / PAGE_BYTES;
-    let look = watch.sampler.pages(leaf.gpa);
-    let Some(hits) = look.filter(|_| leaf.size == PageSize::Size2M) else {
-        return alloc::vec![(first, leaf.size.pages(), leaf.heat)];
+/// Where a VM's memory at an address lies, and how hot it is.
+pub fn place<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, text: &str) -> String {
+    let gpa: Gpa = match text.parse() {
+        Ok(gpa) => gpa,
+        Err(why) => return format!("{text:?} {why}\n"),
     };
-    let rates = Rates::of(INTERVALS.into(), watch.sampler.interval());
-    let all: u64 = hits.iter().map(|h| rates.get((*h).into())).sum();
-    let mut at = first;
-    let mut parts = Vec::new();
-    for part in hits.chunk_by(|a, b| a == b) {
-        let pages = part.len() as u64;
-        let rate = part.first().map_or(0, |h| rates.get((*h).into())) * pages;
-        if rate > 0 {
-            let heat = u128::from(leaf.heat) * u128::from(rate) / u128::from(all.max(1));
-            parts.push((at, pages, u64::try_from(heat).unwrap_or(u64::MAX)));
+    let found = vm.ram.with_table(|table| table.translate(gpa));
+    let leaf = match found {
+        Ok(Lookup::Mapped(leaf)) => leaf,
+        Ok(Lookup::Frozen { .. }) => return format!("{}: {gpa} is being moved\n", vm.name),
+        Ok(Lookup::NotMapped { .. }) | Err(_) => {
+            let regions = vm.shape.memory.regions();
+            let all: Vec<String> = regions
+                .iter()
+                .map(|r| format!("{} to {:#x}", r.gpa, r.end().0.saturating_sub(1)))
+                .collect();
+            return format!(
+                "{} has no memory at {gpa}; it has {}\n",
+                vm.name,
+                all.join(" and ")
+            );
         }
-        at += pages;
-    }
-    parts
+    };
+    let frame = leaf.frame.address();
+    let node = mm::node_of(leaf.frame).map_or_else(|| "no node".into(), |n| n.to_string());
+    let mut text = format!(
+        "{}: {gpa} is on {node}, in a leaf of {} KiB that lies at {frame}\n",
+        vm.name,
+        leaf.size.bytes() >> 10
+    );
+    let tracking = hv.tracking.lock();
+    let Some(track) = tracking.of(vm.id) else {
+        return text;
+    };
+    let sampler = &track.watch.sampler;
+    let seen = match sampler.touched_ago(gpa) {
+        Some(ago) => format!("seen touched {ago} intervals ago"),
+        None => "never seen touched".into(),
+    };
+    let page = gpa.0 / PAGE_BYTES;
+    let heat = match standing(&track.watch.page_heats(), page) {
+        Some(s) => format!(
+            "has {}.{:04} % of all touches, {} pages are hotter",
+            s.ppm / 10_000,
+            s.ppm % 10_000,
+            s.hotter
+        ),
+        None => "is not touched".into(),
+    };
+    text.push_str(&format!(
+        "  its region was {seen}, of {} each; its page {heat}\n",
+        sampler.interval()
+    ));
+    text
 }
 
 /// Forgets which pages were touched.

@@ -110,8 +110,15 @@ pub(crate) fn hot_set(pages: &BTreeMap<u64, Touches>) -> BTreeSet<u64> {
 }
 
 /// The same of what Perigee believes; `number` names a range's first page as the observer does. Pages of a range are
-/// alike, so the first of them stand for all.
-pub(crate) fn believed(ranges: &[HotRange], number: impl Fn(&HotRange) -> u64) -> BTreeSet<u64> {
+/// alike, so the first of them stand for all. What was not told, as it is colder than all that was, weighs `rest`.
+///
+/// # Errors
+/// Four fifths of all are more than what was told.
+pub(crate) fn believed(
+    ranges: &[HotRange],
+    rest: u64,
+    number: impl Fn(&HotRange) -> u64,
+) -> Result<BTreeSet<u64>, String> {
     let mut sorted: Vec<&HotRange> = ranges.iter().filter(|r| r.pages > 0).collect();
     let by_page = |a: &HotRange, b: &HotRange| {
         let (left, right) = (
@@ -121,7 +128,13 @@ pub(crate) fn believed(ranges: &[HotRange], number: impl Fn(&HotRange) -> u64) -
         left.cmp(&right).then(a.first.cmp(&b.first))
     };
     sorted.sort_by(|a, b| by_page(a, b));
-    let total: u128 = sorted.iter().map(|r| u128::from(r.heat)).sum();
+    let told: u128 = sorted.iter().map(|r| u128::from(r.heat)).sum();
+    let total = told + u128::from(rest);
+    if told * 5 < total * 4 {
+        return Err(format!(
+            "what was told weighs {told} of {total}, less than four fifths"
+        ));
+    }
     let (mut sum, mut hot) = (0_u128, BTreeSet::new());
     for range in sorted {
         // Those of its pages that are still needed to come to four fifths of the total.
@@ -136,7 +149,7 @@ pub(crate) fn believed(ranges: &[HotRange], number: impl Fn(&HotRange) -> u64) -
         hot.extend(first..first + taken);
         sum += u128::from(range.heat);
     }
-    hot
+    Ok(hot)
 }
 
 /// Precision, recall and their harmonic mean, in thousandths.
@@ -199,17 +212,22 @@ mod tests {
     #[test]
     fn belief_goes_by_heat_of_a_page() {
         let ranges = [range(512, 512, 10), range(7, 1, 45), range(20, 2, 45)];
-        assert_eq!(believed(&ranges, |r| r.first), BTreeSet::from([7, 20, 21]));
+        let first = |r: &HotRange| r.first;
+        let set = |pages: &[u64]| Ok(pages.iter().copied().collect());
+        assert_eq!(believed(&ranges, 0, first), set(&[7, 20, 21]));
+        assert_eq!(believed(&ranges, 0, |r| r.frame), set(&[1007, 1020, 1021]));
+        let four_fifths = believed(&[range(0, 512, 9)], 0, first).map(|set| set.len());
+        assert_eq!(four_fifths, Ok(410));
+        assert_eq!(believed(&[], 0, first), set(&[]));
         assert_eq!(
-            believed(&ranges, |r| r.frame),
-            BTreeSet::from([1007, 1020, 1021])
+            believed(&ranges[1..], 10, first),
+            set(&[7, 20, 21]),
+            "the rest is colder"
         );
-        assert_eq!(
-            believed(&[range(0, 512, 9)], |r| r.first).len(),
-            410,
-            "four fifths of it"
+        assert!(
+            believed(&ranges, 26, first).is_err(),
+            "too much was not told"
         );
-        assert!(believed(&[], |r| r.first).is_empty());
     }
 
     #[test]

@@ -19,7 +19,7 @@ const TO_PERIGEE: &str = "\u{1}0";
 
 /// What is typed one after the other, and words that the answer must have.
 #[rustfmt::skip] // a table, a line each
-const QUESTIONS: [(&str, &[&str]); 21] = [
+const QUESTIONS: [(&str, &[&str]); 26] = [
     ("help", &["topology", "vm NAME start|stop|pause|resume", "Ctrl-A 0"]),
     ("topology", &["node0", "node1", "MiB", "latency in ns"]),
     ("memory", &["free", "node1"]),
@@ -32,11 +32,16 @@ const QUESTIONS: [(&str, &[&str]); 21] = [
     ("why", &["alpha.0", "deadline", "credit", "key"]),
     ("why alpha.1", &["alpha.1"]),
     ("security", &["IBPB between VMs", "return stack filled", "active", "one VM to a core"]),
+    ("where alpha 0x3000000", &["is on node", "in a leaf of", "its region was", "its page"]),
+    ("where alpha 2097152", &["0x200000 is on node"]),
     ("log", &["messages down to info"]),
     ("log warn", &["messages down to warn"]),
     ("vmm", &["no command", "topology", "shutdown"]),
     ("vm gamma", &["no VM \"gamma\"", "alpha"]),
     ("vm alpha jump", &["stop, pause"]),
+    ("where alpha 0x8000000000", &["has no memory at 0x8000000000", "it has 0x0 to"]),
+    ("where alpha there", &["is no address", "like 0x2f000"]),
+    ("where alpha", &["where NAME ADDRESS"]),
     ("migrate alpha 9", &["no node", "0 to 1"]),
     ("migrate alpha", &["migrate NAME NODE"]),
     ("why alpha.7", &["no vCPU 7"]),

@@ -1,0 +1,202 @@
+//! Classes of pages of like rate, and how all touches are divided among them.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use units::Score;
+
+use super::likeness::Likeness;
+use super::{ALL, LOOK, PageLooks, Run, SATURATED};
+use crate::evidence::wilson_lower;
+use crate::operands::WEIGHT_OF_BITS;
+
+/// Divides [`ALL`] among classes: between the saturated one and the others as looks say, and among the others by the
+/// rates that bits found, as far as looks do not contradict.
+fn share(classes: &mut [Class], looks: &PageLooks) {
+    let sum = |part: &[Class], of: fn(&Class) -> u128| part.iter().map(of).sum::<u128>();
+    let others = classes.partition_point(|c| c.last != SATURATED);
+    let (looked, rates) = (sum(classes, |c| c.looked.into()), sum(classes, |c| c.rates));
+    let count = u128::from(if looked > 0 { looks.looks } else { 0 }) >> 8;
+    let by_looks = |c: &Class| part(c.looked.into(), looked);
+    let (others, saturated) = classes.split_at_mut(others);
+    for group in [&mut *others, &mut *saturated] {
+        let (met, rated) = (sum(group, |c| c.looked.into()), sum(group, |c| c.rates));
+        let likely = part(met, looked) * count + part(rated, rates) * u128::from(WEIGHT_OF_BITS);
+        let likely = likely / (count + u128::from(WEIGHT_OF_BITS));
+        let trust = trust_in_bits(group, part(met, looked), count, by_looks);
+        let mixed = |c: &Class| {
+            let by_bits = scaled(likely, c.rates, rated);
+            let by_looks = scaled(likely, c.looked.into(), met);
+            let by_looks = if met > 0 { by_looks } else { by_bits };
+            (by_bits * trust + by_looks * (ALL - trust)) / ALL
+        };
+        let shares: Vec<u128> = group.iter().map(mixed).collect();
+        let sure = proved(likely, count + u128::from(WEIGHT_OF_BITS));
+        for (class, heat) in group.iter_mut().zip(shares) {
+            class.heat = scaled(sure, heat, likely);
+        }
+    }
+}
+
+/// How far looks agree with bits about a group of classes, as part of [`ALL`]: what looks scatter by chance over what
+/// they do (W. James and C. Stein, 1961).
+fn trust_in_bits(
+    group: &[Class],
+    likely: u128,
+    count: u128,
+    by_looks: impl Fn(&Class) -> u128,
+) -> u128 {
+    let rated = group.iter().map(|c| c.rates).sum::<u128>();
+    let (mut scatter, mut chance) = (0u128, 0u128);
+    for class in group {
+        let expected = scaled(likely, class.rates, rated);
+        // Where less than a look is expected nothing can be said.
+        if expected * count < ALL {
+            continue;
+        }
+        let off = expected.abs_diff(by_looks(class));
+        scatter += scaled(off, off, expected) * count;
+        chance += ALL;
+    }
+    let chance = chance.saturating_sub(ALL);
+    // The mean of a chi-square distribution, and three standard deviations more.
+    if scatter <= chance + 3 * (2 * chance * ALL).isqrt() {
+        ALL
+    } else {
+        scaled(ALL, chance, scatter)
+    }
+}
+
+/// `n` of `of` as part of [`ALL`].
+fn part(n: u128, of: u128) -> u128 {
+    scaled(ALL, n, of)
+}
+
+/// `a` times `n` over `of`; 0 of nothing.
+fn scaled(a: u128, n: u128, of: u128) -> u128 {
+    // Below 2^48 times below 2^80.
+    let shift = 128u32.saturating_sub(of.leading_zeros()).saturating_sub(72);
+    a.saturating_mul(n >> shift)
+        .checked_div(of >> shift)
+        .unwrap_or(0)
+}
+
+/// The part of [`ALL`] that so many looks prove, of one that is likely.
+fn proved(likely: u128, looks: u128) -> u128 {
+    let hits = (likely * looks).div_ceil(ALL);
+    let (Ok(hits), Ok(looks)) = (u64::try_from(hits), u64::try_from(looks)) else {
+        return likely;
+    };
+    let sure = u128::from(wilson_lower(hits, looks).0);
+    likely * sure / u128::from(Score::ratio(hits.into(), looks.into()).0).max(1)
+}
+
+/// Pages of like rate together.
+#[derive(Clone, Copy, Debug, Default)]
+struct Class {
+    /// The highest that is in it.
+    last: u32,
+    pages: u64,
+    /// By bits: the sum of rates.
+    rates: u128,
+    looked: u64,
+    /// Its part of [`ALL`].
+    heat: u128,
+    likeness: Likeness,
+}
+
+/// All classes, ascending.
+pub(super) struct Classes {
+    all: Vec<Class>,
+    /// What a look weighs.
+    one: u64,
+}
+
+impl Classes {
+    /// Of pages by bits and what looks met of them.
+    pub(super) fn of(runs: &[Run], looks: &PageLooks) -> Self {
+        let mut by_class: BTreeMap<u32, Class> = BTreeMap::new();
+        for run in runs {
+            let class = by_class.entry(run.class).or_default();
+            class.last = run.class;
+            class.pages += run.pages;
+            class.rates += u128::from(run.rate) * u128::from(run.pages);
+            class.looked += run.looked;
+        }
+        let mut ascending: Vec<Class> = by_class.into_values().collect();
+        share(&mut ascending, looks);
+        let mut all: Vec<Class> = Vec::with_capacity(ascending.len());
+        for class in ascending {
+            all.push(class);
+            while let [.., colder, hotter] = all.as_mut_slice() {
+                if hotter.heat * u128::from(colder.pages) >= colder.heat * u128::from(hotter.pages)
+                {
+                    break;
+                }
+                *colder = Class {
+                    last: hotter.last,
+                    pages: colder.pages + hotter.pages,
+                    rates: colder.rates + hotter.rates,
+                    looked: colder.looked + hotter.looked,
+                    heat: colder.heat + hotter.heat,
+                    ..Class::default()
+                };
+                all.pop();
+            }
+        }
+        let mut classes = Self {
+            all,
+            one: looks.one(),
+        };
+        classes.compare(runs);
+        classes
+    }
+
+    /// Finds out how alike the pages of each class are.
+    fn compare(&mut self, runs: &[Run]) {
+        let mut met: Vec<Vec<u128>> = alloc::vec![Vec::new(); self.all.len()];
+        for run in runs.iter().filter(|r| r.looked > 0) {
+            if let Some(met) = met.get_mut(self.at(run)) {
+                met.push(self.looks(run));
+            }
+        }
+        for (class, met) in self.all.iter_mut().zip(met) {
+            class.likeness = Likeness::of(&met, class.pages.saturating_sub(met.len() as u64));
+        }
+    }
+
+    /// The number of a run's class.
+    fn at(&self, run: &Run) -> usize {
+        self.all.partition_point(|c| c.last < run.class)
+    }
+
+    /// How often a run was met, in parts of a look.
+    fn looks(&self, run: &Run) -> u128 {
+        u128::from(run.looked) * LOOK / u128::from(self.one)
+    }
+
+    /// What a run has of its class's heat.
+    pub(super) fn heat(&self, run: &Run) -> u64 {
+        let Some(class) = self.all.get(self.at(run)) else {
+            return 0;
+        };
+        let Likeness {
+            most,
+            mean,
+            advance,
+        } = class.likeness;
+        let looks = self.looks(run);
+        let expected = if looks > most {
+            looks
+        } else {
+            // What pages have in advance is divided among them by rate.
+            let rates = (u128::from(run.rate) * u128::from(run.pages)) >> 10;
+            let rate = (class.rates / u128::from(class.pages.max(1))) >> 10;
+            let own = (advance * rates).checked_div(rate);
+            let own = own.unwrap_or(advance * u128::from(run.pages));
+            mean * (own + looks) / (advance + mean).max(1)
+        };
+        let all = u128::from(class.looked) * LOOK / u128::from(self.one) + LOOK / 2;
+        let heat = class.heat * expected / all;
+        u64::try_from(heat).unwrap_or(u64::MAX)
+    }
+}

@@ -1,0 +1,241 @@
+//! Heat of single pages against synthetic guests whose every access is counted.
+
+use footprint::lens::{Found, INTERVALS, Lens, PAGES};
+use footprint::pages::{Range, Standing, heats, standing};
+use footprint::sampler::Heat;
+use footprint::{PageHits, PageLooks};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use units::{Gpa, Nanos, PAGE_BYTES, PageSize};
+
+const INTERVAL: Nanos = Nanos::from_millis(100);
+const GRANULES: u64 = 16;
+const ALL: u64 = GRANULES * PAGES as u64;
+
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % n
+    }
+}
+
+/// A guest that visits pages as `next` says, watched for six seconds.
+struct Watched {
+    truth: BTreeMap<u64, u64>,
+    granules: Vec<Heat>,
+    close: BTreeMap<u64, PageHits>,
+    looks: PageLooks,
+}
+
+fn found(hits: &[u8]) -> Found {
+    let mut lens = Lens::over(0);
+    lens.observe(true, &[]);
+    for interval in 0..INTERVALS {
+        let touched: Vec<u16> = (0u16..)
+            .zip(hits)
+            .filter(|(_, h)| interval < **h)
+            .map(|(p, _)| p)
+            .collect();
+        lens.observe(true, &touched);
+    }
+    lens.found(INTERVAL)
+}
+
+fn watch(seed: u64, visits_of_interval: u64, mut next: impl FnMut(&mut Dice) -> u64) -> Watched {
+    let mut dice = Dice(seed | 1);
+    let mut w = Watched {
+        truth: BTreeMap::new(),
+        granules: Vec::new(),
+        close: BTreeMap::new(),
+        looks: PageLooks::default(),
+    };
+    for _look in 0..3 {
+        let mut hits = vec![[0u8; PAGES]; GRANULES as usize];
+        for _ in 0..INTERVALS {
+            let mut touched = BTreeSet::new();
+            for visit in 0..visits_of_interval {
+                let page = next(&mut dice);
+                *w.truth.entry(page).or_default() += 1;
+                touched.insert(page);
+                if visit % (visits_of_interval / 40) == 7 {
+                    w.looks.look([(Gpa(page * PAGE_BYTES), 300)]);
+                }
+            }
+            for page in touched {
+                hits[(page / PAGES as u64) as usize][(page % PAGES as u64) as usize] += 1;
+            }
+        }
+        for (granule, hits) in (0u64..).zip(&hits) {
+            let found = found(hits);
+            match w.close.get_mut(&granule) {
+                Some(pages) => pages.add(found, INTERVAL),
+                None => drop(w.close.insert(granule, PageHits::first(found, INTERVAL))),
+            }
+        }
+    }
+    let heat = |granule| Heat {
+        gpa: Gpa(granule * PageSize::Size2M.bytes()),
+        heat: 1000,
+        hits: 20,
+    };
+    w.granules = (0..GRANULES).map(heat).collect();
+    w
+}
+
+impl Watched {
+    fn heats(&self, looks: &PageLooks) -> Vec<Range> {
+        heats(
+            &self.granules,
+            |at| self.close.get(&(at.0 / PageSize::Size2M.bytes())),
+            looks,
+        )
+    }
+    /// F1 of the smallest sets that take four fifths, in thousandths.
+    fn f1(&self, looks: &PageLooks) -> u64 {
+        let believed = four_fifths(self.heats(looks).iter().flat_map(|r| {
+            let each = r.heat / r.pages;
+            (r.first..r.first + r.pages).map(move |page| (page, each))
+        }));
+        let truth = four_fifths(self.truth.iter().map(|(p, n)| (*p, *n)));
+        let both = truth.intersection(&believed).count();
+        (2000 * both / (truth.len() + believed.len()).max(1)) as u64
+    }
+}
+
+fn four_fifths(pages: impl Iterator<Item = (u64, u64)>) -> BTreeSet<u64> {
+    let mut sorted: Vec<(u64, u64)> = pages.map(|(page, heat)| (heat, page)).collect();
+    sorted.sort_unstable_by(|a, b| b.cmp(a));
+    let total: u64 = sorted.iter().map(|(heat, _)| heat).sum();
+    let mut sum = 0;
+    let hot = sorted.into_iter().take_while(|(heat, _)| {
+        let more = sum * 5 < total * 4;
+        sum += heat;
+        more
+    });
+    hot.map(|(_, page)| page).collect()
+}
+
+/// 81 % to some pages, the rest anywhere.
+fn mostly(dice: &mut Dice, hot: impl Fn(u64) -> u64, count: u64) -> u64 {
+    match dice.below(100) < 81 {
+        true => hot(dice.below(count)),
+        false => dice.below(ALL),
+    }
+}
+
+#[test]
+fn a_saturated_range_is_told_from_the_cold_rest_by_looks() {
+    for seed in (1..12).step_by(2) {
+        let w = watch(seed, 6000, |d| mostly(d, |n| 1000 + n, 200));
+        assert!(w.f1(&w.looks) >= 950, "{}", w.f1(&w.looks));
+        assert!(
+            w.f1(&PageLooks::default()) < 500,
+            "bits alone know what is hot, not how hot"
+        );
+    }
+}
+
+#[test]
+fn scattered_pages_are_found() {
+    let w = watch(5, 6000, |d| mostly(d, |n| n * 31 + 7, 256));
+    assert!(w.f1(&w.looks) >= 950, "{}", w.f1(&w.looks));
+}
+
+#[test]
+fn a_page_that_takes_half_of_all_touches_is_known_to() {
+    let w = watch(9, 6000, |d| match d.below(2) {
+        0 => 77,
+        _ => mostly(d, |n| 2000 + n, 100),
+    });
+    let heats = w.heats(&w.looks);
+    let total: u64 = heats.iter().map(|r| r.heat).sum();
+    let first = heats.first().expect("something is hot");
+    let share = first.heat * 1000 / total;
+    assert!(
+        first.first == 77 && first.pages == 1 && (430..550).contains(&share),
+        "{first:?} {share}"
+    );
+}
+
+#[test]
+fn a_graded_set_is_cut_at_about_the_right_place() {
+    for seed in (1..12).step_by(2) {
+        // Ranks of the same power of two are visited equally often.
+        let w = watch(seed, 8000, |d| {
+            let scale = d.below(13);
+            let rank = (1 << scale) + d.below(1 << scale) - 1;
+            rank * 0x1235 % ALL
+        });
+
+        assert!(w.f1(&w.looks) >= 850, "{}", w.f1(&w.looks));
+    }
+}
+
+#[test]
+fn looks_of_another_interval_take_the_place_of_those_before() {
+    let mut pages = PageHits::first(found(&[20; PAGES]), INTERVAL);
+    pages.add(found(&[0; PAGES]), INTERVAL);
+    assert_eq!((pages.hits()[5], pages.observed()), (20, 40));
+    for _ in 0..20 {
+        pages.add(found(&[0; PAGES]), INTERVAL);
+    }
+    assert_eq!(pages.hits()[5], 0, "what was long ago is forgotten");
+    assert!(pages.observed() <= 60);
+    pages.add(found(&[7; PAGES]), Nanos::from_millis(500));
+    assert_eq!((pages.hits()[5], pages.observed()), (7, 20));
+}
+
+#[test]
+fn what_looks_met_is_forgotten_and_takes_no_more_room_than_it_may() {
+    let mut looks = PageLooks::default();
+    for page in 0..100_000u64 {
+        looks.look([(Gpa(page * PAGE_BYTES), 1024)]);
+    }
+    let told = |looks: &PageLooks| heats(&[], |_| None, looks).len();
+    assert!((1..=8192).contains(&told(&looks)));
+    (0..1000).for_each(|_| looks.age());
+    assert_eq!(told(&looks), 0);
+}
+
+#[test]
+fn a_page_stands_where_its_heat_puts_it() {
+    let range = |first, pages, heat| Range { first, pages, heat };
+    let ranges = [range(7, 1, 500), range(100, 4, 400), range(20, 10, 100)];
+    let place = |ppm, hotter| Some(Standing { ppm, hotter });
+    assert_eq!(standing(&ranges, 7), place(500_000, 0));
+    assert_eq!(standing(&ranges, 103), place(100_000, 1));
+    assert_eq!(standing(&ranges, 29), place(10_000, 5));
+    assert_eq!(standing(&ranges, 30), None);
+    assert_eq!(standing(&[], 0), None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+    #[test]
+    fn ranges_do_not_overlap_and_their_heats_add_up(
+        hits in proptest::collection::vec((0u64..6, proptest::collection::vec(0u8..=20, PAGES)), 0..4),
+        touched in proptest::collection::vec((0u64..10, any::<u64>()), 0..8),
+        met in proptest::collection::vec((0u64..5000, any::<u32>()), 0..200),
+    ) {
+        let close: BTreeMap<u64, PageHits> =
+            hits.iter().map(|(g, hits)| (*g, PageHits::first(found(hits), INTERVAL))).collect();
+        let touched: BTreeMap<u64, u64> = touched.into_iter().collect();
+        let granules: Vec<Heat> = touched.iter()
+            .map(|(g, heat)| Heat { gpa: Gpa(g * PageSize::Size2M.bytes()), heat: *heat, hits: 1 }).collect();
+        let mut looks = PageLooks::default();
+        met.iter().for_each(|(page, weight)| looks.look([(Gpa(page * PAGE_BYTES), *weight)]));
+        let ranges = heats(&granules, |at| close.get(&(at.0 / PageSize::Size2M.bytes())), &looks);
+        let mut sorted = ranges.clone();
+        sorted.sort_by_key(|r| r.first);
+        prop_assert!(sorted.windows(2).all(|w| w[0].first + w[0].pages <= w[1].first));
+        prop_assert!(ranges.windows(2).all(|w| w[0].heat / w[0].pages >= w[1].heat / w[1].pages));
+        let sum: u128 = ranges.iter().map(|r| u128::from(r.heat)).sum();
+        prop_assert!(sum <= (1 << 48) * 11 / 10, "{sum}");
+        let any = met.iter().any(|(_, w)| *w > 0);
+        prop_assert!(!any || sum > 0);
+    }
+}
