@@ -25,7 +25,9 @@ mod local_apic;
 mod memory;
 mod multiboot;
 mod operands;
+mod regions;
 pub mod seeds;
+mod tables;
 mod walk;
 
 pub use input::Input;
@@ -40,7 +42,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 14] = [
     Target {
         name: "acpi",
         run: acpi::run,
@@ -76,6 +78,14 @@ pub const TARGETS: [Target; 12] = [
     Target {
         name: "operands",
         run: operands::run,
+    },
+    Target {
+        name: "regions",
+        run: regions::run,
+    },
+    Target {
+        name: "tables",
+        run: tables::run,
     },
     Target {
         name: "board",

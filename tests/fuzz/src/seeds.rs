@@ -40,6 +40,9 @@ pub fn all() -> Vec<Seed> {
     add("walk", "pae", walk(0b1_1101));
     add("walk", "no-paging", walk(0));
     add("operands", "generator", operands());
+    add("regions", "shapes", regions(0));
+    add("regions", "samples", regions(1));
+    add("tables", "split-and-collapse", tables());
     add("board", "timer-and-serial", BOARD.into());
     add("local_apic", "timer", LOCAL_APIC.into());
     add("cpu", "everything", vec![0xFF; 400]);
@@ -301,6 +304,25 @@ fn operands() -> Vec<u8> {
     // imul rsi, rcx; movzx eax, si; shr eax, 3; mov rbx, [rdi + rax]; jmp
     seed.extend([0x48, 0x0F, 0xAF, 0xF1, 0x0F, 0xB7, 0xC6, 0xC1, 0xE8, 0x03]);
     seed.extend([0x48, 0x8B, 0x1C, 0x07, 0xEB, 0xF0]);
+    seed
+}
+
+/// Sixty-four regions, and some history.
+fn regions(kind: u8) -> Vec<u8> {
+    let mut seed = vec![64, 8, 20, 40, kind];
+    seed.extend([
+        4, 1, 20, 40, 7, 0, 0, 0, 32, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 64,
+    ]);
+    seed.extend((0..2000u32).map(|i| ((i * i) >> 3) as u8));
+    seed
+}
+
+/// Two MiB mapped, split, one page unmapped and mapped again, and joined.
+fn tables() -> Vec<u8> {
+    let mut seed = vec![31, 0];
+    for (what, size) in [(0, 1), (4, 1), (2, 0), (0, 0), (5, 1)] {
+        seed.extend([what, 0, 0, 0, 0, 1, 0, size, 2, 0]);
+    }
     seed
 }
 

@@ -39,8 +39,8 @@ macro_rules! replays {
 }
 
 replays!(
-    acpi, config, kernel_elf, boot_info, bzimage, multiboot, emulator, walk, operands, board,
-    local_apic, cpu
+    acpi, config, kernel_elf, boot_info, bzimage, multiboot, emulator, walk, operands, regions,
+    tables, board, local_apic, cpu
 );
 
 #[test]

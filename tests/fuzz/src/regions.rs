@@ -1,0 +1,180 @@
+//! The regions of a machine's memory and the sampler above them, against accessed bits that lie as they please.
+
+use crate::Input;
+use footprint::Sampler;
+use footprint::lens::PAGES;
+use footprint::pages::heats;
+use footprint::regions::{RegionTunables, Regions};
+use footprint::sampler::{Eyes, Mapped, Seen, Sight, Tunables};
+use footprint::{PageHits, PageLooks};
+use std::collections::BTreeSet;
+use units::{Gpa, Nanos, PageSize};
+
+const GRANULE: u64 = PageSize::Size2M.bytes();
+/// Steps that one input takes at most.
+const STEPS: usize = 400;
+
+/// First the shape, then a step for each byte.
+pub fn run(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let tunables = RegionTunables {
+        most: u32::from(input.u8()),
+        fewest: u32::from(input.u8()),
+        period: u16::from(input.u8() % 32),
+        memory: u16::from(input.u8()),
+    };
+    match input.u8() % 2 {
+        0 => shapes(&mut input, tunables),
+        _ => samples(&mut input, tunables),
+    }
+}
+
+/// Split and merge alone.
+fn shapes(input: &mut Input<'_>, tunables: RegionTunables) {
+    let granules = u32::from(input.u16());
+    let mut regions = Regions::new(granules, tunables);
+    whole(&regions, tunables);
+    for _ in 0..STEPS {
+        if input.is_empty() {
+            break;
+        }
+        match input.u8() % 4 {
+            0 => regions.reshape(|_| u32::from(input.u16())),
+            1 => regions.all_mut().iter_mut().for_each(|r| r.halve()),
+            _ => {
+                for region in regions.all_mut() {
+                    let random = input.u8();
+                    region.pick = Some(region.first + u32::from(random >> 1) % region.granules);
+                    region.observe(random & 1 == 1);
+                }
+            }
+        }
+        whole(&regions, tunables);
+    }
+}
+
+/// No gap, no overlap, nothing outside, not too many.
+fn whole(regions: &Regions, tunables: RegionTunables) {
+    let mut next = 0;
+    for r in regions.all() {
+        assert_eq!(r.first, next);
+        assert!(r.granules > 0 && r.hits <= r.observed, "{r:?}");
+        let inside = |g: &u32| (r.first..r.end()).contains(g);
+        assert!(r.seen.iter().all(inside), "{r:?}");
+        assert!(r.pick.is_none_or(|g| inside(&g)), "{r:?}");
+        next = r.end();
+    }
+    assert_eq!(next, regions.granules());
+    let most = tunables.most.max(tunables.fewest).max(1);
+    assert!(regions.all().len() as u32 <= most);
+}
+
+/// Bits as the input says, and what is mapped by small pages.
+struct Bits<'i, 'a> {
+    input: &'i mut Input<'a>,
+    split: &'i BTreeSet<Gpa>,
+}
+
+impl Eyes for Bits<'_, '_> {
+    fn granule(&mut self, at: Gpa) -> Seen {
+        assert!(at.is_aligned(PageSize::Size2M));
+        match self.input.u8() & 1 {
+            0 => Seen::Untouched,
+            _ => Seen::Touched,
+        }
+    }
+    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16)) -> Mapped {
+        assert!(
+            self.split.contains(&at),
+            "a close look at {at}, which is mapped whole"
+        );
+        for _ in 0..self.input.u8() % 8 {
+            touched(self.input.u16());
+        }
+        match self.input.u8() {
+            0 => Mapped::Whole,
+            _ => Mapped::Pages,
+        }
+    }
+}
+
+/// The sampler, from intervals to the heat of pages.
+fn samples(input: &mut Input<'_>, regions: RegionTunables) {
+    let tunables = Tunables {
+        lenses: usize::from(input.u8() % 8),
+        begin_every: u64::from(input.u8() % 4),
+        look_again: (u32::from(input.u8()), u32::from(input.u8())),
+        remembered: usize::from(input.u8() % 8),
+        longest: Nanos(input.u64()),
+        regions,
+        ..Tunables::default()
+    };
+    // `look_again` is a range.
+    let look_again = (
+        tunables.look_again.0,
+        tunables.look_again.0.max(tunables.look_again.1),
+    );
+    let tunables = Tunables {
+        look_again,
+        ..tunables
+    };
+    let memory: Vec<_> = (0..input.u8() % 4)
+        .map(|i| {
+            let first = (u64::from(i) << 32) + u64::from(input.u32());
+            first..first + u64::from(input.u32() >> 4)
+        })
+        .collect();
+    let bytes: u64 = memory.iter().map(|r| r.end - r.start + 2 * GRANULE).sum();
+    let mut sampler = Sampler::new(memory, input.u64(), tunables);
+    let mut looks = PageLooks::default();
+    let mut split = BTreeSet::new();
+    for _ in 0..STEPS {
+        if input.is_empty() {
+            break;
+        }
+        match input.u8() % 16 {
+            0 => {
+                looks.age();
+                judge(&sampler.pass(), &sampler, &looks, bytes);
+            }
+            1 => sampler.awake(),
+            2 => looks.look([(Gpa(u64::from(input.u32())), input.u32())]),
+            word => {
+                let sight = match word & 1 {
+                    0 => Sight::Fresh,
+                    _ => Sight::Stale,
+                };
+                let mut eyes = Bits {
+                    input,
+                    split: &split,
+                };
+                let orders = sampler.tick(sight, word != 3, &mut eyes);
+                for at in &orders.join {
+                    split.remove(at);
+                }
+                // What somebody mapped whole is mapped whole; a new look is at something else.
+                split.retain(|at| sampler.looks().any(|look| look == *at));
+                for at in &orders.split {
+                    assert!(split.insert(*at), "{at} is split already");
+                }
+                assert!(split.len() <= tunables.lenses);
+            }
+        }
+    }
+}
+
+fn judge(found: &[footprint::sampler::Heat], sampler: &Sampler, looks: &PageLooks, bytes: u64) {
+    assert!(found.windows(2).all(|w| w[0].gpa < w[1].gpa));
+    assert!(found.len() as u64 * GRANULE <= bytes);
+    let close = |at| {
+        let pages: Option<&PageHits> = sampler.pages(at);
+        assert!(pages.is_none_or(|p| p.hits().len() == PAGES));
+        pages
+    };
+    let mut ranges = heats(found, close, looks);
+    let each: Vec<u64> = ranges.iter().map(|r| r.heat / r.pages).collect();
+    assert!(each.windows(2).all(|w| w[0] >= w[1]), "hottest first");
+    ranges.sort_by_key(|r| r.first);
+    let apart = |w: &[footprint::pages::Range]| w[0].first + w[0].pages <= w[1].first;
+    assert!(ranges.windows(2).all(apart));
+}
