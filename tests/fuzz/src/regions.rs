@@ -73,6 +73,8 @@ fn whole(regions: &Regions, tunables: RegionTunables) {
 struct Bits<'i, 'a> {
     input: &'i mut Input<'a>,
     split: &'i BTreeSet<Gpa>,
+    /// What somebody else has mapped by one leaf again.
+    whole: Vec<Gpa>,
 }
 
 impl Eyes for Bits<'_, '_> {
@@ -92,7 +94,10 @@ impl Eyes for Bits<'_, '_> {
             touched(self.input.u16());
         }
         match self.input.u8() {
-            0 => Mapped::Whole,
+            0 => {
+                self.whole.push(at);
+                Mapped::Whole
+            }
             _ => Mapped::Pages,
         }
     }
@@ -147,17 +152,17 @@ fn samples(input: &mut Input<'_>, regions: RegionTunables) {
                 let mut eyes = Bits {
                     input,
                     split: &split,
+                    whole: Vec::new(),
                 };
                 let orders = sampler.tick(sight, word != 3, &mut eyes);
-                for at in &orders.join {
-                    split.remove(at);
+                for at in eyes.whole.iter().chain(&orders.join) {
+                    assert!(split.remove(at), "{at} was not split");
                 }
-                // What somebody mapped whole is mapped whole; a new look is at something else.
-                split.retain(|at| sampler.looks().any(|look| look == *at));
                 for at in &orders.split {
                     assert!(split.insert(*at), "{at} is split already");
                 }
-                assert!(split.len() <= tunables.lenses);
+                let looks: BTreeSet<Gpa> = sampler.looks().collect();
+                assert!(split == looks && looks.len() <= tunables.lenses);
             }
         }
     }
