@@ -439,7 +439,7 @@ fn accesses_decide_and_not_bytes() {
 fn what_would_follow_does_not_speak_against_a_step_that_does_most_of_the_good() {
     // A small working set on node 1, and a kernel that grazes twice as many pages on node 3.
     let mut lab = Lab::new(row());
-    let beta = lab.vm("beta", 3, &[(3, 96), (1, 4)], |p, _| p < 8 || p >= 96);
+    let beta = lab.vm("beta", 3, &[(3, 96), (1, 4)], |p, _| !(8..96).contains(&p));
     lab.vms[beta].operands = vec![(NodeId(1), 95), (NodeId(3), 5)];
     lab.run(SECONDS(5));
     let said = lab.sentences();
