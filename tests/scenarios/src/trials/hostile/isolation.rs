@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use super::{machine, survived, well};
+use super::{COUNTED, counted, machine, mallory, neighbour, pace, survived, well};
 use crate::{Evidence, Scenario, Tier, Vm};
+
+/// When there is nothing more to look for, the operator stops the keeper.
+const FOUND: &str = "[mallory] GUEST-RESULT";
+const STOP: &str = "vm keeper stop\r";
 
 /// The trials of this file.
 pub(super) fn scenarios() -> [Scenario; 2] {
@@ -14,9 +18,9 @@ pub(super) fn scenarios() -> [Scenario; 2] {
 fn isolated(name: &str, about: &str, judge: fn(&Evidence) -> Result<(), String>) -> Scenario {
     Scenario::full(name, about, judge)
         .on(machine())
-        .vm(Vm::micro("keeper", "hostile", "attack=keep seconds=400"))
-        .vm(Vm::micro("mallory", "hostile", "attack=scan gib=32"))
-        .type_after("[mallory] GUEST-RESULT", "vm keeper stop\r")
+        .vm(Vm::micro("keeper", "hostile", "attack=keep seconds=400")
+            .set("cpu_affinity", "{ cpus = [0] }"))
+        .vm(mallory("attack=scan gib=32"))
         .within(Duration::from_secs(900))
 }
 
@@ -24,7 +28,7 @@ fn isolation() -> Scenario {
     let mut trial = isolated(
         "isolation",
         "a guest looks at every page of its memory and one of each 2 MiB elsewhere, and finds neither another VM's \
-         secret nor the kernel's words nor a page that is not zero",
+         secret nor the kernel's words nor a page that is not zero; a neighbour keeps nine tenths of its pace",
         |e| {
             survived(e, "mallory")?;
             let scanned = |words: &str| e.guest_lines("mallory").any(|l| l.what.contains(words));
@@ -39,9 +43,16 @@ fn isolation() -> Scenario {
             {
                 return Err("there was no secret".into());
             }
+            pace::meanwhile(e, "mallory", "neighbour")?;
+            counted(e, "neighbour", 20)?;
+            pace::kept(e, "neighbour")?;
             well(e, &[])
         },
-    );
+    )
+    .observed(pace::OBSERVER)
+    .vm(neighbour(8))
+    .type_after(COUNTED, "vm\r")
+    .type_after(FOUND, STOP);
     trial.tier = Tier::Quick;
     trial
 }
@@ -57,4 +68,5 @@ fn isolation_broken() -> Scenario {
         },
     )
     .sabotaged("foreign-frame")
+    .type_after(FOUND, STOP)
 }
