@@ -10,8 +10,8 @@ const FOUND: &str = "[mallory] GUEST-RESULT";
 const STOP: &str = "vm keeper stop\r";
 
 /// The trials of this file.
-pub(super) fn scenarios() -> [Scenario; 2] {
-    [isolation(), isolation_broken()]
+pub(super) fn scenarios() -> [Scenario; 3] {
+    [isolation(), paced(), isolation_broken()]
 }
 
 /// A VM that keeps a secret, and one that looks everywhere for it.
@@ -28,21 +28,24 @@ fn isolation() -> Scenario {
     let mut trial = isolated(
         "isolation",
         "a guest looks at every page of its memory and one of each 2 MiB elsewhere, and finds neither another VM's \
-         secret nor the kernel's words nor a page that is not zero; a neighbour keeps nine tenths of its pace",
+         secret nor the kernel's words nor a page that is not zero",
         |e| {
-            survived(e, "mallory")?;
-            let scanned = |words: &str| e.guest_lines("mallory").any(|l| l.what.contains(words));
-            if !scanned("SCAN 8192 pages of memory, 0 of them not zero")
-                || !scanned(", 0 of them answered")
-            {
-                return Err("mallory did not look everywhere".into());
-            }
-            if !e
-                .guest_lines("keeper")
-                .any(|l| l.what.starts_with("KEEPS "))
-            {
-                return Err("there was no secret".into());
-            }
+            finds_nothing(e)?;
+            well(e, &[])
+        },
+    )
+    .type_after(FOUND, STOP);
+    trial.tier = Tier::Quick;
+    trial
+}
+
+/// Not in the quick set: on a host with twice as much to do as it has cores the neighbour was seen at 87 %.
+fn paced() -> Scenario {
+    isolated(
+        "isolation-beside-a-neighbour",
+        "the same guest costs a neighbour on another CPU at most a tenth of its pace",
+        |e| {
+            finds_nothing(e)?;
             pace::meanwhile(e, "mallory", "neighbour")?;
             counted(e, "neighbour", 20)?;
             pace::kept(e, "neighbour")?;
@@ -52,9 +55,23 @@ fn isolation() -> Scenario {
     .observed(pace::OBSERVER)
     .vm(neighbour(8))
     .type_after(COUNTED, "vm\r")
-    .type_after(FOUND, STOP);
-    trial.tier = Tier::Quick;
-    trial
+    .type_after(FOUND, STOP)
+}
+
+fn finds_nothing(e: &Evidence) -> Result<(), String> {
+    survived(e, "mallory")?;
+    let scanned = |words: &str| e.guest_lines("mallory").any(|l| l.what.contains(words));
+    if !scanned("SCAN 8192 pages of memory, 0 of them not zero") || !scanned(", 0 of them answered")
+    {
+        return Err("mallory did not look everywhere".into());
+    }
+    if !e
+        .guest_lines("keeper")
+        .any(|l| l.what.starts_with("KEEPS "))
+    {
+        return Err("there was no secret".into());
+    }
+    Ok(())
 }
 
 /// The same with a kernel that shows a page of the keeper's to everybody: the guest must find it.
