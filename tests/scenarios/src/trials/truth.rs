@@ -38,7 +38,7 @@ pub fn scenarios(seed: u64) -> Vec<Scenario> {
         ("scattered", Scenario::full),
         ("zipf", Scenario::gap),
         ("moving", Scenario::full),
-        ("strides", Scenario::quick),
+        ("strides", Scenario::full),
     ];
     let mut trials: Vec<Scenario> = layouts
         .into_iter()
