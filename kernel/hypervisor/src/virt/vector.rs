@@ -17,43 +17,29 @@ pub struct VectorRegisters {
     pub xcr0: u64,
 }
 
-/// One instruction for each register, since its number is part of the instruction.
+/// One instruction for each register, since its number is part of the instruction. Numbers beyond `$last` mean it.
 macro_rules! each_register {
-    ($index:expr, $pointer:expr, $before:literal, $after:literal) => {
+    ($index:expr, $pointer:expr, $before:literal, $after:literal, [$($number:literal)+], $last:literal) => {
         match $index {
-            0 => asm!(concat!($before, "0", $after), in(reg) $pointer, options(nostack)),
-            1 => asm!(concat!($before, "1", $after), in(reg) $pointer, options(nostack)),
-            2 => asm!(concat!($before, "2", $after), in(reg) $pointer, options(nostack)),
-            3 => asm!(concat!($before, "3", $after), in(reg) $pointer, options(nostack)),
-            4 => asm!(concat!($before, "4", $after), in(reg) $pointer, options(nostack)),
-            5 => asm!(concat!($before, "5", $after), in(reg) $pointer, options(nostack)),
-            6 => asm!(concat!($before, "6", $after), in(reg) $pointer, options(nostack)),
-            7 => asm!(concat!($before, "7", $after), in(reg) $pointer, options(nostack)),
-            8 => asm!(concat!($before, "8", $after), in(reg) $pointer, options(nostack)),
-            9 => asm!(concat!($before, "9", $after), in(reg) $pointer, options(nostack)),
-            10 => asm!(concat!($before, "10", $after), in(reg) $pointer, options(nostack)),
-            11 => asm!(concat!($before, "11", $after), in(reg) $pointer, options(nostack)),
-            12 => asm!(concat!($before, "12", $after), in(reg) $pointer, options(nostack)),
-            13 => asm!(concat!($before, "13", $after), in(reg) $pointer, options(nostack)),
-            14 => asm!(concat!($before, "14", $after), in(reg) $pointer, options(nostack)),
-            _ => asm!(concat!($before, "15", $after), in(reg) $pointer, options(nostack)),
+            $($number => {
+                asm!(concat!($before, $number, $after), in(reg) $pointer, options(nostack));
+            })+
+            _ => asm!(concat!($before, $last, $after), in(reg) $pointer, options(nostack)),
         }
     };
 }
 
-/// The same for the eight MMX registers.
+/// Of 16 vector registers.
+macro_rules! each_vector_register {
+    ($index:expr, $pointer:expr, $before:literal, $after:literal) => {
+        each_register!($index, $pointer, $before, $after, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14], 15)
+    };
+}
+
+/// Of 8 MMX registers.
 macro_rules! each_mmx_register {
     ($index:expr, $pointer:expr, $before:literal, $after:literal) => {
-        match $index {
-            0 => asm!(concat!($before, "0", $after), in(reg) $pointer, options(nostack)),
-            1 => asm!(concat!($before, "1", $after), in(reg) $pointer, options(nostack)),
-            2 => asm!(concat!($before, "2", $after), in(reg) $pointer, options(nostack)),
-            3 => asm!(concat!($before, "3", $after), in(reg) $pointer, options(nostack)),
-            4 => asm!(concat!($before, "4", $after), in(reg) $pointer, options(nostack)),
-            5 => asm!(concat!($before, "5", $after), in(reg) $pointer, options(nostack)),
-            6 => asm!(concat!($before, "6", $after), in(reg) $pointer, options(nostack)),
-            _ => asm!(concat!($before, "7", $after), in(reg) $pointer, options(nostack)),
-        }
+        each_register!($index, $pointer, $before, $after, [0 1 2 3 4 5 6], 7)
     };
 }
 
@@ -65,9 +51,9 @@ impl Vectors for VectorRegisters {
         // the 16 or 32 bytes of `value`.
         unsafe {
             if self.xcr0 & XCR0_AVX != 0 {
-                each_register!(index, to, "vmovdqu [{}], ymm", "");
+                each_vector_register!(index, to, "vmovdqu [{}], ymm", "");
             } else {
-                each_register!(index, to, "movdqu [{}], xmm", "");
+                each_vector_register!(index, to, "movdqu [{}], xmm", "");
             }
         }
         value
@@ -80,8 +66,10 @@ impl Vectors for VectorRegisters {
         // 256 bits by VEX are right for 128 as well, since the upper half is zero then.
         unsafe {
             match encoding {
-                VectorEncoding::Vex => each_register!(index, from, "vmovdqu ymm", ", [{}]"),
-                VectorEncoding::Legacy => each_register!(index, from, "movdqu xmm", ", [{}]"),
+                VectorEncoding::Vex => each_vector_register!(index, from, "vmovdqu ymm", ", [{}]"),
+                VectorEncoding::Legacy => {
+                    each_vector_register!(index, from, "movdqu xmm", ", [{}]")
+                }
             }
         }
     }

@@ -96,6 +96,16 @@ pub fn scenarios() -> Vec<Scenario> {
         .type_after("alpha is off", "migrate beta 2\r")
         .type_after("moved from node0 to node2", "vm beta\r"),
         Scenario::quick(
+            "operator-splits",
+            "memory that the operator had mapped by small pages comes back when its VM ends, page by page",
+            splits,
+        )
+        .on(Machine::row(1, 2, 384))
+        .vm(Vm::micro("alpha", "hostile", "attack=count seconds=5"))
+        // The machine goes off with its last VM; this one keeps it on until alpha's memory is back.
+        .vm(Vm::micro("beta", "hostile", "attack=count seconds=10"))
+        .type_after("[alpha] GUEST-UP", "split alpha 0 32\r"),
+        Scenario::quick(
             "operator-types-into-a-guest",
             "Ctrl-A brings keys to a guest's shell and back to Perigee, and shutdown ends all",
             types_into_a_guest,
@@ -217,6 +227,21 @@ fn pauses(e: &Evidence, at_least: Duration) -> Result<(), String> {
     }
     // The workload counts steps back of its clock as failures.
     e.every_guest_is_well(2)
+}
+
+fn splits(e: &Evidence) -> Result<(), String> {
+    e.every_guest_is_well(1)?;
+    // Of 32 MiB a leaf or two are small from the start: there are holes below 1 MiB.
+    let said = e.line("pages of 2 MiB of alpha are mapped by 4 KiB now");
+    let split = said.and_then(|l| l.what.split_whitespace().next()?.parse().ok());
+    if split.is_none_or(|leaves: u32| leaves < 14) {
+        return Err(format!(
+            "most of alpha's 16 leaves should be split: {said:?}"
+        ));
+    }
+    e.line("alpha: its memory is free again")
+        .ok_or("alpha's memory did not come back while the machine was on")?;
+    e.keeps_its_frames()
 }
 
 fn stops_and_migrates(e: &Evidence) -> Result<(), String> {
