@@ -1,7 +1,8 @@
 //! Page moves end to end: frames from the allocators, leaves in the tables, bytes in a mock memory.
 
 use memory::buddy::{FrameMeta, Frames};
-use memory::page_move::{MoveError, PageMove, Stage, shoot_down};
+use memory::harvest::{Cursor, Options};
+use memory::page_move::{Mirrored, MoveError, PageMove, Settled, Stage, shoot_down};
 use memory::table::{
     Attributes, Flush, Lookup, NoProcessor, NptFormat, RadixTable, Rights, Shootdown, TableError,
 };
@@ -153,7 +154,7 @@ fn a_move_brings_the_bytes_and_frees_the_old_frame() {
 
 #[test]
 fn an_abort_at_any_stage_leaves_the_guest_as_it_was() {
-    for stage in 0..4 {
+    for stage in 0..7 {
         let memory = VecTables::new(16);
         let mut frames = frames();
         let (mut tables, old) = replicas(&memory, &mut frames);
@@ -169,6 +170,16 @@ fn an_abort_at_any_stage_leaves_the_guest_as_it_was() {
                 .expect("mapped")
                 .shoot_down(&NoProcessor)
                 .abort(&mut tables),
+            3 => page.arm(&mut tables).expect("mapped").abort(&mut tables),
+            4 | 5 => {
+                let armed = page.arm(&mut tables).expect("mapped");
+                let watched = armed.shoot_down(&NoProcessor);
+                if stage == 4 {
+                    watched.abort(&mut tables)
+                } else {
+                    watched.mirror(|_, _, _| {}).abort(&mut tables)
+                }
+            }
             _ => {
                 let quiet = page
                     .freeze(&mut tables)
@@ -314,4 +325,96 @@ fn a_large_page_moves_whole() {
         .expect("still frozen");
     assert_eq!((displaced.frame, displaced.size), (old, PageSize::Size2M));
     assert_eq!(mapped_to(&table[0], Gpa(at.0 + 0x12_3456)), Some(new));
+}
+
+/// Armed, flushed and copied.
+fn mirrored(tables: &mut [Table<'_>], frames: &mut Frames<'_>) -> PageMove<Mirrored> {
+    let target = frames.allocate(NEAR, SMALL, &[]).expect("free");
+    let planned = PageMove::plan(PAGE, SMALL, target).expect("sizes agree");
+    let armed = planned.arm(tables).expect("mapped alike");
+    armed.shoot_down(&NoProcessor).mirror(|_, _, _| {})
+}
+
+#[test]
+fn a_copy_holds_unless_the_page_was_written_meanwhile() {
+    type Meanwhile = fn(&VecTables, &[Table<'_>]);
+    let meanwhiles: [(Meanwhile, bool); 4] = [
+        (|_, _| {}, true),
+        (
+            |memory, tables| {
+                let read = touch::<NptFormat>(memory, tables[1].root(), PAGE, Access::Read);
+                read.expect("mapped");
+            },
+            true,
+        ),
+        (
+            |memory, tables| {
+                let written = touch::<NptFormat>(memory, tables[1].root(), PAGE, Access::Write);
+                written.expect("mapped");
+                // Somebody who counts writes takes the bits of all pages but those that are watched.
+                let mut cursor = Cursor::ALL;
+                let _finished = tables[1].harvest(&mut cursor, Options::DIRTY, u64::MAX, |_| {});
+            },
+            false,
+        ),
+        (|_, tables| assert!(tables[0].soil(PAGE)), false),
+    ];
+    for (i, (meanwhile, holds)) in meanwhiles.into_iter().enumerate() {
+        let memory = VecTables::new(16);
+        let mut frames = frames();
+        let (mut tables, old) = replicas(&memory, &mut frames);
+        // What was written before does not count.
+        touch::<NptFormat>(&memory, tables[0].root(), PAGE, Access::Write).expect("mapped");
+        let page = mirrored(&mut tables, &mut frames);
+        meanwhile(&memory, &tables);
+        let new = page.target().frame();
+        let frozen = page.freeze(&mut tables).expect("unchanged");
+        let copied = match frozen.shoot_down(&NoProcessor).settle() {
+            Settled::Clean(page) => {
+                assert!(holds, "{i}");
+                page
+            }
+            Settled::Written(page) => {
+                assert!(!holds, "{i}");
+                page.copy(|_, _, _| {})
+            }
+        };
+        let displaced = copied.commit(&mut tables).expect("still frozen");
+        assert_eq!(displaced.frame, old);
+        let Ok(Lookup::Mapped(leaf)) = tables[0].translate(PAGE) else {
+            panic!("mapped")
+        };
+        assert_eq!((leaf.frame, leaf.dirty), (new, true), "as dirty as before");
+    }
+}
+
+#[test]
+fn a_page_that_changed_or_is_being_moved_is_left_alone() {
+    let memory = VecTables::new(16);
+    let mut frames = frames();
+    let (mut tables, old) = replicas(&memory, &mut frames);
+    let first = mirrored(&mut tables, &mut frames);
+    let target = frames.allocate(NEAR, SMALL, &[]).expect("free");
+    let second = PageMove::plan(PAGE, SMALL, target).expect("sizes agree");
+    let (why, target) = second.arm(&mut tables).expect_err("watched");
+    assert_eq!(why, MoveError::Table(TableError::Watched { at: PAGE.0 }));
+    frames.free(target.scrub(|_, _| {})).expect("allocated");
+
+    // It goes away and comes back with the same frame: another leaf.
+    let leaf = tables[1].unmap(PAGE, SMALL).expect("mapped");
+    let leaf = leaf.finish(&NoProcessor, &memory);
+    let again = tables[1].map(PAGE, leaf.frame, SMALL, leaf.attributes);
+    again.expect("empty").carry_out(&NoProcessor);
+    let (why, target) = first.freeze(&mut tables).expect_err("changed");
+    assert_eq!(why, MoveError::Changed { at: PAGE });
+    frames.free(target.scrub(|_, _| {})).expect("allocated");
+    assert!(
+        tables
+            .iter()
+            .all(|table| mapped_to(table, PAGE) == Some(old))
+    );
+    assert!(!matches!(
+        mirrored(&mut tables, &mut frames).freeze(&mut tables),
+        Err((MoveError::Changed { .. }, _))
+    ));
 }

@@ -1,5 +1,6 @@
 //! The page out of everybody's reach, and what happens to it there.
 
+use super::undo::{Begun, GiveUp};
 use super::{Leaves, MoveError, PageMove, Planned, Stage, State, Unflushed};
 use crate::buddy::Allocation;
 use crate::table::{Leaf, Lookup, RadixTable, TableError, TableFormat, TableMemory};
@@ -51,11 +52,26 @@ pub struct Displaced {
 impl State for Frozen {
     const STAGE: Stage = Stage::Frozen;
 }
+impl Begun for Frozen {
+    fn traces(&self) -> &impl GiveUp {
+        &self.0
+    }
+}
 impl State for Quiet {
     const STAGE: Stage = Stage::Frozen;
 }
+impl Begun for Quiet {
+    fn traces(&self) -> &impl GiveUp {
+        &self.0
+    }
+}
 impl State for Copied {
     const STAGE: Stage = Stage::Frozen;
+}
+impl Begun for Copied {
+    fn traces(&self) -> &impl GiveUp {
+        &self.0
+    }
 }
 impl Unflushed for Frozen {
     type Flushed = Quiet;
@@ -176,22 +192,15 @@ impl PageMove<Copied> {
 }
 
 /// Once frozen, a move is given up by mapping the old frame again. Safe at any time: old translations say the same.
-macro_rules! abort {
-    ($($state:ident),+) => {$(
-        impl PageMove<$state> {
-            /// Maps the old frame again.
-            pub fn abort<F, M>(self, replicas: &mut [RadixTable<F, M>]) -> Allocation
-            where
-                F: TableFormat<Address = Gpa>,
-                M: TableMemory,
-            {
-                thaw(replicas, &self.state.0.leaves);
-                self.target
-            }
-        }
-    )+};
+impl GiveUp for Found {
+    fn give_up<F, M>(&self, _at: Gpa, replicas: &mut [RadixTable<F, M>])
+    where
+        F: TableFormat<Address = Gpa>,
+        M: TableMemory,
+    {
+        thaw(replicas, &self.leaves);
+    }
 }
-abort!(Frozen, Quiet, Copied);
 
 /// Whether the replicas map the page alike.
 pub(super) fn alike(leaves: &[Leaf<Gpa>]) -> bool {

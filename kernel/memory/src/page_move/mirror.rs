@@ -1,6 +1,7 @@
 //! Copying while the guest runs: arm, mirror, and what may go wrong before the freeze.
 
 use super::freeze::{self, Frozen};
+use super::undo::{Begun, GiveUp};
 use super::{Leaves, MoveError, PageMove, Planned, Stage, State, Unflushed};
 use crate::buddy::Allocation;
 use crate::table::{RadixTable, TableFormat, TableMemory, Ticket};
@@ -29,11 +30,26 @@ pub struct Mirrored(Watch);
 impl State for Armed {
     const STAGE: Stage = Stage::Armed;
 }
+impl Begun for Armed {
+    fn traces(&self) -> &impl GiveUp {
+        &self.0
+    }
+}
 impl State for Watched {
     const STAGE: Stage = Stage::Copying;
 }
+impl Begun for Watched {
+    fn traces(&self) -> &impl GiveUp {
+        &self.0
+    }
+}
 impl State for Mirrored {
     const STAGE: Stage = Stage::Copying;
+}
+impl Begun for Mirrored {
+    fn traces(&self) -> &impl GiveUp {
+        &self.0
+    }
 }
 impl Unflushed for Armed {
     type Flushed = Watched;
@@ -158,19 +174,12 @@ impl PageMove<Mirrored> {
 }
 
 /// Before the freeze a move is given up by ending the watch: the guest never noticed.
-macro_rules! abort {
-    ($($state:ident),+) => {$(
-        impl PageMove<$state> {
-            /// Gives the target back; the guest never noticed.
-            pub fn abort<F, M>(self, replicas: &mut [RadixTable<F, M>]) -> Allocation
-            where
-                F: TableFormat<Address = Gpa>,
-                M: TableMemory,
-            {
-                self.state.0.end(self.at, replicas);
-                self.target
-            }
-        }
-    )+};
+impl GiveUp for Watch {
+    fn give_up<F, M>(&self, at: Gpa, replicas: &mut [RadixTable<F, M>])
+    where
+        F: TableFormat<Address = Gpa>,
+        M: TableMemory,
+    {
+        self.end(at, replicas);
+    }
 }
-abort!(Armed, Watched, Mirrored);

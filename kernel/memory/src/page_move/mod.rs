@@ -93,6 +93,7 @@
 mod error;
 mod freeze;
 mod mirror;
+mod undo;
 
 pub use error::MoveError;
 pub use freeze::{Copied, Displaced, Frozen, Quiet, Settled};
