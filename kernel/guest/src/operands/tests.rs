@@ -8,6 +8,7 @@ use proptest::prelude::*;
 const CODE: u64 = 0x10_0000;
 const RCX: usize = 1;
 const RSP: usize = 4;
+const RBP: usize = 5;
 const RSI: usize = 6;
 const RDI: usize = 7;
 
@@ -263,9 +264,23 @@ proptest! {
         let inside: Vec<bool> = run.operands.iter().map(|gpa| m.holds(*gpa)).collect();
         prop_assert!(inside.iter().all(|x| *x));
         let pages = Reader::default().look(&m, &FLAT, &state);
-        let weight: u32 = pages.pages().map(|(_, w)| w).sum();
-        prop_assert!(weight <= 3 * ONE && pages.pages().count() <= run.operands.len());
+        // An instruction may have many operands: ENTER copies up to 31 frame pointers.
+        let weight: u64 = pages.pages().map(|(_, w)| u64::from(w)).sum();
+        let operands = run.operands.len() as u64;
+        prop_assert!(weight * u64::from(run.instructions) <= operands * u64::from(ONE));
+        prop_assert!(pages.pages().count() as u64 <= operands);
     }
+}
+
+#[test]
+fn an_instruction_with_many_operands_weighs_as_much() {
+    let m = memory();
+    // enter 0, 6, which copies five frame pointers
+    m.write(Gpa(CODE), &[0xC8, 0, 0, 6, END]).expect("memory");
+    let state = cpu(CodeSize::Bits64, &[(RSP, 0x30_0100), (RBP, 0x30_0800)]);
+    let run = Reader::default().look(&m, &FLAT, &state);
+    let weight: u32 = run.pages().map(|(_, w)| w).sum();
+    assert!(weight > 3 * ONE, "{weight}");
 }
 
 #[test]
