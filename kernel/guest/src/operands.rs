@@ -15,23 +15,24 @@
 //!   run with one access does not count as much as a short one.
 
 mod follow;
+mod known;
+mod pages;
 
-use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, OpAccess};
-use units::{Gpa, PageSize};
+use units::{Gpa, PAGE_BYTES, PageSize};
 
 use crate::memory::GuestMemory;
 use crate::mmio::{CodeSize, CpuState};
-use crate::walk::{self, Access, AccessKind, PagingState, Privilege};
+use crate::walk::{AccessKind, PagingState};
 use follow::{Follow, Next};
+use known::{Known, LONGEST};
+use pages::Pages;
 
 /// Instructions that a run has at most.
 pub const MOST_INSTRUCTIONS: u32 = 128;
 /// Pages that a run is told to touch at most.
 pub const MOST_PAGES: usize = 32;
 /// Bytes of code that are read at once.
-const CODE_BYTES: usize = 64;
-/// Bytes that an instruction has at most (SDM 2A 2.3.11).
-const LONGEST: usize = 15;
+const CODE_BYTES: usize = 128;
 /// The weight of an operand in a run of one instruction.
 pub const ONE: u32 = 1024;
 
@@ -74,15 +75,9 @@ impl Run {
     }
 }
 
-/// Reads runs of instructions. It keeps the decoder's working memory, so that a look needs no allocation.
-#[derive(Debug)]
-pub struct Reader(InstructionInfoFactory);
-
-impl Default for Reader {
-    fn default() -> Self {
-        Self(InstructionInfoFactory::new())
-    }
-}
+/// Reads runs of instructions, and remembers them: one for each virtual CPU.
+#[derive(Debug, Default)]
+pub struct Reader(Known);
 
 impl Reader {
     /// What a guest with these registers touches next; empty where its code or its operands cannot be read.
@@ -106,40 +101,32 @@ impl Reader {
             CodeSize::Bits32 => 32,
             CodeSize::Bits64 => 64,
         };
+        let pages = Pages::new(memory, paging, cpu.cpl);
         let mut code = Code::default();
-        let mut follow = Follow::new(memory, paging, cpu.clone());
+        let mut follow = Follow::new(&pages, cpu.clone());
         while instructions < MOST_INSTRUCTIONS {
             let at = follow.cpu.rip;
-            let bytes = code.at(memory, paging, &follow.cpu);
-            let Ok(mut decoder) = Decoder::try_with_ip(bits, bytes, at, DecoderOptions::NONE)
-            else {
+            let bytes = code.at(&pages, &follow.cpu);
+            let Some(decoded) = self.0.decode(bits, at, bytes) else {
                 break;
             };
-            let instruction = decoder.decode();
+            let instruction = &decoded.instruction;
             // A repeated string instruction is where it is until it is done: what stands behind it is another run.
             let repeats = instruction.is_string_instruction()
                 && (instruction.has_rep_prefix() || instruction.has_repne_prefix());
-            if instruction.is_invalid() || repeats && instructions > 0 {
+            if repeats && instructions > 0 {
                 break;
             }
             instructions += 1;
-            let info = self.0.info(&instruction);
-            for operand in info.used_memory().iter().filter(|m| touches(m.access())) {
-                if let Some(gpa) = follow.operand(operand) {
-                    touched(gpa);
-                }
+            for gpa in decoded.operands().filter_map(|o| follow.operand(o)) {
+                touched(gpa);
             }
-            if repeats || follow.step(&instruction, info) == Next::Unknown {
+            if repeats || follow.step(decoded) == Next::Unknown {
                 break;
             }
         }
         instructions
     }
-}
-
-/// What is touched on a condition (a repetition whose count may be 0) counts: it mostly is.
-const fn touches(access: OpAccess) -> bool {
-    !matches!(access, OpAccess::None | OpAccess::NoMemAccess)
 }
 
 /// A piece of code.
@@ -161,7 +148,7 @@ impl Default for Code {
 
 impl Code {
     /// The bytes at the instruction pointer, as far as there are any.
-    fn at(&mut self, memory: &impl GuestMemory, paging: &PagingState, cpu: &CpuState) -> &[u8] {
+    fn at<M: GuestMemory>(&mut self, pages: &Pages<'_, M>, cpu: &CpuState) -> &[u8] {
         let linear = match cpu.code {
             CodeSize::Bits64 => cpu.rip,
             CodeSize::Bits32 | CodeSize::Bits16 => {
@@ -172,28 +159,24 @@ impl Code {
         let inside = usize::try_from(linear.wrapping_sub(self.first)).unwrap_or(usize::MAX);
         if inside.saturating_add(LONGEST) > self.length {
             (self.first, self.length) = (linear, 0);
-            self.read(memory, paging, Privilege::of_cpl(cpu.cpl));
+            self.read(pages);
             return self.bytes.get(..self.length).unwrap_or(&[]);
         }
         self.bytes.get(inside..self.length).unwrap_or(&[])
     }
 
-    fn read(&mut self, memory: &impl GuestMemory, paging: &PagingState, privilege: Privilege) {
-        let access = Access {
-            kind: AccessKind::Fetch,
-            privilege,
-        };
+    fn read<M: GuestMemory>(&mut self, pages: &Pages<'_, M>) {
         while self.length < self.bytes.len() {
             let at = self.first.wrapping_add(self.length as u64);
-            let Ok(there) = walk::peek(memory, paging, at, access) else {
+            let Some(gpa) = pages.find(at, AccessKind::Fetch) else {
                 return;
             };
-            let room = usize::try_from(there.page_left).unwrap_or(usize::MAX);
+            let room = (PAGE_BYTES - at % PAGE_BYTES) as usize;
             let end = self.length.saturating_add(room).min(self.bytes.len());
             let Some(part) = self.bytes.get_mut(self.length..end) else {
                 return;
             };
-            if memory.read(there.gpa, part).is_err() {
+            if pages.memory().read(gpa, part).is_err() {
                 return;
             }
             self.length = end;

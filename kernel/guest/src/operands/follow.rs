@@ -4,16 +4,15 @@
 //! conditions, the stack. Any other instruction makes the registers and flags that it writes unknown.
 //! Stores are kept in a short list, and a load that overlaps one of them gives its value or is unknown.
 
-use iced_x86::{
-    ConditionCode, FlowControl, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind, Register,
-    UsedMemory,
-};
+use iced_x86::{ConditionCode, FlowControl, Instruction, Mnemonic, OpKind, Register, UsedMemory};
 use units::Gpa;
 
+use super::known::Decoded;
+use super::pages::Pages;
 use crate::memory::GuestMemory;
 use crate::mmio::alu::{self, sign_extend};
 use crate::mmio::{Alu, BitOp, CodeSize, Condition, CpuState, Scan, Shift, Unary, decode};
-use crate::walk::{self, Access, AccessKind, PagingState, Privilege};
+use crate::walk::AccessKind;
 
 /// Stores that are remembered; older ones are forgotten.
 const STORES: usize = 8;
@@ -29,9 +28,8 @@ pub(super) enum Next {
 }
 
 /// See the module.
-pub(super) struct Follow<'m, M> {
-    memory: &'m M,
-    paging: &'m PagingState,
+pub(super) struct Follow<'p, 'm, M> {
+    pages: &'p Pages<'m, M>,
     /// The registers; those that are not known hold anything.
     pub(super) cpu: CpuState,
     /// One bit for each general-purpose register whose value is known.
@@ -49,11 +47,10 @@ struct Store {
     value: Option<u64>,
 }
 
-impl<'m, M: GuestMemory> Follow<'m, M> {
-    pub(super) fn new(memory: &'m M, paging: &'m PagingState, cpu: CpuState) -> Self {
+impl<'p, 'm, M: GuestMemory> Follow<'p, 'm, M> {
+    pub(super) fn new(pages: &'p Pages<'m, M>, cpu: CpuState) -> Self {
         Self {
-            memory,
-            paging,
+            pages,
             cpu,
             known: u16::MAX,
             flags_known: true,
@@ -68,8 +65,9 @@ impl<'m, M: GuestMemory> Follow<'m, M> {
         self.translate(linear)
     }
 
-    /// Goes past an instruction that uses all this.
-    pub(super) fn step(&mut self, i: &Instruction, used: &InstructionInfo) -> Next {
+    /// Goes past an instruction.
+    pub(super) fn step(&mut self, decoded: &Decoded) -> Next {
+        let i = &decoded.instruction;
         if i.is_privileged() {
             return Next::Unknown;
         }
@@ -77,13 +75,9 @@ impl<'m, M: GuestMemory> Follow<'m, M> {
         let result = self.result(i);
         let stack = self.value(Register::RSP);
         let pushed = self.pushed(i);
-        let stored = writes(used.op0_access()).then(|| self.stored(i)).flatten();
+        let stored = decoded.writes_first.then(|| self.stored(i)).flatten();
         let known = self.known;
-        for register in used.used_registers().iter().filter(|r| writes(r.access())) {
-            if let Some((number, _)) = whole(register.register().full_register()) {
-                self.known &= !(1 << number);
-            }
-        }
+        self.known &= !decoded.written;
         if i.rflags_modified() != 0 {
             self.flags_known = false;
         }
@@ -358,19 +352,15 @@ impl<'m, M: GuestMemory> Follow<'m, M> {
                 .filter(|_| store.gpa == gpa && store.size == size);
         }
         let mut bytes = [0; 8];
-        self.memory
+        self.pages
+            .memory()
             .read(gpa, bytes.get_mut(..usize::from(size))?)
             .ok()?;
         Some(u64::from_le_bytes(bytes))
     }
 
     fn translate(&self, linear: u64) -> Option<Gpa> {
-        let access = Access {
-            kind: AccessKind::Read,
-            privilege: Privilege::of_cpl(self.cpu.cpl),
-        };
-        let there = walk::peek(self.memory, self.paging, linear, access).ok()?;
-        self.memory.holds(there.gpa).then_some(there.gpa)
+        self.pages.find(linear, AccessKind::Read)
     }
 
     /// A general-purpose register's value or a segment's base.
@@ -450,13 +440,6 @@ impl Done {
     }
 }
 
-const fn writes(access: OpAccess) -> bool {
-    matches!(
-        access,
-        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
-    )
-}
-
 /// The target of a near branch.
 fn near(i: &Instruction) -> Option<u64> {
     matches!(
@@ -474,11 +457,4 @@ fn size(i: &Instruction, n: u32) -> u8 {
         _ => 0,
     };
     u8::try_from(bytes).unwrap_or(u8::MAX)
-}
-
-/// The number of a general-purpose register, and its size.
-fn whole(register: Register) -> Option<(usize, usize)> {
-    register
-        .is_gpr()
-        .then(|| (register.number(), register.size()))
 }

@@ -3,12 +3,12 @@
 //! A host interrupt comes at a moment that the guest did not choose, so what it was doing then is a fair sample
 //! of what it does; any other exit is the guest's own doing. Where no interrupt comes by itself the run loop's timer sees to
 //! it, at random intervals so that nothing periodic in the guest is always or never met. A look costs some microseconds of
-//! its own VM's time, two hundred and fifty times a second.
+//! its own VM's time, two hundred and fifty times a second; where it costs more, it comes less often.
 //!
 //! The CPU that runs the guest writes down guest addresses; the footprint's pass, on the boot CPU, finds their nodes.
 
 use super::{Context, decode};
-use crate::arch::percpu;
+use crate::arch::{percpu, time};
 use crate::virt::{Backend, Exit, VcpuState};
 use alloc::vec::Vec;
 use guest::operands::{Reader, Run};
@@ -18,6 +18,9 @@ use units::{Gpa, Nanos, NodeId};
 const SHORTEST: Nanos = Nanos::from_millis(2);
 /// See [`SHORTEST`].
 const SPREAD_NS: u64 = 4_000_000;
+/// After a look there is none for so many times as long as it took, so that a processor that is slow or crowded with others
+/// loses a seventeenth of its guests' time at most.
+const REST: u64 = 16;
 /// An interrupt so soon after the entry may have waited for it.
 const AT_ONCE: Nanos = Nanos::from_micros(100);
 /// Pages that are kept until somebody asks: two seconds of looks with eight pages each.
@@ -45,17 +48,19 @@ impl NextLook {
     /// first instruction after the exit, which is not a fair sample.
     pub fn at(&mut self, now: Nanos) -> Nanos {
         if self.at <= now {
-            self.again_after(now);
+            self.again_after(now, Nanos::ZERO);
         }
         self.at
     }
 
-    fn again_after(&mut self, now: Nanos) {
+    /// After a look that took so long.
+    fn again_after(&mut self, now: Nanos, took: Nanos) {
         // xorshift64: it decides nothing but the moment.
         self.dice ^= self.dice << 13;
         self.dice ^= self.dice >> 7;
         self.dice ^= self.dice << 17;
-        self.at = now + SHORTEST + Nanos(self.dice % SPREAD_NS);
+        let rest = Nanos(took.0.saturating_mul(REST));
+        self.at = now + rest + SHORTEST + Nanos(self.dice % SPREAD_NS);
     }
 }
 
@@ -131,7 +136,7 @@ pub fn look<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit, entry: Entry, now:
     if now < ctx.core.look.at || !matches!(exit, Exit::Interrupt) {
         return;
     }
-    ctx.core.look.again_after(now);
+    ctx.core.look.again_after(now, Nanos::ZERO);
     if entry.was_just_now(ctx.core.hw.rip(), now) {
         return;
     }
@@ -144,4 +149,6 @@ pub fn look<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit, entry: Entry, now:
     if !run.is_empty() {
         ctx.vcpu.looks.lock().add(percpu::current().node, &run);
     }
+    let end = time::now();
+    ctx.core.look.again_after(end, end.since(now));
 }

@@ -22,18 +22,29 @@ pub fn pm_timer() -> u32 {
     inl(PM_PORT.load(SeqCst) as u16) & PM_MASK.load(SeqCst)
 }
 
-/// Ticks of the ACPI timer from one reading to a later one.
+/// Ticks of the ACPI timer from a reading until now.
 pub fn pm_since(earlier: u32) -> u32 {
-    pm_timer().wrapping_sub(earlier) & PM_MASK.load(SeqCst)
+    pm_between(earlier, pm_timer())
+}
+
+/// Ticks of the ACPI timer from one reading to a later one.
+pub fn pm_between(earlier: u32, later: u32) -> u32 {
+    later.wrapping_sub(earlier) & PM_MASK.load(SeqCst)
 }
 
 /// Reads a counter and the TSC as nearly at once as a few tries allow: the reading, and the TSC before and after.
 pub fn together(read: impl Fn() -> u32) -> (u32, u64, u64) {
+    between(tsc, read)
+}
+
+/// Reads a counter between two readings of a clock that are as near each other as a few tries allow: the counter, and
+/// the clock before and after.
+pub fn between(clock: impl Fn() -> u64, read: impl Fn() -> u32) -> (u32, u64, u64) {
     (0..5)
         .map(|_| {
-            let before = tsc();
+            let before = clock();
             let value = read();
-            let after = tsc();
+            let after = clock();
             (after - before, value, before, after)
         })
         .min()
@@ -59,7 +70,7 @@ pub(crate) fn calibrate() {
         pause();
     }
     let (pm_end, to) = both();
-    let ticks = u64::from(pm_end.wrapping_sub(pm) & PM_MASK.load(SeqCst)).max(1);
+    let ticks = u64::from(pm_between(pm, pm_end)).max(1);
     let per_ms = (u128::from(to - from) * u128::from(PM_HZ) / u128::from(ticks) / 1000) as u64;
     TICKS_PER_MS.store(per_ms.max(1), SeqCst);
 }

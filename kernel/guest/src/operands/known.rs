@@ -1,0 +1,153 @@
+//! Instructions that were decoded before, by where they are.
+//!
+//! Guests are stopped in loops: the next look finds the instructions of the last one, and a run meets the same ones
+//! many times. To compare some bytes costs a twentieth of decoding them.
+
+use alloc::boxed::Box;
+use iced_x86::{
+    Decoder, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess, UsedMemory,
+};
+
+/// Bytes that an instruction has at most (SDM 2A 2.3.11).
+pub(super) const LONGEST: usize = 15;
+/// Instructions that are remembered; each has one place only.
+const PLACES: usize = 128;
+/// Operands of an instruction that are looked at. More has only an ENTER that copies frame pointers.
+const OPERANDS: usize = 3;
+
+/// An instruction, and what a run has to know of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Decoded {
+    pub(super) instruction: Instruction,
+    operands: [Option<UsedMemory>; OPERANDS],
+    /// One bit for each general-purpose register that is written, if only on a condition.
+    pub(super) written: u16,
+    /// It writes its first operand.
+    pub(super) writes_first: bool,
+    bytes: [u8; LONGEST],
+}
+
+impl Decoded {
+    fn new(instruction: Instruction, info: &mut InstructionInfoFactory, code: &[u8]) -> Self {
+        let info = info.info(&instruction);
+        let mut touched = info.used_memory().iter().filter(|m| touches(m.access()));
+        let mut bytes = [0; LONGEST];
+        bytes
+            .iter_mut()
+            .zip(code)
+            .for_each(|(to, from)| *to = *from);
+        let written = info.used_registers().iter().filter(|r| writes(r.access()));
+        let bit = |register: iced_x86::Register| match register.full_register() {
+            full if full.is_gpr() => 1 << full.number(),
+            _ => 0,
+        };
+        Self {
+            instruction,
+            operands: core::array::from_fn(|_| touched.next().copied()),
+            written: written.fold(0, |all, r| all | bit(r.register())),
+            writes_first: writes(info.op0_access()),
+            bytes,
+        }
+    }
+
+    /// The memory that it touches.
+    pub(super) fn operands(&self) -> impl Iterator<Item = &UsedMemory> {
+        self.operands.iter().flatten()
+    }
+
+    /// Whether decoding would give it again.
+    fn is(&self, bits: u32, at: u64, code: &[u8]) -> bool {
+        let bytes = self.bytes.get(..self.instruction.len());
+        self.instruction.ip() == at
+            && self.instruction.code_size() as u32 == code_size(bits) as u32
+            && bytes.is_some_and(|bytes| code.starts_with(bytes))
+    }
+}
+
+fn code_size(bits: u32) -> iced_x86::CodeSize {
+    match bits {
+        16 => iced_x86::CodeSize::Code16,
+        32 => iced_x86::CodeSize::Code32,
+        _ => iced_x86::CodeSize::Code64,
+    }
+}
+
+/// See the module. It keeps the decoder's working memory, too, so that a look needs no allocation.
+#[derive(Debug)]
+pub(super) struct Known {
+    places: Box<[Option<Decoded>]>,
+    info: InstructionInfoFactory,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            places: [const { None }; PLACES].into(),
+            info: InstructionInfoFactory::new(),
+        }
+    }
+}
+
+impl Known {
+    /// The instruction whose bytes `code` begins with; `None` if it is none.
+    pub(super) fn decode(&mut self, bits: u32, at: u64, code: &[u8]) -> Option<&Decoded> {
+        let place = self.places.get_mut(place_of(at))?;
+        if !place.as_ref().is_some_and(|known| known.is(bits, at, code)) {
+            let mut decoder = Decoder::try_with_ip(bits, code, at, DecoderOptions::NONE).ok()?;
+            let instruction = decoder.decode();
+            if instruction.is_invalid() {
+                return None;
+            }
+            *place = Some(Decoded::new(instruction, &mut self.info, code));
+        }
+        place.as_ref()
+    }
+}
+
+/// Fibonacci hashing: neighbours are far apart.
+const fn place_of(at: u64) -> usize {
+    const BITS: u32 = PLACES.trailing_zeros();
+    (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - BITS)) as usize
+}
+
+/// What is touched on a condition (a repetition whose count may be 0) counts: it mostly is.
+const fn touches(access: OpAccess) -> bool {
+    !matches!(access, OpAccess::None | OpAccess::NoMemAccess)
+}
+
+const fn writes(access: OpAccess) -> bool {
+    matches!(
+        access,
+        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_is_what_decoding_gives() {
+        let mut known = Known::default();
+        let mov: &[u8] = &[0x48, 0x8B, 0x07]; // mov rax, [rdi]
+        let first = *known.decode(64, 0x1000, mov).expect("an instruction");
+        let again = *known.decode(64, 0x1000, mov).expect("the same");
+        assert_eq!(first.instruction, again.instruction);
+        assert_eq!((first.written, first.writes_first), (1, true));
+        assert_eq!(first.operands().count(), 1);
+
+        // Other bytes, another place, or another mode are another instruction.
+        let add: &[u8] = &[0x48, 0x03, 0x07];
+        let other = known.decode(64, 0x1000, add).expect("an instruction");
+        assert_eq!(other.instruction.mnemonic(), iced_x86::Mnemonic::Add);
+        let moved = known.decode(64, 0x2000, mov).expect("an instruction");
+        assert_eq!(moved.instruction.next_ip(), 0x2003);
+        let dec = known.decode(32, 0x2000, mov).expect("an instruction");
+        assert_eq!(dec.instruction.mnemonic(), iced_x86::Mnemonic::Dec);
+        assert_eq!(dec.instruction.len(), 1);
+
+        // An instruction of which only the beginning can be read is none, whatever was there before.
+        assert!(known.decode(64, 0x1000, &mov[..2]).is_none());
+        assert!(known.decode(64, 0x1000, &[]).is_none());
+    }
+}
