@@ -320,7 +320,7 @@ impl Scenario {
                 .then(|| "QEMU does not emulate what it is about".into());
         }
         if self.steps.iter().any(|step| step.what.needs_control()) {
-            return Some("Bochs lets nobody send an NMI from outside".into());
+            return Some("Bochs lets nobody send an NMI or a machine check from outside".into());
         }
         self.machine_in(emulator).check_for_bochs().err()
     }

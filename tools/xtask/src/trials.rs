@@ -450,4 +450,24 @@ mod tests {
                 .expect("a scenario's machine can be built");
         }
     }
+
+    #[test]
+    fn every_trial_can_run_or_may_be_skipped() {
+        let file = root().join("tests/scenarios/permitted-skips.toml");
+        let permitted = PermittedSkips::read(&file).expect("ours");
+        for scenario in (0..40).flat_map(scenarios::all) {
+            for emulator in Emulator::ALL {
+                let trial = Trial {
+                    scenario: &scenario,
+                    emulator,
+                };
+                let why = scenario.cannot_run_in(emulator);
+                let label = trial.label();
+                assert!(
+                    why.is_none() || permitted.reason(&label).is_some(),
+                    "{label}: {why:?}, and that is not permitted"
+                );
+            }
+        }
+    }
 }
