@@ -65,11 +65,15 @@ fn configuration(
     let address = FIRMWARE_END - size;
     let mib = machine.memory_mib();
     let [com1, com2] = PORTS;
+    let silence = ["", "sound: driver=dummy"][usize::from(bochs.has_sound)];
     let lines = [
-        "plugin_ctrl: unmapped=1, biosdev=1, speaker=0, extfpuirq=1, parallel=0, gameport=0, iodebug=0, serial=1".into(),
+        "plugin_ctrl: unmapped=1, biosdev=1, speaker=0, extfpuirq=1, parallel=0, serial=1".into(),
         "display_library: rfb, options=\"timeout=0\"".into(),
-        "sound: driver=dummy".into(),
-        format!("romimage: file=\"{}\", address={address:#x}", firmware.display()),
+        silence.into(),
+        format!(
+            "romimage: file=\"{}\", address={address:#x}",
+            firmware.display()
+        ),
         format!("vgaromimage: file=\"{}\"", bochs.vga_bios.display()),
         format!(
             "cpu: model={}, count={}, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0, ignore_bad_msrs=1",
@@ -109,6 +113,7 @@ mod tests {
             vga_bios: "/opt/vga.bin".into(),
             version: "2.7".into(),
             has_debugger: true,
+            has_sound: true,
         };
         let machine = Machine::row(2, 3, 256).with_bochs_cpu("core2_penryn_t9600");
         let at = Path::new;

@@ -161,6 +161,10 @@ impl Trial<'_> {
     fn tier(&self) -> Tier {
         self.scenario.tier_in(self.emulator)
     }
+    /// Whether the slow emulator's faster build is worth its making.
+    fn is_long_in_bochs(&self) -> bool {
+        self.emulator == Emulator::Bochs && self.tier() != Tier::Quick
+    }
     /// The observer's arguments, where the emulator can have one.
     fn plugin(&self) -> Option<&str> {
         let arguments = self.scenario.plugin.as_deref();
@@ -258,6 +262,8 @@ fn emulator_trials(trials: &[Trial<'_>], jobs: u8, permitted: &PermittedSkips) -
 /// What all scenarios share.
 struct Bench {
     lab: Lab,
+    /// The same with a faster Bochs, for the trials that only `--full` runs there.
+    long: Lab,
     artifacts: Artifacts,
     /// The kernel that can be sabotaged, if a scenario wants it.
     sabotaged: Option<PathBuf>,
@@ -272,6 +278,10 @@ impl Bench {
             needed.extend(parts(&plan(trial.scenario)?));
         }
         let lab = Lab::ensure(&needed)?;
+        let long = match trials.iter().any(Trial::is_long_in_bochs) {
+            true => lab.clone().with_faster_bochs(),
+            false => lab.clone(),
+        };
         let sabotaged = match trials.iter().any(|t| t.scenario.wants_sabotaged_kernel()) {
             true => Some(artifacts::build_sabotaged_kernel()?),
             false => None,
@@ -284,6 +294,7 @@ impl Bench {
         };
         Ok(Self {
             lab,
+            long,
             artifacts,
             sabotaged,
             plugin,
@@ -353,7 +364,12 @@ impl Bench {
             folder: &folder,
             scratch: scratch.path(),
         };
-        let (mut invocation, _) = invocation(trial.emulator, &self.lab, machine, places)?;
+        let lab = if trial.is_long_in_bochs() {
+            &self.long
+        } else {
+            &self.lab
+        };
+        let (mut invocation, _) = invocation(trial.emulator, lab, machine, places)?;
         let counted = folder.join("plugin.json");
         let _ = std::fs::remove_file(&counted);
         if let Some(arguments) = trial.plugin() {

@@ -23,10 +23,12 @@ pub struct Bochs {
     pub version: String,
     /// It was built with its debugger, at whose prompt it starts.
     pub has_debugger: bool,
+    /// It was built with sound cards, which it must be told not to play.
+    pub has_sound: bool,
 }
 
 impl Bochs {
-    fn plain(program: PathBuf) -> Self {
+    pub(super) fn plain(program: PathBuf) -> Self {
         let shared = |root: Option<&Path>| {
             let bios = root?.join("share/vgabios/vgabios.bin");
             bios.is_file().then_some(bios)
@@ -40,6 +42,7 @@ impl Bochs {
                 .unwrap_or_else(|| "/usr/share/bochs/VGABIOS-lgpl-latest".into()),
             version: String::new(),
             has_debugger: true,
+            has_sound: true,
         }
     }
 
@@ -60,19 +63,25 @@ impl Bochs {
         }
     }
 
-    /// Starts it once to learn what it is.
-    fn probed(mut self) -> Option<Self> {
+    /// Starts it to learn what it is.
+    pub(super) fn probed(mut self) -> Option<Self> {
+        let help = self.says(&["--help"])?;
+        self.version = version_in(&help)?;
+        self.has_debugger = help.lines().any(|line| line.trim().starts_with("-rc "));
+        let features = self.says(&["--help", "features"])?;
+        self.has_sound = features.lines().any(|line| line.trim() == "sb16");
+        Some(self)
+    }
+
+    fn says(&self, arguments: &[&str]) -> Option<String> {
         let output = Command::new(&self.program)
             .envs(self.env.iter().cloned())
-            .arg("--help")
+            .args(arguments)
             .stdin(Stdio::null())
             .output()
             .ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned()
-            + &String::from_utf8_lossy(&output.stderr);
-        self.version = version_in(&text)?;
-        self.has_debugger = text.lines().any(|line| line.trim().starts_with("-rc "));
-        Some(self)
+        let said = [output.stdout, output.stderr].concat();
+        Some(String::from_utf8_lossy(&said).into_owned())
     }
 
     /// Major and minor number.

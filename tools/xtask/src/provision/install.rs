@@ -218,24 +218,29 @@ fn install_by_apt(missing: &mut BTreeSet<Part>, system: &System) {
         if part == Part::Qemu && !packages.iter().all(|p| candidate_is_wanted(p)) {
             continue;
         }
-        let options = ["-y", "--no-install-recommends", "--no-remove", "install"];
-        let arguments = [&options[..], packages].concat();
-        let names = packages.join(" ");
-        match simulated_size(packages) {
-            Some(bytes) => say::step(format!(
-                "apt-get install {names}: {}, {}",
-                say::megabytes(bytes),
-                say::expected(bytes)
-            )),
-            None => say::step(format!("apt-get install {names}")),
-        }
-        match apt(&arguments) {
+        match apt_install(packages) {
             Ok(()) => {
                 missing.remove(&part);
             }
             Err(error) => say::step(format!("{error:#}; unpacking it instead")),
         }
     }
+}
+
+/// Installs them by the system's apt, as long as that removes nothing, and says so first.
+pub(super) fn apt_install(packages: &[&str]) -> Result<()> {
+    let options = ["-y", "--no-install-recommends", "--no-remove", "install"];
+    let arguments = [&options[..], packages].concat();
+    let names = packages.join(" ");
+    match simulated_size(packages) {
+        Some(bytes) => say::step(format!(
+            "apt-get install {names}: {}, {}",
+            say::megabytes(bytes),
+            say::expected(bytes)
+        )),
+        None => say::step(format!("apt-get install {names}")),
+    }
+    apt(&arguments)
 }
 
 fn apt_command() -> Command {

@@ -6,6 +6,7 @@
 
 mod apt;
 mod bochs;
+mod built;
 mod emulator;
 mod host;
 mod install;
@@ -223,6 +224,12 @@ impl Lab {
             self.qemu = Some(qemu);
         }
         Ok(self)
+    }
+
+    /// With the Bochs that the long trials deserve.
+    pub fn with_faster_bochs(mut self) -> Self {
+        self.bochs = self.bochs.map(Bochs::faster);
+        self
     }
 
     /// Not there, or there in a version that a newer one should replace.
