@@ -146,8 +146,8 @@ pub fn default_vms(machine: &Machine, emulator: Emulator) -> Vec<Vm> {
         Emulator::Bochs => {
             let small = |name| Vm::linux(name).set("cpus", "1").set("memory", "\"96M\"");
             (
-                small("alpha").workload("--mib 8 --seconds 4 --tag 1"),
-                small("beta").workload("--mib 8 --seconds 8 --tag 2"),
+                small("alpha").workload("--mib 8 --seconds 3 --tag 1"),
+                small("beta").workload("--mib 8 --seconds 4 --tag 2"),
             )
         }
     };
