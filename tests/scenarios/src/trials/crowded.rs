@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Evidence, FileChange, Machine, Outcome, Scenario, Vm, tiny};
+use crate::{Emulator, Evidence, FileChange, Machine, Outcome, Scenario, Vm, tiny};
 
 /// How long the four guests work.
 const SECONDS: u64 = 120;
@@ -78,14 +78,23 @@ fn crowded(e: &Evidence) -> Result<(), String> {
         if (reports.len() as u64) < SECONDS / 2 {
             return Err(format!("{name} reported {} times only", reports.len()));
         }
+        // Bochs' machines have a time of their own, which no clock outside keeps: there silence is counted by the guest's.
+        let by = |report: &(Duration, Duration)| match e.emulator {
+            Emulator::Qemu => report.1,
+            Emulator::Bochs => report.0,
+        };
         if let Some(pair) = reports
             .windows(2)
-            .find(|p| p[1].1 - p[0].1 > LONGEST_SILENCE)
+            .find(|p| by(&p[1]).saturating_sub(by(&p[0])) > LONGEST_SILENCE)
         {
             return Err(format!(
                 "{name} was silent from {:?} to {:?}",
-                pair[0].1, pair[1].1
+                by(&pair[0]),
+                by(&pair[1])
             ));
+        }
+        if e.emulator == Emulator::Bochs {
+            continue;
         }
         keeps_time(&reports).map_err(|why| format!("{name}: {why}"))?;
     }
