@@ -210,6 +210,24 @@ pub fn parts(plan: &Plan) -> BTreeSet<Part> {
         .collect()
 }
 
+/// Whether a guest of this plan is Linux, or may be.
+pub fn hosts_linux(plan: &Plan) -> bool {
+    plan.guests.values().any(|source| match source {
+        Source::Kernel(kernel) => Part::of_kernel(kernel).is_some(),
+        Source::OurInitramfs | Source::File(_) => true,
+    })
+}
+
+/// The machine as this laboratory emulates it well, with Linux in it or without.
+pub fn suited(machine: Machine, emulator: Emulator, lab: &Lab, linux: bool) -> Machine {
+    match &lab.bochs {
+        Some(bochs) if emulator == Emulator::Bochs && linux => {
+            machine.for_linux_in_bochs(&bochs.version)
+        }
+        _ => machine,
+    }
+}
+
 /// A folder that disappears with its owner.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
@@ -363,6 +381,8 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     session::stop_flag()?;
     let lab = Lab::ensure(&needed)?;
     args.accelerate(&lab, &mut machine)?;
+    let linux = plan.as_ref().is_none_or(hosts_linux);
+    let machine = suited(machine, args.lab, &lab, linux);
 
     let scratch = Scratch::new()?;
     let folder = artifacts::folder("run")?;
@@ -476,6 +496,7 @@ fn dry_run(
 ) -> Result<u8> {
     let lab = Lab::survey(needed)?;
     args.accelerate(&lab, &mut machine)?;
+    let machine = suited(machine, args.lab, &lab, plan.is_none_or(hosts_linux));
     let folder = artifacts::folder("run")?;
     let disk = args
         .image

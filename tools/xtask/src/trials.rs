@@ -15,7 +15,8 @@ use crate::host_tests::{PermittedSkips, Tally, host_packages, host_tests};
 use crate::plan::{Plan, Wishes};
 use crate::provision::{Lab, Part};
 use crate::run::{
-    Places, Scratch, Subject, emulator, emulator_parts, invocation, parts, prepare, tables,
+    Places, Scratch, Subject, emulator, emulator_parts, hosts_linux, invocation, parts, prepare,
+    suited, tables,
 };
 use crate::session::{self, Manner};
 use crate::status::usage;
@@ -343,10 +344,16 @@ impl Bench {
     /// Boots the scenario's machine and judges what it left; the inner error is the judge's.
     fn trial(&self, trial: &Trial<'_>) -> Result<Result<(), String>> {
         let scenario = trial.scenario;
-        let machine = scenario.machine_in(trial.emulator);
+        let lab = if trial.is_long_in_bochs() {
+            &self.long
+        } else {
+            &self.lab
+        };
+        let plan = plan(scenario)?;
+        let machine = scenario.machine_in(trial.emulator).clone();
+        let machine = &suited(machine, trial.emulator, lab, hosts_linux(&plan));
         machine.check().map_err(anyhow::Error::msg)?;
         let folder = artifacts::folder(&format!("scenarios/{}", trial.name()))?;
-        let plan = plan(scenario)?;
         std::fs::write(folder.join("perigee.toml"), &plan.toml)?;
         let scratch = Scratch::new()?;
         let disk = scratch.path().join("medium.img");
@@ -363,11 +370,6 @@ impl Bench {
             disk: &disk,
             folder: &folder,
             scratch: scratch.path(),
-        };
-        let lab = if trial.is_long_in_bochs() {
-            &self.long
-        } else {
-            &self.lab
         };
         let (mut invocation, _) = invocation(trial.emulator, lab, machine, places)?;
         let counted = folder.join("plugin.json");

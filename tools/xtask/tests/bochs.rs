@@ -164,7 +164,7 @@ fn a_dry_run_prints_the_configuration() {
     let said = text(&output);
     for word in [
         "-rc",
-        "model=corei7_skylake_x, count=6",
+        "model=corei7_haswell_4770, count=6",
         "guest=768",
         "com2: ",
     ] {
