@@ -141,20 +141,27 @@ pub fn load_descriptor(
         SystemLoad::Task(selector) => task(cpu, tables, selector, bus).map(Loaded::Task),
         SystemLoad::Jump { selector, offset } => {
             let code = if cpu.is_protected() {
-                code(cpu, tables, selector, bus)?
+                code(cpu, tables, selector, offset, bus)?
             } else {
-                real(cpu.segment(SegmentRegister::Cs), selector)
+                let code = real(cpu.segment(SegmentRegister::Cs), selector);
+                within(cpu, tables, &code, offset)?;
+                code
             };
-            let reachable = if tables.long_mode && code.attributes & LONG != 0 {
-                is_canonical(cpu, offset)
-            } else {
-                offset <= u64::from(code.limit)
-            };
-            if !reachable {
-                return Err(Exception::GP0.into());
-            }
             Ok(Loaded::Jump { code, rip: offset })
         }
+    }
+}
+
+/// A jump's target must lie in its segment.
+fn within(cpu: &CpuState, tables: &Tables, code: &Segment, offset: u64) -> Result<(), Refusal> {
+    let reachable = if tables.long_mode && code.attributes & LONG != 0 {
+        is_canonical(cpu, offset)
+    } else {
+        offset <= u64::from(code.limit)
+    };
+    match reachable {
+        true => Ok(()),
+        false => Err(Exception::GP0.into()),
     }
 }
 
@@ -246,6 +253,7 @@ fn code(
     cpu: &CpuState,
     tables: &Tables,
     selector: u16,
+    offset: u64,
     bus: &mut impl Bus,
 ) -> Result<Segment, Refusal> {
     if selector & !3 == 0 {
@@ -271,6 +279,8 @@ fn code(
     if !descriptor.present() {
         return Err(fault(NP, selector));
     }
+    // Last, and before anything is marked: what faults has loaded no segment.
+    within(cpu, tables, &loaded, offset)?;
     mark(bus, at, descriptor, descriptor.accessed())?;
     Ok(loaded)
 }

@@ -151,6 +151,14 @@ fn a_far_jump_through_a_device_goes_where_the_processor_would() {
     assert_eq!(jump(0x08, 1 << 47), raised(GP, 0), "not canonical");
     assert_eq!(to(jump(0x40, 0x1234)), (0x40, 0xC9B, 0x1234), "32-bit code");
     assert_eq!(jump(0x40, 1 << 32), raised(GP, 0), "beyond its limit");
+    for (selector, offset) in [(0x08, 1 << 47), (0x40, 1 << 32)] {
+        let mut bus = bus(0, &ALL);
+        let what = SystemLoad::Jump { selector, offset };
+        let jumped = load_descriptor(&cpu(), &tables(10), what, &mut bus);
+        assert_eq!(jumped, raised(GP, 0));
+        let (at, index) = (GDT + u64::from(selector), usize::from(selector / 8));
+        assert_eq!(bus.memory[&at].1, ALL[index], "nothing is marked");
+    }
     assert_eq!(jump(0, 0), raised(GP, 0));
     assert_eq!(jump(0x10, 0), raised(GP, 0x10), "data");
     assert_eq!(jump(0x48, 0), raised(GP, 0x48), "L and D at once");
