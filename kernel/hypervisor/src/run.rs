@@ -178,7 +178,8 @@ fn slice<B: Backend>(
             Prepared::Enter => {}
             Prepared::Waits => return End::Waits,
         }
-        arm_timer(hv, cpu, vm, vcpu, slice_end.min(core.look.at(now)));
+        let latest = slice_end.min(core.look.at(now));
+        arm_timer(hv, cpu, vm, vcpu, core, latest);
         let given = core.hw.pending_event();
         let entered_at = core.hw.rip();
         let entry = Entry {
@@ -194,6 +195,9 @@ fn slice<B: Backend>(
         let now = time::now();
         core.history.add(now, core.hw.rip(), What::Exit(exit));
         vcpu.exits.fetch_add(1, Relaxed);
+        if matches!(exit, Exit::TimeUp) {
+            vcpu.times_up.fetch_add(1, Relaxed);
+        }
         note_task_priority(vcpu, core);
         let mut ctx = Context {
             hv,
@@ -331,12 +335,13 @@ fn prepare<B: Backend>(
     Prepared::Enter
 }
 
-/// Arms the hardware timer for whatever comes first, `latest` at the latest.
+/// Sees to it that the guest stops when whatever comes first is due, `latest` at the latest.
 fn arm_timer<B: Backend>(
     hv: &Hypervisor<B>,
     cpu: CpuId,
     vm: &Vm<B>,
     vcpu: &Vcpu<B>,
+    core: &mut VcpuCore<B>,
     latest: Nanos,
 ) {
     let own = vcpu.apic.lock().next_deadline().map(|at| vm.host_time(at));
@@ -351,7 +356,7 @@ fn arm_timer<B: Backend>(
         .min()
         .unwrap_or(latest)
         .min(latest);
-    arch::timer::arm(at);
+    core.hw.stop_at(at);
 }
 
 /// Enters the guest, unless something came up; keeps the promise of [`shootdown`].

@@ -1,6 +1,7 @@
 //! What a processor's VMX MSRs say (SDM 3D appendix A), and what is missing.
 
 use crate::control::{Allowed, EntryControls, ExitControls, Pin, Primary, Secondary};
+use crate::timer::PreemptionTimer;
 use bitflags::bitflags;
 use core::fmt;
 
@@ -285,6 +286,12 @@ impl Capabilities {
             && self
                 .ept_vpid
                 .contains(EptVpid::INVVPID | EptVpid::INVVPID_ALL)
+    }
+
+    /// How the preemption timer counts (A.6), where the pin-based controls have it.
+    #[must_use]
+    pub const fn preemption_timer(&self) -> PreemptionTimer {
+        PreemptionTimer::from_misc(self.misc)
     }
 
     /// Whether extended page tables have accessed and dirty bits.

@@ -13,6 +13,7 @@
 //! * [`control`]: the five words of controls, and which of their bits may be 0 or 1.
 //! * [`Capabilities`]: everything the VMX MSRs say, and a sentence for each missing requirement.
 //! * [`Settings`]: the controls that Perigee wants, fitted to the capabilities.
+//! * [`PreemptionTimer`]: how long a guest may run, in the unit that the processor counts.
 //! * [`Guest`], [`Host`], [`Controls`]: the areas as plain values.
 //! * [`check()`]: the entry checks (SDM 3C 27.2, 27.3). A rejected entry gives only a number; the
 //!   [`Violation`] names the field and the rule.
@@ -33,9 +34,11 @@ pub mod field;
 pub mod mutation;
 pub mod reason;
 mod settings;
+mod timer;
 
 pub use area::{Controls, Guest, Host, Segment, SegmentFields, Table};
 pub use capability::{Capabilities, EptVpid, FeatureControl, Missing, Msrs};
 pub use check::{Facts, Violation, check, check_controls, check_guest, check_host};
 pub use field::{Field, Fields};
 pub use settings::Settings;
+pub use timer::PreemptionTimer;

@@ -27,12 +27,12 @@ pub struct Settings {
 
 impl Settings {
     /// Chooses. [`Capabilities::read`] has made sure of what is required; the rest is used where offered:
-    /// VPID, PAUSE-loop exits, and the instructions (RDTSCP, INVPCID, XSAVES) that would be #UD
+    /// VPID, PAUSE-loop exits, the preemption timer, and the instructions (RDTSCP, INVPCID, XSAVES) that would be #UD
     /// without their control although the guest's CPUID may show them.
     #[must_use]
     pub fn choose(caps: &Capabilities) -> Self {
         // External interrupts stay pending at the exit and are taken in the run loop's window.
-        let pin = Pin::EXTERNAL_INTERRUPT | Pin::NMI | Pin::VIRTUAL_NMI;
+        let pin = Pin::EXTERNAL_INTERRUPT | Pin::NMI | Pin::VIRTUAL_NMI | Pin::PREEMPTION_TIMER;
         let primary = Primary::TSC_OFFSET
             | Primary::HLT
             | Primary::MWAIT
@@ -65,6 +65,12 @@ impl Settings {
             entry: caps.entry.fit(entry.bits()),
             ple: pause_loop.then_some((PLE_GAP, PLE_WINDOW)),
         }
+    }
+
+    /// Whether the preemption timer ends the guest's time.
+    #[must_use]
+    pub const fn uses_preemption_timer(&self) -> bool {
+        self.pin & Pin::PREEMPTION_TIMER.bits() != 0
     }
 
     /// Whether translations are tagged.

@@ -101,6 +101,8 @@ pub struct PerCpu {
     pub(super) tsc_offset: AtomicI64,
     /// When the timer is set to interrupt, in nanoseconds: the end of time if it is not set, or has interrupted.
     pub(super) timer_deadline: AtomicU64,
+    /// Interrupts of the timer.
+    pub(super) timer_interrupts: AtomicU64,
     /// Interrupts on vectors that nobody expects.
     pub(super) unexpected: AtomicU32,
     /// Interrupts that the local APIC reported as errors, and their status bits.
@@ -134,6 +136,7 @@ impl PerCpu {
             reported: AtomicBool::new(false),
             tsc_offset: AtomicI64::new(0),
             timer_deadline: AtomicU64::new(u64::MAX),
+            timer_interrupts: AtomicU64::new(0),
             unexpected: AtomicU32::new(0),
             apic_errors: AtomicU32::new(0),
             snapshot: Snapshot::new(),
@@ -179,6 +182,11 @@ impl PerCpu {
         if self.reported.load(Ordering::Relaxed) {
             self.reported.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// How often its timer has interrupted it.
+    pub fn timer_interrupts(&self) -> u64 {
+        self.timer_interrupts.load(Ordering::Relaxed)
     }
 
     /// The run loop begins another round: it has nothing in hand.

@@ -46,12 +46,15 @@ pub fn at(ticks: u64) -> Nanos {
     Nanos((scaled >> 32) as u64)
 }
 
-/// This CPU's counter at time `when`, for TSC-deadline timers.
+/// The first tick of this CPU's counter at which it is `when`, for timers that stop by the counter. Never before it: who is
+/// stopped too early sees that it is not time yet, and must be stopped again.
 pub fn ticks_at(when: Nanos) -> u64 {
     let offset = percpu::current().tsc_offset.load(Ordering::Relaxed);
+    let scale = SCALE.load(Ordering::Acquire).max(1);
+    let ticks = (u128::from(when.0) << 32).div_ceil(scale.into());
     ORIGIN
         .load(Ordering::Relaxed)
-        .saturating_add(ticks_in(when))
+        .saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX))
         .wrapping_add(offset.cast_unsigned())
 }
 

@@ -103,16 +103,18 @@ pub fn arm(deadline: Nanos) {
 
 /// It has interrupted: the next [`arm`] sets it anew, whatever it is asked for.
 pub(super) fn fired() {
-    percpu::current()
-        .timer_deadline
-        .store(u64::MAX, Ordering::Relaxed);
+    let here = percpu::current();
+    here.timer_deadline.store(u64::MAX, Ordering::Relaxed);
+    here.timer_interrupts.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Stops the calling CPU's timer.
 pub fn disarm() {
-    percpu::current()
-        .timer_deadline
-        .store(u64::MAX, Ordering::Relaxed);
+    let set = &percpu::current().timer_deadline;
+    if set.load(Ordering::Relaxed) == u64::MAX {
+        return;
+    }
+    set.store(u64::MAX, Ordering::Relaxed);
     if TSC_DEADLINE.load(Ordering::Relaxed) {
         // SAFETY: CPUID has the register; 0 disarms (SDM 3A 11.5.4.1).
         unsafe { msr::write(msr::TSC_DEADLINE, 0) };

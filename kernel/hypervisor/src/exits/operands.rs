@@ -1,7 +1,7 @@
 //! Looks at what guests were about to touch when a host interrupt stopped them ([`guest::operands`]).
 //!
-//! A host interrupt comes at a moment that the guest did not choose, so what it was doing then is a fair sample
-//! of what it does; any other exit is the guest's own doing. Where no interrupt comes by itself the run loop's timer sees to
+//! A host interrupt, and the end of its time, come at a moment that the guest did not choose, so what it was doing then is a fair
+//! sample of what it does; any other exit is the guest's own doing. Where no interrupt comes by itself the run loop's timer sees to
 //! it, at random intervals so that nothing periodic in the guest is always or never met. A look costs some microseconds of
 //! its own VM's time, two hundred and fifty times a second; where it costs more, it comes less often.
 //!
@@ -133,7 +133,7 @@ impl Entry {
 
 /// Looks at the guest if it is time and the exit came from outside.
 pub fn look<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit, entry: Entry, now: Nanos) {
-    if now < ctx.core.look.at || !matches!(exit, Exit::Interrupt) {
+    if now < ctx.core.look.at || !exit.is_from_outside() {
         return;
     }
     ctx.core.look.again_after(now, Nanos::ZERO);

@@ -146,13 +146,21 @@ fn lies_on<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
 
 /// One VM and its vCPUs.
 pub fn vm<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
-    let mut table = Table::new(["vCPU", "state", "ran", "exits", "changed its CPU"]);
+    let mut table = Table::new([
+        "vCPU",
+        "state",
+        "ran",
+        "exits",
+        "ended by time",
+        "changed its CPU",
+    ]);
     for v in &vm.vcpus {
         table.row([
             name(hv, v.id),
             doing(v),
             seconds(Nanos(v.ran_ns.load(Relaxed))),
             v.exits.load(Relaxed).to_string(),
+            v.times_up.load(Relaxed).to_string(),
             format!("{} times", v.moves.load(Relaxed)),
         ]);
     }
@@ -180,7 +188,15 @@ fn doing<B: Backend>(v: &Vcpu<B>) -> String {
 
 /// What each CPU runs.
 pub fn cpus<B: Backend>(hv: &Hypervisor<B>) -> String {
-    let mut table = Table::new(["CPU", "node", "does", "others waiting", "load", "kept idle"]);
+    let mut table = Table::new([
+        "CPU",
+        "node",
+        "does",
+        "others waiting",
+        "load",
+        "kept idle",
+        "timer interrupts",
+    ]);
     let sched = hv.sched.lock();
     for report in sched.cpus() {
         let doing = match percpu::of(report.cpu).map(|c| c.activity()) {
@@ -195,6 +211,9 @@ pub fn cpus<B: Backend>(hv: &Hypervisor<B>) -> String {
             report.waiting.to_string(),
             format!("{} %", (report.demand * 100) >> 16),
             report.kept_idle.to_string(),
+            percpu::of(report.cpu)
+                .map_or(0, |c| c.timer_interrupts())
+                .to_string(),
         ]);
     }
     table.to_string()

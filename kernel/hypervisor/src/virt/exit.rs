@@ -112,6 +112,8 @@ pub enum TaskSource {
 pub enum Exit {
     /// An interrupt for the host.
     Interrupt,
+    /// The time is over that [`super::VcpuState::stop_at`] gave it.
+    TimeUp,
     /// An NMI for the host.
     Nmi,
     /// The guest can take an interrupt now.
@@ -183,4 +185,11 @@ pub enum Exit {
         /// Its second.
         info2: u64,
     },
+}
+
+impl Exit {
+    /// Whether the guest stopped at a moment that it did not choose.
+    pub fn is_from_outside(&self) -> bool {
+        matches!(self, Self::Interrupt | Self::TimeUp)
+    }
 }

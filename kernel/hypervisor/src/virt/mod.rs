@@ -26,12 +26,13 @@ pub use exit::{
 pub use regs::{Event, EventKind, Gpr, Regs, SegmentName};
 pub use vector::VectorRegisters;
 
+use crate::arch;
 use crate::vm::Hypervisor;
 use core::fmt;
 use guest::EntryState;
 use guest::entry::{Segment, TableRegister};
 use spin::Once;
-use units::{Frame, Gpa, NodeId};
+use units::{Frame, Gpa, Nanos, NodeId};
 
 /// Why this processor cannot host guests, as a sentence for the operator.
 #[derive(Clone, Copy, Debug)]
@@ -161,6 +162,11 @@ pub trait VcpuState {
     fn dr7(&mut self) -> u64;
     /// Sets DR7.
     fn set_dr7(&mut self, value: u64);
+    /// The guest is to stop at `at`, whatever it does; asked for before every entry. Where the processor has no timer of its
+    /// own for that, the local APIC's interrupts.
+    fn stop_at(&mut self, at: Nanos) {
+        arch::timer::arm(at);
+    }
     /// What is added to the host's TSC when the guest reads its own.
     fn set_tsc_offset(&mut self, offset: u64);
     /// The task priority as CR8 shows it.

@@ -7,6 +7,7 @@ impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Interrupt => f.write_str("an interrupt for the host"),
+            Self::TimeUp => f.write_str("the end of its time"),
             Self::Nmi => f.write_str("an NMI for the host"),
             Self::InterruptWindow => f.write_str("ready for an interrupt"),
             Self::NmiWindow => f.write_str("end of an NMI handler"),

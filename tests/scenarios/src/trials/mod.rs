@@ -2,6 +2,7 @@
 
 pub mod bad_input;
 pub mod boot;
+pub mod controls;
 mod counted;
 pub mod crowded;
 pub mod ends;
@@ -37,6 +38,7 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         sabotage::scenarios(),
         starved::scenarios(),
         vmcs::scenarios(seed),
+        controls::scenarios(),
         bad_input::scenarios(),
         restarts::scenarios(),
         crowded::scenarios(),

@@ -18,7 +18,8 @@ use core::arch::asm;
 use raw_cpuid::CpuId;
 use spin::Once;
 use units::{CpuId as CpuNumber, Hpa, NodeId, PageSize};
-use vmcs::{Capabilities, EptVpid, Facts, FeatureControl, Settings};
+use vmcs::control::Pin;
+use vmcs::{Capabilities, EptVpid, Facts, FeatureControl, PreemptionTimer, Settings};
 
 /// IA32_FEATURE_CONTROL (SDM 3C 24.7).
 const MSR_FEATURE_CONTROL: u32 = 0x3a;
@@ -34,8 +35,12 @@ pub fn facts() -> Result<Facts, Unsupported> {
 fn read_facts() -> Result<Facts, Unsupported> {
     let cpuid = CpuId::new();
     let has_vmx = cpuid.get_feature_info().is_some_and(|f| f.has_vmx());
-    let caps = Capabilities::read(has_vmx, &msr::read_checked)
+    let mut caps = Capabilities::read(has_vmx, &msr::read_checked)
         .map_err(|missing| Unsupported(missing.0))?;
+    let signature = core::arch::x86_64::__cpuid(1).eax;
+    if PreemptionTimer::is_wrong_on(signature) {
+        caps.pin.may &= !Pin::PREEMPTION_TIMER.bits();
+    }
     let widths = cpuid.get_processor_capacity_feature_info();
     let width =
         |bits: Option<u8>, usual: u8| bits.filter(|b| (32..=57).contains(b)).unwrap_or(usual);
@@ -109,6 +114,17 @@ impl VmxCpu {
             log::warn!("extended page tables have no accessed bits here: footprints stay empty");
         }
         let number = percpu::current().cpu;
+        if number == CpuNumber(0) {
+            let ticks = facts.caps.preemption_timer().ticks();
+            match settings.uses_preemption_timer() {
+                true => log::info!(
+                    "the preemption timer ends guests' time, to {ticks} ticks of the TSC"
+                ),
+                false => log::info!(
+                    "there is no preemption timer to rely on: the local APIC's ends guests' time"
+                ),
+            }
+        }
         Ok(Self {
             facts,
             settings,

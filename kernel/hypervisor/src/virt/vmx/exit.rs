@@ -25,6 +25,7 @@ pub fn classify(vcpu: &mut VmxVcpu) -> Exit {
     match reason {
         basic::EXCEPTION_OR_NMI => exception(vcpu),
         basic::EXTERNAL_INTERRUPT => Exit::Interrupt,
+        basic::PREEMPTION_TIMER => Exit::TimeUp,
         basic::TRIPLE_FAULT => Exit::Shutdown,
         basic::INIT => Exit::PlatformEvent("INIT"),
         basic::SIPI => Exit::PlatformEvent("SIPI"),

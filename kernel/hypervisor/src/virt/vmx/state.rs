@@ -5,11 +5,12 @@
 //! The registers of a virtual CPU, as everybody above sees them.
 
 use super::vcpu::VmxVcpu;
-use crate::arch::msr;
+use crate::arch::{self, msr};
 use crate::virt::{ControlRegister, Event, EventKind, NmiBlocking, Regs, SegmentName, VcpuState};
 use core::arch::asm;
 use guest::EntryState;
 use guest::entry::{Segment, TableRegister};
+use units::Nanos;
 use vmcs::control::Primary;
 use vmcs::event::{self, Kind};
 use vmcs::reason;
@@ -212,6 +213,15 @@ impl VcpuState for VmxVcpu {
     /// The DPL of SS is the privilege level, in every mode and even if SS is unusable (SDM 3C 25.4.1).
     fn cpl(&self) -> u8 {
         self.vmcs_segment(SegmentName::Ss).dpl()
+    }
+    /// By the preemption timer, which needs no interrupt that somebody takes and acknowledges: the entry starts it anew.
+    fn stop_at(&mut self, at: Nanos) {
+        if self.settings.uses_preemption_timer() {
+            arch::timer::disarm();
+            self.set_deadline(at);
+        } else {
+            arch::timer::arm(at);
+        }
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.tsc_offset = offset;

@@ -11,13 +11,13 @@
 use super::cpu::{self, VmxCpu, Vpid};
 use super::instruction::{self, Current};
 use super::{bitmap, host};
-use crate::arch::msr;
+use crate::arch::{msr, time, tsc};
 use crate::mm;
 use crate::virt::fpu::FpuState;
 use crate::virt::{Gpr, Regs, Unsupported, VcpuSetup};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
-use units::{CpuId, Frame, Hpa, PageSize};
+use units::{CpuId, Frame, Hpa, Nanos, PageSize};
 use vmcs::control::{EntryControls, Primary};
 use vmcs::event::{self, Event};
 use vmcs::field::{self, Field, Natural};
@@ -115,7 +115,7 @@ pub struct VmxVcpu {
     frame: Frame,
     serial: u64,
     facts: Facts,
-    settings: Settings,
+    pub(super) settings: Settings,
     ept_pointer: u64,
     pub(super) regs: Regs,
     /// The guest-state area; how much of it is true, the next three say.
@@ -138,6 +138,8 @@ pub struct VmxVcpu {
     pub(super) cr2: u64,
     pub(super) cr8: u8,
     pub(super) tsc_offset: u64,
+    /// When the guest's time ends, and the TSC of this CPU then.
+    deadline: Option<(Nanos, u64)>,
     /// Exits that are wanted as soon as the guest can take an interrupt or an NMI.
     pub(super) windows: Primary,
     /// To be delivered at the next entry, with the length of the instruction that raised it.
@@ -173,6 +175,7 @@ impl VmxVcpu {
         let free = |(must, may): (u64, u64)| !must & may;
         Ok(Self {
             frame,
+            deadline: None,
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             facts,
             settings,
@@ -241,6 +244,13 @@ impl VmxVcpu {
     pub(super) fn cr4_fixed(&self) -> u64 {
         self.facts.caps.cr4.0 | CR4_MCE
     }
+    /// The preemption timer ends the guest's time at `at`.
+    pub(super) fn set_deadline(&mut self, at: Nanos) {
+        // Mostly the same moment as before the last entry.
+        if self.deadline.is_none_or(|(known, _)| known != at) {
+            self.deadline = Some((at, time::ticks_at(at)));
+        }
+    }
     /// For the report of a rejected entry.
     pub(super) fn facts(&self) -> &Facts {
         &self.facts
@@ -286,6 +296,8 @@ impl VmxVcpu {
             log::error!("VMPTRLD of the VMCS at {region} failed; the entry will fail");
         }
         self.loaded = true;
+        // In ticks of another CPU's counter.
+        self.deadline = None;
         self.launched = false;
         if let Some(mut vmcs) = self.vmcs() {
             if !self.begun {
@@ -428,6 +440,10 @@ impl VmxVcpu {
             }
             hot.write(self.held.as_ref(), &mut vmcs);
             self.held = Some(hot);
+            if let Some((_, ticks)) = self.deadline {
+                let timer = self.facts.caps.preemption_timer();
+                vmcs.write(field::PREEMPTION_TIMER, timer.value(tsc::read(), ticks));
+            }
             self.write_pending_step(&mut vmcs);
             if let Some((event, length)) = self.event {
                 let event = event.for_entry(self.guest.cr0 & 1 != 0);
