@@ -16,6 +16,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use config::{HostConfig, LogLevel, Sabotage};
 use handoff::ModuleKind;
+use memory::table::LargeLeaves;
 use sched::{CpuPlace, Event, Scheduler, Tunables, VcpuSpec};
 use spin::{Mutex, Once};
 use telemetry::{CpuReport, Event as Told, NodeReport, OffReason, Outcome, VmEvent};
@@ -148,6 +149,12 @@ impl Images for BootImages {
 /// Builds the VMs and hands everything to the waiting processors.
 fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
     log::info!("guests run under {}", B::NAME);
+    if B::large_leaves() == LargeLeaves::NotExecutable {
+        log::info!(
+            "guests execute by pages of 4 KiB: this processor may raise a machine check where the size of an executed page \
+             changes (IA32_ARCH_CAPABILITIES bit 6 is clear)"
+        );
+    }
     let world = World {
         machine,
         tsc_hz: tsc::hz(),

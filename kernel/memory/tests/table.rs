@@ -1,14 +1,14 @@
 //! The radix table in all three formats against a `BTreeMap` of leaves.
 
 use memory::table::{
-    Attributes, EptFormat, Flush, HostFormat, Leaf, Lookup, MemoryType, NoProcessor, NptFormat,
-    RadixTable, Rights, TableAddress, TableError, TableFormat, TableMemory,
+    Attributes, EptFormat, Flush, HostFormat, LargeLeaves, Leaf, Lookup, MemoryType, NoProcessor,
+    NptFormat, RadixTable, Rights, TableAddress, TableError, TableFormat, TableMemory,
 };
 use memory::testing::VecTables;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
-use units::{Frame, NodeId, PageSize};
+use units::{Frame, Gpa, NodeId, PageSize};
 
 const SIZES: [PageSize; 3] = [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G];
 
@@ -611,5 +611,71 @@ fn only_uniform_leaves_collapse() {
         refuses_what_is_not_uniform::<NptFormat>(part, whole);
         refuses_what_is_not_uniform::<EptFormat>(part, whole);
         refuses_what_is_not_uniform::<HostFormat>(part, whole);
+    }
+}
+
+/// What an address translates to.
+fn mapped(table: &RadixTable<EptFormat, VecTables>, at: u64) -> Leaf<Gpa> {
+    match table.translate(Gpa(at)) {
+        Ok(Lookup::Mapped(leaf)) => leaf,
+        other => panic!("{at:#x} is {other:?}"),
+    }
+}
+
+#[test]
+fn large_leaves_that_may_not_be_executed_are_split_for_good_where_they_are() {
+    const MIB2: u64 = 2 << 20;
+    let large = PageSize::Size2M;
+    let table = RadixTable::<EptFormat, _>::new(VecTables::new(64), NodeId(0)).unwrap();
+    let mut table = table.with_large_leaves(LargeLeaves::NotExecutable);
+    for at in [0, MIB2, 2 * MIB2] {
+        let frame = Frame(0x10000 + (at >> 12));
+        let flush = table.map(Gpa(at), frame, large, Attributes::GUEST_MEMORY);
+        flush.unwrap().carry_out(&NoProcessor);
+    }
+    let small = table.map(
+        Gpa(3 * MIB2),
+        Frame(7),
+        PageSize::Size4K,
+        Attributes::GUEST_MEMORY,
+    );
+    small.unwrap().carry_out(&NoProcessor);
+    let executable = |leaf: Leaf<Gpa>| leaf.attributes.rights.contains(Rights::EXECUTE);
+    assert!(!executable(mapped(&table, 0)) && executable(mapped(&table, 3 * MIB2)));
+    // Nobody can give the right back, neither by asking nor by a move.
+    let asked = table
+        .protect(Gpa(0), large, Attributes::GUEST_MEMORY)
+        .unwrap();
+    asked.carry_out(&NoProcessor);
+    assert!(!executable(mapped(&table, 0)));
+
+    // The first granule is executed, the second is looked at closely, the third is looked at and then executed.
+    let split = table.begin_split(Gpa(0), large).unwrap().to_execute();
+    table.finish_split(split.shoot_down(&NoProcessor)).unwrap();
+    for at in [MIB2, 2 * MIB2] {
+        let split = table.begin_split(Gpa(at), large).unwrap();
+        table.finish_split(split.shoot_down(&NoProcessor)).unwrap();
+    }
+    for page in 0..512 {
+        assert!(executable(mapped(&table, page << 12)));
+        assert!(!executable(mapped(&table, MIB2 + (page << 12))));
+    }
+    let page = Gpa(2 * MIB2 + 0x5000);
+    let grown = table.protect(page, PageSize::Size4K, Attributes::GUEST_MEMORY);
+    grown.unwrap().carry_out(&NoProcessor);
+
+    for (at, joins) in [(0, false), (MIB2, true), (2 * MIB2, false)] {
+        match table.begin_collapse(Gpa(at), large) {
+            Ok(collapse) => {
+                let flush = table.finish_collapse(collapse.shoot_down(&NoProcessor));
+                flush.unwrap().carry_out(&NoProcessor);
+                assert!(joins && mapped(&table, at).size == large, "{at:#x}");
+                assert!(!executable(mapped(&table, at)));
+            }
+            Err(why) => assert!(
+                !joins && matches!(why, TableError::NotUniform { .. }),
+                "{at:#x}: {why}"
+            ),
+        }
     }
 }

@@ -60,6 +60,13 @@ bitflags! {
     }
 }
 
+/// Whether IA32_ARCH_CAPABILITIES (0 where there is none) says that a page whose size changes while it is executed raises no
+/// machine check: bit 6, IF_PSCHANGE_MC_NO (SDM 4 2.1).
+#[must_use]
+pub const fn page_sizes_may_change(arch_capabilities: u64) -> bool {
+    arch_capabilities & 1 << 6 != 0
+}
+
 /// Where capabilities come from: RDMSR that answers `None` where it would fault.
 pub trait Msrs {
     /// The register's value.

@@ -37,7 +37,7 @@ mod settings;
 mod timer;
 
 pub use area::{Controls, Guest, Host, Segment, SegmentFields, Table};
-pub use capability::{Capabilities, EptVpid, FeatureControl, Missing, Msrs};
+pub use capability::{Capabilities, EptVpid, FeatureControl, Missing, Msrs, page_sizes_may_change};
 pub use check::{Facts, Violation, check, check_controls, check_guest, check_host};
 pub use field::{Field, Fields};
 pub use settings::Settings;

@@ -19,7 +19,12 @@ const PATIENCE: u32 = 16;
 pub fn handle<B: Backend>(ctx: &mut Context<'_, B>, fault: NestedFault) -> After {
     if ctx.vm.shape.memory.region_of(fault.gpa).is_some() {
         // RAM is mapped from the start, so the page is on the move: wait until it has arrived.
-        return match ctx.vm.ram.wait_until_mapped(fault.gpa) {
+        // A fetch may also have met a leaf that is too large to be executed.
+        let reached = match fault.fetch {
+            true => ctx.vm.ram.permit_fetch(fault.gpa),
+            false => ctx.vm.ram.wait_until_mapped(fault.gpa),
+        };
+        return match reached {
             Ok(()) => After::Resume,
             Err(why) => After::Fault(format!(
                 "its memory at {} cannot be reached: {why}",

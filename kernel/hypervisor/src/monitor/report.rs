@@ -168,8 +168,12 @@ pub fn vm<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
         0 => String::new(),
         leaves => format!("; {leaves} leaves wait to be moved"),
     };
+    let executed = match vm.ram.fetched() {
+        0 => String::new(),
+        granules => format!("; {granules} pages of 2 MiB became small ones to be executed"),
+    };
     format!(
-        "{} is {}; it began on {}, its {} lie on {}{moving}\n{table}",
+        "{} is {}; it began on {}, its {} lie on {}{moving}{executed}\n{table}",
         vm.name,
         vm.state(),
         vm.home,

@@ -31,6 +31,7 @@ use crate::vm::Hypervisor;
 use core::fmt;
 use guest::EntryState;
 use guest::entry::{Segment, TableRegister};
+use memory::table::LargeLeaves;
 use spin::Once;
 use units::{Frame, Gpa, Nanos, NodeId};
 
@@ -79,6 +80,10 @@ pub trait Backend: fmt::Debug + Sized + Send + Sync + 'static {
     fn probe() -> Result<(), Unsupported>;
     /// Switches virtualization on, on the calling CPU.
     fn enable(node: NodeId) -> Result<Self::Cpu, Unsupported>;
+    /// Whether guests may execute through large leaves of the nested table.
+    fn large_leaves() -> LargeLeaves {
+        LargeLeaves::Executable
+    }
     /// A virtual CPU in power-on state.
     fn new_vcpu(setup: &VcpuSetup) -> Result<Self::Vcpu, Unsupported>;
     /// Brings the virtual CPU's unsaved state (FPU, debug registers, a few MSRs) onto this CPU.

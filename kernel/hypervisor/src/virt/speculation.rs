@@ -106,13 +106,18 @@ impl CpuidSource for Host {
 pub fn plan() -> &'static Plan {
     PLAN.call_once(|| {
         let vendor = Vendor::of(&Host);
-        let listed = Facts::of(&Host, vendor, 0).leaf7_edx & ARCH_CAPABILITIES != 0;
-        let capabilities = match listed {
-            true => msr::read_checked(MSR_ARCH_CAPABILITIES).unwrap_or(0),
-            false => 0,
-        };
-        Plan::decide(&Facts::of(&Host, vendor, capabilities))
+        Plan::decide(&Facts::of(&Host, vendor, arch_capabilities()))
     })
+}
+
+/// IA32_ARCH_CAPABILITIES of the calling CPU, 0 where there is none.
+pub fn arch_capabilities() -> u64 {
+    let vendor = Vendor::of(&Host);
+    let listed = Facts::of(&Host, vendor, 0).leaf7_edx & ARCH_CAPABILITIES != 0;
+    match listed {
+        true => msr::read_checked(MSR_ARCH_CAPABILITIES).unwrap_or(0),
+        false => 0,
+    }
 }
 
 /// The calling CPU is about to host guests: its own SPEC_CTRL, and automatic IBRS.

@@ -79,7 +79,7 @@ pub fn build<B: Backend>(
         .unwrap_or_else(|| placement.first().map_or(NodeId(0), |s| s.node));
     check_node(world.machine, home)?;
 
-    let ram = GuestRam::<B::Format>::new(id, home, world.machine.nodes.len())
+    let ram = GuestRam::<B::Format>::new(id, home, world.machine.nodes.len(), B::large_leaves())
         .map_err(|e| e.to_string())?;
     let filled = Filling::claim(&placement).and_then(|mut f| f.go_on(&ram, &shape, || true));
     if let Err(why) = filled {

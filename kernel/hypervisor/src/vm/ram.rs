@@ -21,7 +21,7 @@ use guest::memory::Width;
 use guest::{GuestMemory, OutOfRange};
 use memory::entry::{Generation, Generations};
 use memory::table::{
-    Attributes, Flush, Lookup, RadixTable, Rights, Shootdown, TableError, TableFormat,
+    Attributes, Flush, LargeLeaves, Lookup, RadixTable, Rights, Shootdown, TableError, TableFormat,
 };
 use spin::RwLock;
 use units::{Frame, Gpa, Hpa, NodeId, PageSize, VmId};
@@ -38,6 +38,8 @@ pub struct GuestRam<F: TableFormat<Address = Gpa>> {
     root: Frame,
     table: RwLock<RadixTable<F, DirectTables>>,
     generations: Generations<AtomicU64>,
+    /// Large leaves that were split since the guest executed there.
+    fetched: AtomicU64,
 }
 
 /// Makes every CPU forget what the old table said, for one VM.
@@ -81,8 +83,13 @@ impl Shootdown for Together<'_, '_> {
 
 impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     /// An empty table whose own frames come from `node`, on a host with `nodes` nodes.
-    pub fn new(vm: VmId, node: NodeId, nodes: usize) -> Result<Self, memory::buddy::OutOfFrames> {
-        let table = RadixTable::new(DirectTables, node)?;
+    pub fn new(
+        vm: VmId,
+        node: NodeId,
+        nodes: usize,
+        large: LargeLeaves,
+    ) -> Result<Self, memory::buddy::OutOfFrames> {
+        let table = RadixTable::new(DirectTables, node)?.with_large_leaves(large);
         Ok(Self {
             vm,
             by_node: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
@@ -93,6 +100,7 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
                 AtomicU64::new(1),
                 AtomicU64::new(1),
             ),
+            fetched: AtomicU64::new(0),
         })
     }
 
@@ -231,6 +239,39 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
             Lookup::Mapped(_) => Ok(()),
             _ => Err(TableError::NotMapped { at: gpa.0 }),
         }
+    }
+
+    /// A guest was kept from executing at `gpa`: waits until a move is over, and where large leaves may not be executed
+    /// makes the leaf small ones that may, or this small one executable.
+    pub fn permit_fetch(&self, gpa: Gpa) -> Result<(), TableError> {
+        self.wait_until_mapped(gpa)?;
+        self.change_table(|table, shootdown| {
+            let Lookup::Mapped(leaf) = table.translate(gpa)? else {
+                return Err(TableError::NotMapped { at: gpa.0 });
+            };
+            let mut attributes = leaf.attributes;
+            if attributes.rights.contains(Rights::EXECUTE) {
+                return Ok(());
+            }
+            if leaf.size == PageSize::Size4K {
+                attributes.rights |= Rights::EXECUTE;
+                // Nothing need be forgotten: the fault has dropped what this CPU knew of the page (SDM 3C 29.4.3.1), and
+                // another that does not know of the new right faults, comes here, and finds it.
+                let more = table.protect(leaf.at, leaf.size, attributes)?;
+                more.carry_out(&memory::table::NoProcessor);
+                return Ok(());
+            }
+            let split = table.begin_split(leaf.at, leaf.size)?.to_execute();
+            table.finish_split(split.shoot_down(shootdown))?;
+            mm::split_block(leaf.frame);
+            self.fetched.fetch_add(1, Relaxed);
+            Ok(())
+        })
+    }
+
+    /// Large leaves that are small ones since the guest executed there.
+    pub fn fetched(&self) -> u64 {
+        self.fetched.load(Relaxed)
     }
 
     /// Whether all frames have been given back.

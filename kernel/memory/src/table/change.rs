@@ -70,6 +70,7 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
             return Err(TableError::NotReadable { at: at.bits() });
         }
         let slot = self.leaf_slot(at, size)?;
+        let attributes = self.allowed(attributes, size);
         let bare = F::leaf(F::leaf_frame(slot.value, size), size, attributes);
         let old = self.update(slot, |old| bare | old & (F::ACCESSED | F::DIRTY));
         self.changes(at, size);
@@ -104,7 +105,7 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         frame: Frame,
     ) -> Result<(), TableError> {
         let slot = self.frozen_slot(old.at, old.size)?;
-        let mut entry = F::leaf(frame, old.size, old.attributes);
+        let mut entry = F::leaf(frame, old.size, self.allowed(old.attributes, old.size));
         entry |= if old.accessed { F::ACCESSED } else { 0 };
         entry |= if old.dirty { F::DIRTY } else { 0 };
         self.memory.store(slot.table, slot.index, entry);

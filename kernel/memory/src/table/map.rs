@@ -183,7 +183,11 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         loop {
             let slot = self.find_at(piece.offset, goal);
             if slot.level == goal {
-                let leaf = F::leaf(piece.frame, piece.size, attributes);
+                let leaf = F::leaf(
+                    piece.frame,
+                    piece.size,
+                    self.allowed(attributes, piece.size),
+                );
                 self.memory.store(slot.table, slot.index, leaf);
                 return;
             }

@@ -51,7 +51,7 @@ pub use format::{Attributes, MemoryType, Rights, TableFormat};
 pub use leaves::Leaves;
 pub use level::Level;
 pub(crate) use radix::Entry;
-pub use radix::{Leaf, Lookup, RadixTable};
+pub use radix::{LargeLeaves, Leaf, Lookup, RadixTable};
 pub use resize::{CollapseReady, Collapsing, SplitReady, Splitting};
 pub use store::TableMemory;
 pub(crate) use watch::Ticket;

@@ -2,7 +2,7 @@
 
 use super::watch::Watches;
 use super::{
-    Attributes, ENTRIES, Flush, Level, Shootdown, TableAddress, TableError, TableFormat,
+    Attributes, ENTRIES, Flush, Level, Rights, Shootdown, TableAddress, TableError, TableFormat,
     TableMemory,
 };
 use crate::buddy::OutOfFrames;
@@ -71,6 +71,21 @@ impl Entry {
     }
 }
 
+/// Whether code may be fetched through leaves of 2 MiB and 1 GiB.
+///
+/// On many of Intel's processors a guest that changes the size of one of its own pages while it executes there can
+/// raise a machine check that stops the whole host ("Machine Check Error on Page Size Change", CVE-2018-12207):
+/// both sizes end up in the instruction TLB. With small leaves wherever code is fetched there is only one size to cache.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LargeLeaves {
+    /// They may be executed.
+    #[default]
+    Executable,
+    /// They lose that right, whatever is asked for. Where somebody executes they are to be split with
+    /// [`super::Splitting::to_execute`]; what was split so does not become one leaf again.
+    NotExecutable,
+}
+
 /// An entry's place, and its value when the walk passed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot {
@@ -96,6 +111,7 @@ pub struct RadixTable<F, M> {
     root: Frame,
     pub(super) tables: u64,
     pub(super) watches: Watches,
+    pub(super) large: LargeLeaves,
     format: PhantomData<fn() -> F>,
 }
 
@@ -112,8 +128,29 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
             root,
             tables: 1,
             watches: Watches::default(),
+            large: LargeLeaves::default(),
             format: PhantomData,
         })
+    }
+
+    /// The same table under this rule; it maps nothing yet.
+    #[must_use]
+    pub fn with_large_leaves(self, large: LargeLeaves) -> Self {
+        Self { large, ..self }
+    }
+
+    /// `attributes` as far as a leaf of `size` may have them.
+    pub(super) fn allowed(&self, attributes: Attributes, size: PageSize) -> Attributes {
+        let rights = match self.large {
+            LargeLeaves::NotExecutable if size > PageSize::Size4K => {
+                attributes.rights - Rights::EXECUTE
+            }
+            _ => attributes.rights,
+        };
+        Attributes {
+            rights,
+            ..attributes
+        }
     }
 
     /// The root's frame: what CR3, nCR3 or the EPT pointer is made from.

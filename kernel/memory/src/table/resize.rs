@@ -14,7 +14,8 @@
 
 use super::change::range;
 use super::radix::leaf;
-use super::{ENTRIES, Entry, Flush, Leaf, Level, RadixTable, Shootdown, TableAddress, TableError};
+use super::{ENTRIES, Entry, Flush, Leaf, Level, RadixTable, Rights, Shootdown};
+use super::{TableAddress, TableError};
 use super::{TableFormat, TableMemory};
 use units::{Frame, PageSize};
 
@@ -46,6 +47,12 @@ pub struct Collapsing<A> {
 pub struct CollapseReady<A>(Collapsing<A>);
 
 impl<A: TableAddress> Splitting<A> {
+    /// The smaller leaves may be executed, although the large one was not.
+    #[must_use = "the range stays frozen until the split is finished"]
+    pub fn to_execute(mut self) -> Self {
+        self.leaf.attributes.rights |= Rights::EXECUTE;
+        self
+    }
     /// Makes processors forget the leaf.
     pub fn shoot_down(self, by: &(impl Shootdown + ?Sized)) -> SplitReady<A> {
         range(self.leaf.at, self.leaf.size).carry_out(by);
@@ -118,10 +125,11 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         let mut bits = if leaf.accessed { F::ACCESSED } else { 0 };
         let table_bits = bits;
         bits |= if leaf.dirty { F::DIRTY } else { 0 };
+        let attributes = self.allowed(leaf.attributes, size);
         for index in 0..ENTRIES {
             let frame = Frame(leaf.frame.0 + index as u64 * size.pages());
             self.memory
-                .store(child, index, F::leaf(frame, size, leaf.attributes) | bits);
+                .store(child, index, F::leaf(frame, size, attributes) | bits);
         }
         self.memory
             .store(slot.table, slot.index, F::table(child) | table_bits);
@@ -134,7 +142,7 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
     /// # Errors
     /// [`TableError::Misaligned`], [`TableError::OutOfRange`], [`TableError::NotMapped`],
     /// [`TableError::Frozen`]; [`TableError::WrongSize`] if there is no table of leaves;
-    /// [`TableError::NotUniform`] if the leaves do not form one.
+    /// [`TableError::NotUniform`] if the leaves do not form one, or are executed and the large one may not be.
     pub fn begin_collapse(
         &mut self,
         at: F::Address,
@@ -165,6 +173,7 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         };
         let leaf = self
             .uniform(child, at, part)
+            .filter(|leaf| self.allowed(leaf.attributes, size) == leaf.attributes)
             .ok_or(TableError::NotUniform { at: bits })?;
         self.update(slot, F::frozen);
         self.changes(at, size);

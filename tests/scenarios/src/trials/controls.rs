@@ -20,7 +20,43 @@ pub fn scenarios() -> Vec<Scenario> {
         .vm(busy("two"))
         .type_after("COUNT ms=3", "cpu\rvm one\rvm two\r")
         .within(Duration::from_secs(400)),
+        Scenario::full(
+            "small-pages-for-code",
+            "a processor that does not bear changes of an executed page's size maps a guest's code by small pages only",
+            code_is_small,
+        )
+        .in_bochs_only()
+        .quick_in_bochs()
+        .on(Machine::row(1, 1, 256))
+        .vm(Vm::probe("alpha", "count seconds=4"))
+        .type_after("COUNT ms=2", "vm alpha\rwhere alpha 0x200000\rwhere alpha 0x4000000\r")
+        .within(Duration::from_secs(400)),
     ]
+}
+
+/// Where code is fetched leaves are small, elsewhere they are large.
+fn code_is_small(e: &Evidence) -> Result<(), String> {
+    e.every_guest_is_well(1)?;
+    if e.line("guests execute by pages of 4 KiB").is_none() {
+        return Err("nobody was told that code is mapped by small pages".into());
+    }
+    if e.line("pages of 2 MiB became small ones to be executed")
+        .is_none()
+    {
+        return Err("no large page was split by a fetch".into());
+    }
+    for (at, leaf) in [
+        ("0x200000", "leaf of 4 KiB"),
+        ("0x4000000", "leaf of 2048 KiB"),
+    ] {
+        let line = e
+            .line(&format!("{at} is on node"))
+            .ok_or_else(|| format!("the operator was not told of {at}"))?;
+        if !line.what.contains(leaf) {
+            return Err(format!("{at} should be in a {leaf}: {}", line.what));
+        }
+    }
+    Ok(())
 }
 
 /// Times that a guest's time was ended, at least, until the operator asks: two seconds shared by two, in slices of some

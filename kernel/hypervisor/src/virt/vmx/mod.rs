@@ -28,8 +28,9 @@ mod state;
 mod trial;
 mod vcpu;
 
-use super::{Backend, Exit, TlbState, Unsupported, VcpuSetup};
+use super::{Backend, Exit, TlbState, Unsupported, VcpuSetup, speculation};
 use crate::vm::Hypervisor;
+use memory::table::LargeLeaves;
 use spin::Once;
 use units::NodeId;
 
@@ -49,6 +50,14 @@ impl Backend for Vmx {
 
     fn enable(node: NodeId) -> Result<cpu::VmxCpu, Unsupported> {
         cpu::VmxCpu::enable(node)
+    }
+
+    /// A guest that changes the size of a page that it executes must not stop the host with a machine check.
+    fn large_leaves() -> LargeLeaves {
+        match vmcs::page_sizes_may_change(speculation::arch_capabilities()) {
+            true => LargeLeaves::Executable,
+            false => LargeLeaves::NotExecutable,
+        }
     }
 
     fn new_vcpu(setup: &VcpuSetup) -> Result<vcpu::VmxVcpu, Unsupported> {
