@@ -52,6 +52,9 @@ sabotages! {
     LostEoi = "lost-eoi",
     /// An NMI is delivered into the handler of another.
     NestedNmi = "nested-nmi",
+    /// Gate, descriptor and stack of an event are absent, one after the other, when it is delivered, and the stack when an NMI's
+    /// handler returns: as if each were being moved just then. Nothing is lost if all is well. For VMs with one vCPU.
+    AbsentGates = "absent-gates",
     /// A virtual CPU's floating-point registers are not saved when it leaves its CPU.
     StaleFpu = "stale-fpu",
 }

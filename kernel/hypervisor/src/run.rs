@@ -186,7 +186,28 @@ fn slice<B: Backend>(
             at: now,
             rip: (given.is_none()).then_some(entered_at),
         };
-        let Some(exit) = enter(hw, vm, vcpu, core) else {
+        #[cfg(feature = "sabotage")]
+        let hidden = exits::absent::hide(&mut Context {
+            hv,
+            vm,
+            vcpu,
+            core,
+            interrupted: None,
+        });
+        let exit = enter(hw, vm, vcpu, core);
+        #[cfg(feature = "sabotage")]
+        {
+            let interrupted = None;
+            let mut ctx = Context {
+                hv,
+                vm,
+                vcpu,
+                core,
+                interrupted,
+            };
+            exits::absent::show(&mut ctx, hidden, exit.as_ref());
+        }
+        let Some(exit) = exit else {
             continue;
         };
         if let Some(event) = given {

@@ -5,6 +5,8 @@
 //! put into a register, a table or an instruction makes it panic: what cannot be honoured becomes
 //! the exception that hardware would raise, or stops this VM with a sentence.
 
+#[cfg(feature = "sabotage")]
+pub mod absent;
 mod control;
 mod cpuid;
 mod decode;

@@ -55,6 +55,25 @@ pub fn scenarios() -> Vec<Scenario> {
         .type_after("ROUND 3", "migrate tests 1\r")
         .type_after("ROUND 4", "migrate tests 0\r")
         .within(Duration::from_secs(1500)),
+        Scenario::full(
+            "selftests-absent-gates",
+            "self-tests pass while gate, descriptor and stack of every event are absent in turn when it is delivered",
+            |e| {
+                believed(e, &["tests"])?;
+                ["Gate", "Descriptor", "Stack", "Return"].iter().try_for_each(|what| {
+                    let line = format!("sabotage: missed {what} 64 times");
+                    match e.line(&line) {
+                        Some(_) => Ok(()),
+                        None => Err(format!("{what} was hardly ever missed, so nothing was shown")),
+                    }
+                })
+            },
+        )
+        .quick_in_bochs()
+        .on(Machine::row(1, 1, 256))
+        .vm(selftests("tests", 1, "only=delivery,nmi,fault,shadow,user,debug not=wakes-hlt,ipi-nmi"))
+        .sabotaged("absent-gates")
+        .within(Duration::from_secs(900)),
         broken(
             "lost-eoi",
             "ioapic-level",

@@ -11,6 +11,7 @@ mod apic_timer;
 mod clocks;
 mod code;
 mod debug;
+mod delivery;
 mod faults;
 mod ioapic;
 mod ipi;
@@ -35,6 +36,7 @@ const GROUPS: &[&[Test]] = &[
     debug::TESTS,
     shadow::TESTS,
     nmi::TESTS,
+    delivery::TESTS,
     modes::TESTS,
     user::TESTS,
     apic_timer::TESTS,
