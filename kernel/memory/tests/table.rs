@@ -626,12 +626,15 @@ fn mapped(table: &RadixTable<EptFormat, VecTables>, at: u64) -> Leaf<Gpa> {
 fn large_leaves_that_may_not_be_executed_are_split_for_good_where_they_are() {
     const MIB2: u64 = 2 << 20;
     let large = PageSize::Size2M;
-    let table = RadixTable::<EptFormat, _>::new(VecTables::new(64), NodeId(0)).unwrap();
+    let table = RadixTable::<EptFormat, _>::new(VecTables::new(64), NodeId(0))
+        .expect("the test asks for what can be had");
     let mut table = table.with_large_leaves(LargeLeaves::NotExecutable);
     for at in [0, MIB2, 2 * MIB2] {
         let frame = Frame(0x10000 + (at >> 12));
         let flush = table.map(Gpa(at), frame, large, Attributes::GUEST_MEMORY);
-        flush.unwrap().carry_out(&NoProcessor);
+        flush
+            .expect("the test asks for what can be had")
+            .carry_out(&NoProcessor);
     }
     let small = table.map(
         Gpa(3 * MIB2),
@@ -639,22 +642,33 @@ fn large_leaves_that_may_not_be_executed_are_split_for_good_where_they_are() {
         PageSize::Size4K,
         Attributes::GUEST_MEMORY,
     );
-    small.unwrap().carry_out(&NoProcessor);
+    small
+        .expect("the test asks for what can be had")
+        .carry_out(&NoProcessor);
     let executable = |leaf: Leaf<Gpa>| leaf.attributes.rights.contains(Rights::EXECUTE);
     assert!(!executable(mapped(&table, 0)) && executable(mapped(&table, 3 * MIB2)));
     // Nobody can give the right back, neither by asking nor by a move.
     let asked = table
         .protect(Gpa(0), large, Attributes::GUEST_MEMORY)
-        .unwrap();
+        .expect("the test asks for what can be had");
     asked.carry_out(&NoProcessor);
     assert!(!executable(mapped(&table, 0)));
 
     // The first granule is executed, the second is looked at closely, the third is looked at and then executed.
-    let split = table.begin_split(Gpa(0), large).unwrap().to_execute();
-    table.finish_split(split.shoot_down(&NoProcessor)).unwrap();
+    let split = table
+        .begin_split(Gpa(0), large)
+        .expect("the test asks for what can be had")
+        .to_execute();
+    table
+        .finish_split(split.shoot_down(&NoProcessor))
+        .expect("the test asks for what can be had");
     for at in [MIB2, 2 * MIB2] {
-        let split = table.begin_split(Gpa(at), large).unwrap();
-        table.finish_split(split.shoot_down(&NoProcessor)).unwrap();
+        let split = table
+            .begin_split(Gpa(at), large)
+            .expect("the test asks for what can be had");
+        table
+            .finish_split(split.shoot_down(&NoProcessor))
+            .expect("the test asks for what can be had");
     }
     for page in 0..512 {
         assert!(executable(mapped(&table, page << 12)));
@@ -662,13 +676,17 @@ fn large_leaves_that_may_not_be_executed_are_split_for_good_where_they_are() {
     }
     let page = Gpa(2 * MIB2 + 0x5000);
     let grown = table.protect(page, PageSize::Size4K, Attributes::GUEST_MEMORY);
-    grown.unwrap().carry_out(&NoProcessor);
+    grown
+        .expect("the test asks for what can be had")
+        .carry_out(&NoProcessor);
 
     for (at, joins) in [(0, false), (MIB2, true), (2 * MIB2, false)] {
         match table.begin_collapse(Gpa(at), large) {
             Ok(collapse) => {
                 let flush = table.finish_collapse(collapse.shoot_down(&NoProcessor));
-                flush.unwrap().carry_out(&NoProcessor);
+                flush
+                    .expect("the test asks for what can be had")
+                    .carry_out(&NoProcessor);
                 assert!(joins && mapped(&table, at).size == large, "{at:#x}");
                 assert!(!executable(mapped(&table, at)));
             }

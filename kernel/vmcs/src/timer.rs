@@ -32,7 +32,7 @@ impl PreemptionTimer {
             return 0;
         }
         // It counts at multiples of its tick, not from the entry on.
-        let at = (deadline - 1 >> self.shift) + 1;
+        let at = ((deadline - 1) >> self.shift) + 1;
         let left = at - (now >> self.shift);
         if left > u32::MAX as u64 {
             u32::MAX

@@ -103,7 +103,7 @@ extern "C" fn handle(interrupted: u64) {
     if (start..start + ENTRY_BYTES).contains(&interrupted) {
         NESTED.store(true, SeqCst);
     }
-    if CAME.fetch_add(1, SeqCst) % 2 == 0 {
+    if CAME.fetch_add(1, SeqCst).is_multiple_of(2) {
         nmi_to_self();
     }
 }
