@@ -14,7 +14,6 @@ pub fn scenarios() -> Vec<Scenario> {
             shared_without_interrupts,
         )
         .in_bochs_only()
-        .quick_in_bochs()
         .on(Machine::row(1, 1, 256))
         .vm(busy("one"))
         .vm(busy("two"))
@@ -26,7 +25,6 @@ pub fn scenarios() -> Vec<Scenario> {
             code_is_small,
         )
         .in_bochs_only()
-        .quick_in_bochs()
         .on(Machine::row(1, 1, 256))
         .vm(Vm::probe("alpha", "count seconds=4"))
         .type_after("COUNT ms=2", "vm alpha\rwhere alpha 0x200000\rwhere alpha 0x4000000\r")

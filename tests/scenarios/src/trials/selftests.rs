@@ -69,7 +69,6 @@ pub fn scenarios() -> Vec<Scenario> {
                 })
             },
         )
-        .quick_in_bochs()
         .on(Machine::row(1, 1, 256))
         .vm(selftests("tests", 1, "only=delivery,nmi,fault,shadow,user,debug not=wakes-hlt,ipi-nmi"))
         .sabotaged("absent-gates")
