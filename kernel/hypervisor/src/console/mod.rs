@@ -165,15 +165,15 @@ pub fn room() -> usize {
     })
 }
 
-/// Writes a record, whole or, if records come faster than the port takes them, not at all. The record brings its own
-/// line end. Returns whether it was taken.
-pub fn record(line: &[u8]) -> bool {
+/// Writes a record, whole or, if records come faster than the port takes them, not at all; those that `may_be_lost` go
+/// first. The record brings its own line end. Returns whether it was taken.
+pub fn record(line: &[u8], may_be_lost: bool) -> bool {
     without_interrupts(|| {
         let mut port = RECORDS.lock();
         let Some(port) = port.as_mut() else {
             return false;
         };
-        let taken = port.write_whole(line);
+        let taken = port.write_whole(line, may_be_lost);
         finish(port);
         taken
     })

@@ -146,12 +146,14 @@ impl SerialPort {
         }
     }
 
-    /// Queues all bytes if there is room for all, else none.
-    pub(super) fn write_whole(&mut self, bytes: &[u8]) -> bool {
-        if self.ring.room() < bytes.len() {
+    /// Queues all bytes if there is room for all, else none. What `may_be_lost` leaves half of the room to what may not.
+    pub(super) fn write_whole(&mut self, bytes: &[u8], may_be_lost: bool) -> bool {
+        let spare = if may_be_lost { RING_BYTES / 2 } else { 0 };
+        let wanted = bytes.len() + spare;
+        if self.ring.room() < wanted {
             self.pump();
         }
-        let fits = self.ring.room() >= bytes.len();
+        let fits = self.ring.room() >= wanted;
         if fits {
             bytes.iter().for_each(|byte| self.queue(*byte));
         }

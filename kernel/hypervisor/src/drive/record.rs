@@ -9,10 +9,13 @@ static SEQUENCE: AtomicU64 = AtomicU64::new(0);
 
 /// Records an event.
 pub fn record(event: Event) {
+    let level = level(&event);
     // A step of a trace is for a program, thousands of them a second.
     if !matches!(event, Event::Schedule { .. }) {
-        log::log!(level(&event), "{event}");
+        log::log!(level, "{event}");
     }
+    // A wire that is too slow for what happens all the time loses that, and no VM's start or end.
+    let may_be_lost = level == log::Level::Debug && !was_asked_for(&event);
     let record = Record {
         at_ns: time::now(),
         seq: SEQUENCE.fetch_add(1, Ordering::Relaxed),
@@ -20,7 +23,18 @@ pub fn record(event: Event) {
     };
     let mut line = wire::to_line(&record);
     line.push('\n');
-    console::record(line.as_bytes());
+    console::record(line.as_bytes(), may_be_lost);
+}
+
+/// Somebody waits for it.
+fn was_asked_for(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::HotPages { .. }
+            | Event::Touched { .. }
+            | Event::Schedule { .. }
+            | Event::BootPhase { .. }
+    )
 }
 
 /// What an operator follows is info; what happens many times a second is for those who ask.
