@@ -95,7 +95,7 @@ fn clippy() -> Result<(), String> {
 const FLOORS: [&[&str]; 6] = [
     &["units", "handoff"],
     &["telemetry"],
-    &["topology", "memory", "devices", "config", "vmcs"],
+    &["topology", "memory", "devices", "config", "vmcs", "pmu"],
     &["footprint", "sched", "guest"],
     &["migrate"],
     &["hypervisor", "boot"],
