@@ -30,6 +30,10 @@
 //! background touches are not recorded and there is no opinion about it. Memory that was not touched weighs
 //! exactly nothing, however much there is.
 //!
+//! # What left the caches
+//! Only that costs anything. Where the processor counts reads of near and of far memory, they correct how a node's touches divide
+//! between the two, and where they contradict there is less confidence ([`counters`]). Without counters nothing changes.
+//!
 //! # Whose touch was it?
 //! With one nested root for the whole machine the bit does not tell who touched; touches are
 //! attributed to nodes by where the machine ran ([`Attribution::ByRunTime`]). With one root per
@@ -48,6 +52,7 @@
 
 extern crate alloc;
 
+pub mod counters;
 pub mod evidence;
 pub mod latency;
 pub mod lens;
@@ -62,6 +67,7 @@ pub mod sampler;
 pub mod tracker;
 pub mod tunables;
 
+pub use counters::DramReads;
 pub use evidence::wilson_lower;
 pub use latency::{Latencies, LatencyError, proximity};
 pub use matrix::Matrix;

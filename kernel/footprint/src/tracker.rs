@@ -4,6 +4,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use units::{Gpa, Nanos, NodeId, PageSize, PerMille, Score};
 
+use crate::counters::SecondOpinion;
 use crate::evidence::wilson_lower;
 use crate::latency::{Latencies, proximity};
 use crate::matrix::Matrix;
@@ -64,6 +65,8 @@ pub struct Footprint {
     home: Option<NodeId>,
     /// For how long it has been busy with the same home.
     age: Nanos,
+    /// What counters say besides.
+    pub(crate) second: SecondOpinion,
 }
 
 impl Footprint {
@@ -81,6 +84,7 @@ impl Footprint {
             settled: true,
             home: None,
             age: Nanos::ZERO,
+            second: SecondOpinion::default(),
         }
     }
 
@@ -120,6 +124,7 @@ impl Footprint {
         if !self.idle {
             self.add_touches(window, &samples);
         }
+        self.second.end_pass();
         self.note_home(window.length);
         summary.idle = self.idle;
         summary
@@ -217,6 +222,7 @@ impl Footprint {
             Some(looks) => looks.temper(&bits),
             None => bits.clone(),
         };
+        let pass = self.second.correct(pass, &self.resident);
         self.add_evidence(window, samples, &pass);
         self.matrix.add_all(&pass);
         // What the leaves of a node weigh together is what the matrix says of it.
@@ -364,13 +370,14 @@ impl Footprint {
         weights.iter().map(|w| PerMille::ratio(*w, total)).collect()
     }
 
-    /// How sure the shares are: 0 is no opinion (idle, not settled, or fewer touches than needed).
+    /// How sure the shares are: 0 is no opinion (idle, not settled, or fewer touches than needed). Less where counters
+    /// contradict ([`crate::counters`]).
     pub fn confidence(&self) -> PerMille {
         let hits = self.hits();
         if self.idle || !self.settled || hits < u64::from(self.tunables.min_touches) {
             return PerMille(0);
         }
-        wilson_lower(hits, hits).per_mille()
+        self.second.temper(wilson_lower(hits, hits)).per_mille()
     }
 
     /// The share that goes to memory of `node` at least, with 95 % confidence; 0 without opinion.
@@ -379,7 +386,7 @@ impl Footprint {
             return Score::ZERO;
         }
         let hits = self.evidence.get(node.index()).map_or(0, |e| e / TOUCH);
-        wilson_lower(hits, self.hits())
+        self.second.temper(wilson_lower(hits, self.hits()))
     }
 
     /// Touches that back the shares.
