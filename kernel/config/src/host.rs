@@ -15,6 +15,7 @@ pub(crate) const KEYS: &[&str] = &[
     "seed",
     "donate",
     "share_cores",
+    "counters",
     "trace",
 ];
 
@@ -29,6 +30,7 @@ pub(crate) fn read(table: &TableReader<'_>, issues: &mut Issues<'_>) -> Host {
     let quantum_ms = millis("quantum_ms", 1..=1_000, default.quantum_ms);
     let sample_ms = millis("sample_ms", 1..=60_000, default.sample_ms);
     let plan_ms = millis("plan_ms", 10..=600_000, default.plan_ms);
+    let counters = table.number("counters", 0..=8, default.counters.into(), issues);
     Host {
         mode: table.keyword("mode", issues).unwrap_or_default(),
         log: table.keyword("log", issues).unwrap_or_default(),
@@ -41,6 +43,7 @@ pub(crate) fn read(table: &TableReader<'_>, issues: &mut Issues<'_>) -> Host {
         seed: table.number("seed", 0..=i64::MAX as u64, 0, issues),
         donate: table.boolean("donate", default.donate, issues),
         share_cores: table.boolean("share_cores", default.share_cores, issues),
+        counters: u8::try_from(counters).unwrap_or(default.counters),
         trace: table.boolean("trace", default.trace, issues),
     }
 }

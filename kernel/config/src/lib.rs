@@ -23,6 +23,7 @@
 //! | `seed` | number | `0` | what the random choices of such tests begin with |
 //! | `donate` | boolean | `true` | a spinning virtual CPU leaves its slice to a preempted neighbour of its VM |
 //! | `share_cores` | boolean | `false` | hardware threads of one core may run different VMs at a time, which can leak (L1TF, MDS) |
+//! | `counters` | 0 to 8 | 4 | how many of each CPU's performance counters may be used to see what memory accesses cost |
 //! | `trace` | boolean | `false` | record every step of the scheduler on the telemetry port, for a replay |
 //!
 //! | `[[vm]]` key | value | default | meaning |

@@ -40,6 +40,8 @@ pub struct Host {
     pub donate: bool,
     /// Whether hardware threads of one core may run virtual CPUs of different VMs at a time.
     pub share_cores: bool,
+    /// How many of each CPU's performance counters may be used; 0 for none.
+    pub counters: u8,
     /// Whether every step of the scheduler is recorded, for a replay.
     pub trace: bool,
 }
@@ -58,6 +60,7 @@ impl Default for Host {
             seed: 0,
             donate: true,
             share_cores: false,
+            counters: 4,
             trace: false,
         }
     }

@@ -86,6 +86,9 @@ fn every_key_arrives_where_it_belongs() {
     assert_eq!(config.host.mode, Mode::DryRun);
     assert_eq!(config.host.sample_ms, 50);
     assert!(!config.host.share_cores, "VMs share no core unasked");
+    let few = parse("[host]\ncounters = 2").expect("valid");
+    assert!(few.host.counters == 2 && parse(&few.to_string()) == Ok(few));
+    assert!(parse("[host]\ncounters = 9").is_err());
     let shared = parse("[host]\nshare_cores = true").expect("valid");
     assert!(shared.host.share_cores && parse(&shared.to_string()) == Ok(shared));
     let [far, near] = &config.vms[..] else {

@@ -14,6 +14,7 @@ extern crate alloc;
 
 mod arch;
 mod console;
+mod counters;
 mod drive;
 mod exits;
 mod mm;

@@ -11,6 +11,7 @@
 use crate::arch;
 use crate::arch::percpu::{self, Activity};
 use crate::arch::time;
+use crate::counters;
 use crate::exits::operands::Entry;
 use crate::exits::{self, After, Context};
 use crate::sabotage;
@@ -104,11 +105,13 @@ fn run_slice<B: Backend>(
     arrive(hv, vm, vcpu, &mut core, cpu, began);
     speculation::vm_comes(vm.id);
     B::load(hw, &mut core.hw);
+    counters::arrive(&mut core.course, began);
 
     let end = slice(hv, hw, cpu, vm, vcpu, &mut core, slice_end);
 
     B::unload(hw, &mut core.hw);
     let now = time::now();
+    counters::leave(&vcpu.counted, &mut core.course, now, now.since(began));
     if matches!(end, End::Preempted) {
         clock::lose_processor(vm, &mut core);
         core.runnable_since = Some(now);
@@ -216,11 +219,9 @@ fn slice<B: Backend>(
         let now = time::now();
         core.history.add(now, core.hw.rip(), What::Exit(exit));
         vcpu.exits.fetch_add(1, Relaxed);
-        match exit {
-            Exit::TimeUp => vcpu.times_up.fetch_add(1, Relaxed),
-            Exit::LogFull => vcpu.logs_full.fetch_add(1, Relaxed),
-            _ => 0,
-        };
+        if matches!(exit, Exit::TimeUp) {
+            vcpu.times_up.fetch_add(1, Relaxed);
+        }
         note_task_priority(vcpu, core);
         let mut ctx = Context {
             hv,
@@ -401,11 +402,11 @@ fn enter<B: Backend>(
         TlbState::Stale
     };
     vcpu.flushed.store(generation.sample, SeqCst);
-    core.hw.log_writes(vm.ram.logs_writes());
     speculation::before_entry(core.spec_ctrl);
+    counters::before_entry(vcpu.id.vm);
     let exit = B::enter(hw, &mut core.hw, tlb);
+    counters::after_exit(vcpu.id.vm);
     speculation::after_exit(core.spec_ctrl);
-    core.hw.take_log(|page| vm.ram.name_written(page));
     drop(inside);
     Some(exit)
 }

@@ -10,7 +10,7 @@ use crate::virt::Backend;
 use crate::virt::svm::Svm;
 use crate::virt::vmx::Vmx;
 use crate::vm::{self, Hypervisor, Images, Taken, Vm, World};
-use crate::{console, run, sabotage, shootdown, timers};
+use crate::{console, counters, run, sabotage, shootdown, timers};
 use crate::{mm, platform};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -155,6 +155,7 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
              changes (IA32_ARCH_CAPABILITIES bit 6 is clear)"
         );
     }
+    counters::prepare(&config);
     let world = World {
         machine,
         tsc_hz: tsc::hz(),
@@ -311,6 +312,7 @@ fn join<B: Backend>() -> ! {
             expect(unused_mut, reason = "only tests change it")
         )]
         Ok(mut hw) => {
+            counters::claim();
             #[cfg(feature = "sabotage")]
             sabotage::try_out::<B>(hv, &mut hw);
             if percpu::current().cpu == BOOT_CPU {

@@ -41,6 +41,33 @@ pub const EN: u64 = 1 << 22;
 /// AMD: counts only while a guest runs (HG_ONLY, APM 2 13.2.1).
 pub const GUEST_ONLY: u64 = 1 << 40;
 
+/// Counters beyond these would have registers of another meaning: IA32_MISC_ENABLE is not far from IA32_PERFEVTSEL9 (SDM 4
+/// table 2-2), and no processor has more.
+pub const MOST_COUNTERS: u8 = 10;
+
+/// Whether this crate may want `value` in the register: one that counts or decides what is counted, and no interrupt. A port on
+/// a processor refuses everything else.
+pub const fn may_be_written(register: u32, value: u64) -> bool {
+    const MOST: u32 = MOST_COUNTERS as u32;
+    const fn inside(register: u32, first: u32, count: u32) -> bool {
+        register >= first && register - first < count
+    }
+    let amd = inside(register, PERF_CTL0, 2 * MOST);
+    let select = inside(register, IA32_PERFEVTSEL0, MOST) || (amd && register.is_multiple_of(2));
+    if select {
+        return value & INT == 0;
+    }
+    amd || inside(register, IA32_PMC0, MOST)
+        || inside(register, IA32_A_PMC0, MOST)
+        || matches!(
+            register,
+            IA32_PERF_GLOBAL_CTRL
+                | IA32_PERF_GLOBAL_OVF_CTRL
+                | PERF_CNTR_GLOBAL_CTL
+                | PERF_CNTR_GLOBAL_STATUS_CLR
+        )
+}
+
 /// Whose registers they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
@@ -111,6 +138,32 @@ impl Style {
             Self::Intel => low,
             // Bits 35:32 are bits 11:8 of the event's number.
             Self::Amd { .. } => low | ((event.select >> 8 & 0xf) as u64) << 32 | GUEST_ONLY,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_registers_of_counters_are_written_and_no_interrupt_is_asked_for() {
+        assert!(may_be_written(0x186, EN | USR | OS));
+        assert!(!may_be_written(0x186, EN | INT));
+        assert!(may_be_written(0xc001_0200, EN) && !may_be_written(0xc001_020a, INT));
+        // A counter's value may have any bit.
+        assert!(may_be_written(0xc001_0201, u64::MAX) && may_be_written(0xc1, u64::MAX));
+        // IA32_APIC_BASE, EFER, IA32_MISC_ENABLE, IA32_DEBUGCTL, VM_HSAVE_PA, status registers.
+        for register in [
+            0x1b,
+            0xc000_0080,
+            0x1a0,
+            0x1d9,
+            0xc001_0117,
+            0x38e,
+            0xc000_0300,
+        ] {
+            assert!(!may_be_written(register, 0), "{register:#x}");
         }
     }
 }

@@ -6,7 +6,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use units::Nanos;
 
-use crate::events::Kind;
+use crate::events::{Event, Kind};
 use crate::port::{Fault, MsrPort};
 use crate::registers::{
     EN, FW_WRITE, GUEST_ONLY, IA32_A_PMC0, IA32_PERF_CAPABILITIES, IA32_PERFEVTSEL0, IA32_PMC0,
@@ -55,6 +55,8 @@ pub struct SimulatedPmu {
     /// The global registers.
     control: u64,
     status: u64,
+    /// What it can count.
+    events: Vec<Event>,
     /// What the last [`Self::run`] left over of each kind, in events x ns / s.
     rest: [u64; Kind::ALL.len()],
     /// Writes of registers so far.
@@ -66,7 +68,7 @@ pub struct SimulatedPmu {
 impl SimulatedPmu {
     fn new(style: Style, signature: u32, counters: u8, width: u8) -> Self {
         let n = usize::from(counters);
-        Self {
+        let mut pmu = Self {
             style,
             writes: Writes::Low,
             width,
@@ -79,10 +81,13 @@ impl SimulatedPmu {
                 0
             },
             status: 0,
+            events: Vec::new(),
             rest: [0; Kind::ALL.len()],
             writes_seen: 0,
             broken: Vec::new(),
-        }
+        };
+        pmu.events = pmu.unit().map(|unit| unit.events).unwrap_or_default();
+        pmu
     }
 
     /// A Skylake-SP with so many counters of so many bits.
@@ -179,7 +184,7 @@ impl SimulatedPmu {
             *now = u64::try_from(sum / SECOND).unwrap_or(u64::MAX);
             *rest = (sum % SECOND) as u64;
         }
-        let events = self.unit().map(|unit| unit.events).unwrap_or_default();
+        let events = core::mem::take(&mut self.events);
         self.advance(side, |code| {
             let known = events
                 .iter()
@@ -189,6 +194,7 @@ impl SimulatedPmu {
                 .copied()
                 .unwrap_or(0)
         });
+        self.events = events;
     }
 
     /// Whether any counter would interrupt.

@@ -5,7 +5,7 @@ use core::fmt;
 
 use crate::events::{self, Event, missing_bit};
 use crate::port::Fault;
-use crate::registers::Style;
+use crate::registers::{MOST_COUNTERS, Style};
 
 /// The four registers of one answer of CPUID.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -175,8 +175,6 @@ const PERF_MON_V2: u32 = 1;
 /// AMD's extended counters where no leaf counts them, and their bits (APM 2 13.2.1).
 const AMD_COUNTERS: u8 = 6;
 const AMD_WIDTH: u8 = 48;
-/// More counters than any processor has; what is said beyond is not believed.
-const MOST_COUNTERS: u8 = 32;
 
 /// What the processor has.
 ///
@@ -232,7 +230,11 @@ fn amd(cpuid: &CpuidValues, family: u32, model: u32) -> Result<Unit, Absent> {
     let unit = Unit {
         style: Style::Amd { global },
         family: catalog.family,
-        counters: if global { counted } else { AMD_COUNTERS },
+        counters: if global {
+            counted.min(MOST_COUNTERS)
+        } else {
+            AMD_COUNTERS
+        },
         width: AMD_WIDTH,
         has_capabilities: false,
         events: catalog.events.to_vec(),

@@ -333,3 +333,42 @@ fn quota_bounds_the_registers_that_are_touched() {
         }
     }
 }
+
+#[test]
+fn rates_become_counts_without_a_rest_lost() {
+    let mut pmu = SimulatedPmu::zen2();
+    let plan = Plan::new(pmu.unit().expect("counters"), Quota(6)).expect("some");
+    let mut bank = Bank::claim(&plan, &mut pmu).expect("free");
+    let (mut course, mut tally) = (Course::default(), Tally::new());
+    let per_second = [1_000_003, 3_000_000_000, 17, 333_333, 666_667, 0];
+    bank.load(&mut pmu, &mut course, Nanos::ZERO)
+        .expect("works");
+    // A second in unequal pieces; the hypervisor's are not counted.
+    let mut time = 0;
+    for piece in (1..).map(|i| 97_003 * (i % 13 + 1)) {
+        let piece = piece.min(1_000_000_000 - time);
+        pmu.run(Side::Guest, Nanos(piece), &per_second);
+        pmu.run(Side::Host, Nanos(5_000_000_000), &[0; KINDS]);
+        time += piece;
+        if time == 1_000_000_000 {
+            break;
+        }
+    }
+    let reading = bank
+        .unload(&mut pmu, &mut course, Nanos::from_secs(1))
+        .expect("works");
+    tally.add(&reading.expect("it was loaded"));
+    for kind in [
+        Kind::Instructions,
+        Kind::Cycles,
+        Kind::CacheMisses,
+        Kind::LocalDram,
+        Kind::RemoteDram,
+    ] {
+        assert_eq!(
+            tally.estimate(kind),
+            Some(per_second[kind as usize]),
+            "{kind}"
+        );
+    }
+}

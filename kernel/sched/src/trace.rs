@@ -177,6 +177,11 @@ impl Replay {
         )))
     }
 
+    /// The scheduler as it is after the steps so far; `None` before the first.
+    pub const fn scheduler(&self) -> Option<&Scheduler> {
+        self.sched.as_ref()
+    }
+
     /// Steps repeated so far.
     pub const fn steps(&self) -> u64 {
         self.next

@@ -30,6 +30,7 @@ pub mod interrupts;
 pub mod msr;
 pub mod paging;
 pub mod percpu;
+pub mod pmu;
 pub mod report;
 pub mod smp;
 pub mod stack;

@@ -18,6 +18,7 @@ use units::{ApicId, CpuId, Nanos, NodeId, PAGE_BYTES, VcpuId, VmId};
 use super::backtrace::Snapshot;
 use super::gdt::Descriptors;
 use super::{msr, paging};
+use crate::counters;
 use crate::virt::speculation::PerCpuState;
 
 /// The timer's deadline has passed.
@@ -111,6 +112,8 @@ pub struct PerCpu {
     pub(super) snapshot: Snapshot,
     /// Measures against leaks by speculation.
     pub speculation: PerCpuState,
+    /// Performance counters.
+    pub counters: counters::PerCpuState,
     /// GDT and TSS.
     pub(super) descriptors: Descriptors,
 }
@@ -141,6 +144,7 @@ impl PerCpu {
             apic_errors: AtomicU32::new(0),
             snapshot: Snapshot::new(),
             speculation: PerCpuState::new(),
+            counters: counters::PerCpuState::new(),
             descriptors: Descriptors::new(),
         }
     }

@@ -145,6 +145,11 @@ impl Watch {
         }
     }
 
+    /// Whether the last pass was `every` ago.
+    pub fn pass_is_due(&self, every: Nanos, now: Nanos) -> bool {
+        now.since(self.last_pass) >= every
+    }
+
     /// Hands what was found since the last pass to the footprint, if that was `every` ago. Says whether it did.
     pub fn pass<B: Backend>(
         &mut self,

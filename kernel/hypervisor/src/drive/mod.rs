@@ -3,11 +3,13 @@
 //!
 //! * this file: what happens becomes the scheduler's events; its commands are obeyed
 //! * `schedule`: the scheduler's inputs in their order, recorded for a replay if asked for
+//! * `counters`: performance counters to footprints and to the scheduler's penalties
 //! * `look`: accessed bits to footprints
 //! * `sample`: footprints to proximity and plans
 //! * `moves`: pages to their new node
 //! * `record`: events to the log and to telemetry
 
+mod counters;
 mod look;
 mod moves;
 mod record;

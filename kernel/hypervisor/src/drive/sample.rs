@@ -4,6 +4,7 @@
 //! becomes a footprint at each pass, and the scheduler learns the scores. Every `plan_ms` the boot CPU asks
 //! [`migrate`] what pays, and carries it out: a preferred node goes to the scheduler, page moves go to `moves`.
 
+use super::counters::{self, Waits};
 use super::look::Watch;
 use super::moves::{self, PageWork};
 use super::{record, tell, tidy};
@@ -49,6 +50,8 @@ pub struct VmTrack {
     pub footprint: Footprint,
     /// What is looked at for that.
     pub watch: Watch,
+    /// How much its virtual CPUs wait for memory, where that is counted.
+    pub waits: Waits,
     /// What the planner said last.
     pub last_word: String,
 }
@@ -62,6 +65,7 @@ impl Tracking {
             vm: vm.id,
             footprint: Footprint::new(nodes, footprint::Tunables::default()),
             watch: Watch::over(vm, shortest, time::now()),
+            waits: Waits::default(),
             last_word: String::from("nothing yet"),
         });
         Self {
@@ -98,6 +102,7 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
             // What starts again in its place has touched nothing yet.
             track.footprint =
                 Footprint::new(hv.machine.nodes.len(), footprint::Tunables::default());
+            track.waits = Waits::default();
         }
         tracking.planner.handle(now, migrate::Event::VmGone(vm));
     }
@@ -107,8 +112,17 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
             let idle = track.footprint.is_idle();
             track.watch.look(vm, idle, now);
             let every = PASS.min(Nanos::from_millis(hv.config.host.plan_ms.into()));
-            if !track.watch.pass(vm, &mut track.footprint, every, now) {
+            if !track.watch.pass_is_due(every, now) {
                 continue;
+            }
+            let counted = counters::take(vm);
+            if let Some(counted) = &counted {
+                track.footprint.count(&counted.reads());
+            }
+            track.watch.pass(vm, &mut track.footprint, every, now);
+            if let Some(counted) = &counted {
+                let (waits, footprint) = (&mut track.waits, &track.footprint);
+                waits.pass(hv, vm, counted, footprint, &tracking.latencies);
             }
             // Scores steer the scheduler's own choices, which is for modes that may move vCPUs.
             if vm.mode_on(&hv.config.host).moves_vcpus() {

@@ -1,6 +1,6 @@
 //! Commands that an operator types. Whatever is typed, the answer is text.
 
-use super::{report, touched};
+use super::{counters, report, touched};
 use crate::console;
 use crate::virt::Backend;
 use crate::vm::{Hypervisor, Vm, VmState};
@@ -15,7 +15,7 @@ use units::NodeId;
 type Entry = (&'static str, &'static str, &'static str);
 
 #[rustfmt::skip] // a table, a line each
-const COMMANDS: [Entry; 18] = [
+const COMMANDS: [Entry; 19] = [
     ("help", "", "this list"),
     ("topology", "", "nodes with their memory and CPUs, latencies between them"),
     ("memory", "", "free memory of each node"),
@@ -33,8 +33,18 @@ const COMMANDS: [Entry; 18] = [
     ("touched", "NAME begin|end", "records exactly what a VM reads and writes between the two"),
     ("split", "NAME MIB MIB", "maps memory of a VM, from there, so much, by pages of 4 KiB"),
     ("security", "", "measures against leaks by speculation: needed, taken, how often"),
+    ("counters", "[NAME]", "performance counters: what they count by which event, or what they counted of a VM"),
     ("log", "[error|warn|info|debug|trace]", "shows or sets which messages are shown"),
 ];
+/// Of kernels that were built for tests.
+const FOR_TESTS: &[Entry] = match cfg!(feature = "sabotage") {
+    true => &[(
+        "inject",
+        "NAME KIND=N ...",
+        "injected counters count so much in a second of a VM's run time",
+    )],
+    false => &[],
+};
 /// The last command stands apart: what it does cannot be undone.
 const SHUTDOWN: Entry = ("shutdown", "", "stops all VMs and powers the machine off");
 /// Column in which help explains.
@@ -70,6 +80,12 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
         ("touched", [name, "begin"]) => with_vm(hv, name, touched::begin),
         ("touched", [name, "end"]) => with_vm(hv, name, touched::end),
         ("split", [name, at, mib]) => with_vm(hv, name, |vm| touched::split(vm, at, mib)),
+        ("counters", []) => counters::events(),
+        ("counters", [name]) => with_vm(hv, name, |vm| counters::of_vm(hv, vm)),
+        #[cfg(feature = "sabotage")]
+        ("inject", [name, words @ ..]) => with_vm(hv, name, |vm| {
+            crate::counters::injected::set(vm.id, &vm.name, words)
+        }),
         ("security", []) => report::security(hv),
         ("log", []) => format!(
             "messages down to {} are shown\n",
@@ -89,7 +105,10 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
 }
 
 fn entries() -> impl Iterator<Item = Entry> {
-    COMMANDS.into_iter().chain([SHUTDOWN])
+    COMMANDS
+        .into_iter()
+        .chain(FOR_TESTS.iter().copied())
+        .chain([SHUTDOWN])
 }
 
 fn help() -> String {

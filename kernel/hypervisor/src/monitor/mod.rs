@@ -10,6 +10,7 @@
 //! Only the boot CPU reads the line; it looks every [`POLL`], between entries.
 
 mod commands;
+mod counters;
 mod mux;
 mod report;
 mod table;

@@ -44,7 +44,7 @@ fn cpus_of<B: Backend>(hv: &Hypervisor<B>, node: NodeId) -> String {
 }
 
 /// A vCPU as the operator names it.
-fn name<B: Backend>(hv: &Hypervisor<B>, id: VcpuId) -> String {
+pub(super) fn name<B: Backend>(hv: &Hypervisor<B>, id: VcpuId) -> String {
     match hv.vm(id.vm) {
         Some(vm) => format!("{}.{}", vm.name, id.index),
         None => id.to_string(),
@@ -75,7 +75,11 @@ pub fn topology<B: Backend>(hv: &Hypervisor<B>) -> String {
         );
         latencies.row(row);
     }
-    format!("{nodes}latency in ns ({}):\n{latencies}", m.latency_source)
+    format!(
+        "{nodes}latency in ns ({}):\n{latencies}{}\n",
+        m.latency_source,
+        crate::counters::describe()
+    )
 }
 
 /// Free memory of each node.
@@ -265,11 +269,12 @@ pub fn footprint<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
     }
     let activity = if f.is_idle() { "idle" } else { "busy" };
     format!(
-        "{}: {activity}, {} passes, confidence {}\n{table}{}",
+        "{}: {activity}, {} passes, confidence {}\n{table}{}{}",
         vm.name,
         f.passes(),
         f.confidence(),
-        looks(vm, &track.watch)
+        looks(vm, &track.watch),
+        super::counters::opinion(f)
     )
 }
 

@@ -10,6 +10,7 @@ use super::place::{Taken, check_node, place, shape};
 use super::restart::Chores;
 use super::{GuestRam, Hypervisor, NOWHERE, Vcpu, VcpuCore, Vm};
 use crate::arch::{time, tsc};
+use crate::counters::Counts;
 use crate::exits::operands::{Looks, NextLook};
 use crate::mm;
 use crate::virt::{Backend, VcpuSetup, VcpuState};
@@ -200,9 +201,9 @@ fn make_vcpus<B: Backend>(
             flushes: AtomicU64::new(0),
             exits: AtomicU64::new(0),
             times_up: AtomicU64::new(0),
-            logs_full: AtomicU64::new(0),
             moves: AtomicU64::new(0),
             looks: Mutex::new(Looks::default()),
+            counted: Mutex::new(Counts::new(world.machine.nodes.len())),
         });
     }
     Ok((cpuid, vcpus))
@@ -255,5 +256,6 @@ pub fn new_core<B: Backend>(
         refusals: 0,
         history: History::new(),
         look: NextLook::new(u64::from(index)),
+        course: pmu::Course::default(),
     })
 }

@@ -16,7 +16,7 @@
 //! 9. [`Vm::console`]
 //! 10. whose line stands unfinished (`monitor`), then the UART
 //!
-//! [`Vm::state`], [`Vm::first_seen`], [`Vcpu::looks`] and the lists of waiting page work and ended VMs (`drive`) are leaves: no lock
+//! [`Vm::state`], [`Vm::first_seen`], [`Vcpu::looks`], [`Vcpu::counted`], a CPU's counters (`counters`) and the lists of waiting page work and ended VMs (`drive`) are leaves: no lock
 //! is taken under them but the heap's.
 //!
 //! Interrupts are off while any of them is held, and nobody waits for another CPU's reaction under
@@ -47,6 +47,7 @@ pub use place::Taken;
 pub use ram::GuestRam;
 pub use restart::chores;
 
+use crate::counters::Counts;
 use crate::drive::Tracking;
 use crate::exits::operands::{Looks, NextLook};
 use crate::timers::TimerQueue;
@@ -187,12 +188,12 @@ pub struct Vcpu<B: Backend> {
     pub exits: AtomicU64,
     /// Those among them that the end of its time brought, without an interrupt.
     pub times_up: AtomicU64,
-    /// Exits by a full log of written pages.
-    pub logs_full: AtomicU64,
     /// How often it changed the CPU.
     pub moves: AtomicU64,
     /// What looks at it found since the footprint last asked.
     pub looks: Mutex<Looks>,
+    /// What performance counters said of it.
+    pub counted: Mutex<Counts>,
 }
 
 /// [`Vcpu::running_on`] of one that does not run.
@@ -229,6 +230,8 @@ pub struct VcpuCore<B: Backend> {
     pub history: history::History,
     /// When it is looked at next, and with what.
     pub look: NextLook,
+    /// Which of its events are counted now.
+    pub course: pmu::Course,
     /// The instruction that was last handed back to the processor, and how often in a row.
     pub handed_back: Option<HandedBack>,
     /// Instructions that guests do not have, executed all the same.
