@@ -6,6 +6,10 @@
 //! with all terms of the decision, must come out as it did in the emulator.
 #![forbid(unsafe_code)]
 
+mod flips;
+
+pub use flips::{Flip, flipped_by_penalties};
+
 use sched::trace::{Replay, Step};
 use telemetry::Event;
 
@@ -38,6 +42,19 @@ pub fn replay<'a>(lines: impl IntoIterator<Item = &'a str>) -> Result<Repeated, 
 /// # Errors
 /// See [`replay`].
 pub fn replay_events(events: impl IntoIterator<Item = Event>) -> Result<Repeated, String> {
+    let mut run = Replay::default();
+    for step in &steps_of(events)? {
+        run.step(step).map_err(|e| e.to_string())?;
+    }
+    Ok(Repeated {
+        steps: run.steps(),
+        picks: run.picks,
+        commands: run.commands,
+    })
+}
+
+/// The steps among these records, in their order.
+fn steps_of(events: impl IntoIterator<Item = Event>) -> Result<Vec<Step>, String> {
     let mut steps = Vec::new();
     for event in events {
         if let Event::Schedule { step } = event {
@@ -51,13 +68,5 @@ pub fn replay_events(events: impl IntoIterator<Item = Event>) -> Result<Repeated
     if steps.is_empty() {
         return Err("there is no step of a scheduler in it".into());
     }
-    let mut run = Replay::default();
-    for step in &steps {
-        run.step(step).map_err(|e| e.to_string())?;
-    }
-    Ok(Repeated {
-        steps: run.steps(),
-        picks: run.picks,
-        commands: run.commands,
-    })
+    Ok(steps)
 }

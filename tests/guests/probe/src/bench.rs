@@ -3,7 +3,6 @@
 
 use crate::board::{IOAPIC, NOTHING, PM_TMR, POST};
 use crate::console::println;
-use crate::ticks::{self, Ticks, Wanted};
 use crate::words::Words;
 use crate::{apic, cpu, mark, second};
 use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -13,15 +12,12 @@ const PAT: u32 = 0x277;
 /// Bus ticks from arming the timer to its interrupt: longer than what arming costs anywhere.
 const TIMER_TICKS: u32 = 2_000_000;
 
-/// `count` operations of one class.
-fn laps<const CLASS: u32>((count, wanted): (u64, Wanted), operation: impl Fn()) {
-    let ticks = Ticks::new(wanted);
+fn laps<const CLASS: u32>(count: u64, operation: impl Fn()) {
     for _ in 0..count {
         mark::lap::<CLASS>();
-        ticks.around(&operation);
+        operation();
     }
     mark::lap::<0>();
-    ticks.tell(CLASS);
 }
 
 fn read(gpa: u64) -> u32 {
@@ -49,12 +45,7 @@ fn listen() {
 
 /// All classes, `count` operations each. The classes' numbers are the observer's names for them.
 pub fn run(words: &Words<'_>, cpus: u64) -> Result<(), &'static str> {
-    let wanted = match words.has("ticks") {
-        true => Wanted::Yes,
-        false => Wanted::No,
-    };
-    let count = (words.number("count").unwrap_or(100), wanted);
-    ticks::check(wanted, count.0);
+    let count = words.number("count").unwrap_or(100);
     let vtx = cpu::cpuid(0).ebx == u32::from_le_bytes(*b"Genu");
     laps::<1>(count, || {
         cpu::cpuid(0x8000_0000);
@@ -88,7 +79,7 @@ pub fn run(words: &Words<'_>, cpus: u64) -> Result<(), &'static str> {
         apic::ipi_to_self();
         apic::wait(&apic::IPIS, seen);
     });
-    laps::<11>((count.0.min(200), count.1), || {
+    laps::<11>(count.min(200), || {
         let seen = apic::TIMERS.load(SeqCst);
         apic::arm(TIMER_TICKS);
         apic::wait(&apic::TIMERS, seen);
@@ -108,6 +99,6 @@ pub fn run(words: &Words<'_>, cpus: u64) -> Result<(), &'static str> {
     }
     cpu::interrupts(false);
     mark::flush();
-    println!("BENCH done count={}", count.0);
+    println!("BENCH done count={count}");
     Ok(())
 }

@@ -4,6 +4,7 @@ pub mod bad_input;
 pub mod boot;
 pub mod controls;
 mod counted;
+pub mod counters;
 pub mod crowded;
 pub mod ends;
 pub mod exact;
@@ -36,6 +37,7 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         locality::scenarios(),
         schedule::scenarios(),
         sabotage::scenarios(),
+        counters::scenarios(),
         starved::scenarios(),
         vmcs::scenarios(seed),
         controls::scenarios(),

@@ -19,19 +19,21 @@ const TO_PERIGEE: &str = "\u{1}0";
 
 /// What is typed one after the other, and words that the answer must have.
 #[rustfmt::skip] // a table, a line each
-const QUESTIONS: [(&str, &[&str]); 26] = [
+const QUESTIONS: [(&str, &[&str]); 28] = [
     ("help", &["topology", "vm NAME start|stop|pause|resume", "Ctrl-A 0"]),
-    ("topology", &["node0", "node1", "MiB", "latency in ns"]),
+    ("topology", &["node0", "node1", "MiB", "latency in ns", "performance counters: absent, CPUID offers no"]),
     ("memory", &["free", "node1"]),
     ("vm", &["alpha", "running", "128 MiB"]),
     ("vm alpha", &["alpha.0", "alpha.1", "exits"]),
     ("cpu", &["cpu0", "cpu1", "load"]),
     ("footprint", &["memory on", "node0", "passes"]),
-    ("footprint alpha", &["of its accesses"]),
+    ("footprint alpha", &["of its accesses", "performance counters are absent: CPUID offers no"]),
     ("proximity", &["proximity", "node1"]),
     ("why", &["alpha.0", "deadline", "credit", "key"]),
     ("why alpha.1", &["alpha.1"]),
     ("security", &["IBPB between VMs", "return stack filled", "active", "one VM to a core"]),
+    ("counters", &["performance counters: absent, CPUID offers no"]),
+    ("counters alpha", &["alpha: performance counters: absent"]),
     ("where alpha 0x3000000", &["is on node", "in a leaf of", "its region was", "its page"]),
     ("where alpha 2097152", &["0x200000 is on node"]),
     ("log", &["messages down to info"]),

@@ -72,9 +72,7 @@ pub fn scenarios() -> Vec<Scenario> {
         .on(Machine::row(1, 1, 256))
         .vm(selftests("tests", 1, "only=delivery,nmi,fault,shadow,user,debug not=wakes-hlt,ipi-nmi"))
         .sabotaged("absent-gates")
-        .quick_in_bochs()
-        .within(Duration::from_secs(900))
-        .within_in_bochs(Duration::from_secs(300)),
+        .within(Duration::from_secs(900)),
         broken(
             "lost-eoi",
             "ioapic-level",
