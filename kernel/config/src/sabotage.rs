@@ -55,6 +55,8 @@ sabotages! {
     /// Gate, descriptor and stack of an event are absent, one after the other, when it is delivered, and the stack when an NMI's
     /// handler returns: as if each were being moved just then. Nothing is lost if all is well. For VMs with one vCPU.
     AbsentGates = "absent-gates",
+    /// One in a thousand pages that processors log as written is forgotten.
+    LoseWrites = "lose-writes",
     /// A virtual CPU's floating-point registers are not saved when it leaves its CPU.
     StaleFpu = "stale-fpu",
     /// Every CPU's performance counters are simulated ones, which count what the operator says (`inject`).

@@ -219,9 +219,11 @@ fn slice<B: Backend>(
         let now = time::now();
         core.history.add(now, core.hw.rip(), What::Exit(exit));
         vcpu.exits.fetch_add(1, Relaxed);
-        if matches!(exit, Exit::TimeUp) {
-            vcpu.times_up.fetch_add(1, Relaxed);
-        }
+        match exit {
+            Exit::TimeUp => vcpu.times_up.fetch_add(1, Relaxed),
+            Exit::LogFull => vcpu.logs_full.fetch_add(1, Relaxed),
+            _ => 0,
+        };
         note_task_priority(vcpu, core);
         let mut ctx = Context {
             hv,
@@ -402,11 +404,13 @@ fn enter<B: Backend>(
         TlbState::Stale
     };
     vcpu.flushed.store(generation.sample, SeqCst);
+    core.hw.log_writes(vm.ram.logs_writes());
     speculation::before_entry(core.spec_ctrl);
     counters::before_entry(vcpu.id.vm);
     let exit = B::enter(hw, &mut core.hw, tlb);
     counters::after_exit(vcpu.id.vm);
     speculation::after_exit(core.spec_ctrl);
+    core.hw.take_log(|page| vm.ram.name_written(page));
     drop(inside);
     Some(exit)
 }

@@ -9,7 +9,8 @@
 //!   Intel's extended tables. The three differ in a few bits, so they are three small
 //!   [`table::TableFormat`]s; the memory that tables live in is a [`table::TableMemory`], the direct
 //!   map in the kernel and a `Vec` of atomics in tests.
-//! * **Who touched it?** [`harvest`] reads and clears the accessed and dirty bits that processors set, [`probe`] one of them.
+//! * **Who touched it?** [`harvest`] reads and clears the accessed and dirty bits that processors set, [`probe`] one of them,
+//!   and [`written`] asks for the dirty ones where a processor's log may save the search.
 //! * **How does it move under a running guest?** [`page_move`] is a chain of type states, so that a
 //!   wrong order (installing the new frame before the old one's translations are gone, say) does
 //!   not compile.
@@ -48,3 +49,4 @@ pub mod replica;
 pub mod table;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod written;

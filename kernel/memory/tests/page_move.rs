@@ -7,6 +7,7 @@ use memory::table::{
     Attributes, Flush, Lookup, NoProcessor, NptFormat, RadixTable, Rights, Shootdown, TableError,
 };
 use memory::testing::{Access, VecTables, touch};
+use memory::written::{Source, Written};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use units::{Frame, Gpa, NodeId, PageSize};
@@ -417,4 +418,30 @@ fn a_page_that_changed_or_is_being_moved_is_left_alone() {
         mirrored(&mut tables, &mut frames).freeze(&mut tables),
         Err((MoveError::Changed { .. }, _))
     ));
+}
+
+/// The D that a move judges by is not cleared by who asks what was written; so the log of writes, which names a page
+/// only when its D becomes 1, cannot be relied on the next time.
+#[test]
+fn evidence_of_a_move_brings_the_log_of_writes_into_doubt() {
+    let memory = VecTables::new(16);
+    let mut frames = frames();
+    let (mut tables, _) = replicas(&memory, &mut frames);
+    let written = Written::over(16 * SMALL.bytes());
+    written.keep();
+    let page = mirrored(&mut tables, &mut frames);
+    let root = tables[0].root();
+    assert!(touch::<NptFormat>(&memory, root, PAGE, Access::Write).is_some());
+    written.note(PAGE);
+    let take = |table: &Table<'_>| {
+        let mut seen = Vec::new();
+        let source = written.take(table, |leaf| seen.push(leaf.at));
+        (source, seen)
+    };
+    assert_eq!(take(&tables[0]), (Source::Log, vec![PAGE]));
+    // A second store finds D set, and is not logged.
+    assert!(touch::<NptFormat>(&memory, root, PAGE, Access::Write).is_some());
+    assert_eq!(take(&tables[0]), (Source::Search, vec![PAGE]));
+    let target = page.abort(&mut tables);
+    frames.free(target.scrub(|_, _| {})).expect("allocated");
 }

@@ -310,6 +310,8 @@ area! {
         io_bitmap_b: u64 = IO_BITMAP_B,
         /// MSR bitmaps.
         msr_bitmap: u64 = MSR_BITMAP,
+        /// Where the log of written pages is.
+        pml_address: u64 = PML_ADDRESS,
         /// Added to the TSC.
         tsc_offset: u64 = TSC_OFFSET,
         /// Root of the extended page tables and how to walk them.

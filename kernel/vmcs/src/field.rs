@@ -112,6 +112,7 @@ fields! {
     GUEST_GS_SELECTOR: Bits16 = 0x080a, "guest GS selector";
     GUEST_LDTR_SELECTOR: Bits16 = 0x080c, "guest LDTR selector";
     GUEST_TR_SELECTOR: Bits16 = 0x080e, "guest TR selector";
+    PML_INDEX: Bits16 = 0x0812, "PML index";
     // 16-bit host-state fields (table B-3)
     HOST_ES_SELECTOR: Bits16 = 0x0c00, "host ES selector";
     HOST_CS_SELECTOR: Bits16 = 0x0c02, "host CS selector";
@@ -127,6 +128,7 @@ fields! {
     EXIT_MSR_STORE: Bits64 = 0x2006, "VM-exit MSR-store address";
     EXIT_MSR_LOAD: Bits64 = 0x2008, "VM-exit MSR-load address";
     ENTRY_MSR_LOAD: Bits64 = 0x200a, "VM-entry MSR-load address";
+    PML_ADDRESS: Bits64 = 0x200e, "PML address";
     TSC_OFFSET: Bits64 = 0x2010, "TSC offset";
     EPT_POINTER: Bits64 = 0x201a, "EPT pointer";
     XSS_EXIT_BITMAP: Bits64 = 0x202c, "XSS-exiting bitmap";

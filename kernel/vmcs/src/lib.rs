@@ -14,6 +14,7 @@
 //! * [`Capabilities`]: everything the VMX MSRs say, and a sentence for each missing requirement.
 //! * [`Settings`]: the controls that Perigee wants, fitted to the capabilities.
 //! * [`PreemptionTimer`]: how long a guest may run, in the unit that the processor counts.
+//! * [`log`]: where in its page the processor has written which pages were.
 //! * [`Guest`], [`Host`], [`Controls`]: the areas as plain values.
 //! * [`check()`]: the entry checks (SDM 3C 27.2, 27.3). A rejected entry gives only a number; the
 //!   [`Violation`] names the field and the rule.
@@ -31,6 +32,7 @@ mod check;
 pub mod control;
 pub mod event;
 pub mod field;
+pub mod log;
 pub mod mutation;
 pub mod reason;
 mod settings;

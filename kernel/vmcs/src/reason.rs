@@ -48,6 +48,7 @@ pub mod basic {
     pub const XSETBV: u16 = 55;
     pub const VMFUNC: u16 = 59;
     pub const ENCLS: u16 = 60;
+    pub const LOG_FULL: u16 = 62;
 }
 
 /// Whether the instruction-length field is defined for this reason: the guest executed an instruction that

@@ -73,6 +73,13 @@ impl Settings {
         self.pin & Pin::PREEMPTION_TIMER.bits() != 0
     }
 
+    /// Whether the processor can log which pages guests write. The control is set only while somebody wants to know:
+    /// `secondary` is without it.
+    #[must_use]
+    pub fn can_log_writes(caps: &Capabilities) -> bool {
+        caps.has_accessed_dirty() && caps.secondary.offers(Secondary::PML.bits())
+    }
+
     /// Whether translations are tagged.
     #[must_use]
     pub const fn uses_vpid(&self) -> bool {

@@ -325,6 +325,16 @@ fn rules_that_join_two_fields() {
     form.write(SECONDARY_CONTROLS, secondary & !Secondary::EPT.bits());
     assert_eq!(named(&form), "secondary processor-based controls");
 
+    // The log of written pages is a page, where it is used.
+    let mut form = real_mode();
+    let secondary = form.read(SECONDARY_CONTROLS);
+    form.write(PML_ADDRESS, 0x5008);
+    assert_eq!(check(&form, &facts()), Ok(()));
+    form.write(SECONDARY_CONTROLS, secondary | Secondary::PML.bits());
+    assert_eq!(named(&form), "PML address");
+    form.write(PML_ADDRESS, 0x5000);
+    assert_eq!(check(&form, &facts()), Ok(()));
+
     // Secondary controls that are not in use count as 0.
     let mut form = long_mode();
     let primary = form.read(PRIMARY_CONTROLS);

@@ -2,9 +2,11 @@
 
 use crate::Machine;
 use memory::table::{Flush, Level, Rights, TableFormat, TableMemory};
+use memory::written::Written;
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::sync::atomic::Ordering;
 use shuttle::thread;
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use units::{Frame, Gpa, PageSize};
@@ -49,7 +51,25 @@ pub struct Cpu<F> {
     uppers: Vec<Upper>,
     /// Addresses that it may fetch translations for without being asked.
     speculates_on: Vec<Gpa>,
+    /// Its log of writes.
+    log: Option<Log>,
     format: PhantomData<fn() -> F>,
+}
+
+/// A log of writes: addresses whose D it has changed from 0 to 1.
+#[derive(Debug)]
+struct Log {
+    entries: RefCell<Vec<Gpa>>,
+    room: usize,
+    on: bool,
+    written: Arc<Written>,
+    hands_on: bool,
+}
+
+impl Log {
+    fn is_full(&self) -> bool {
+        self.entries.borrow().len() >= self.room
+    }
 }
 
 /// The levels of a walk, from the root.
@@ -78,7 +98,32 @@ impl<F: TableFormat<Address = Gpa>> Cpu<F> {
             tlb: Vec::new(),
             uppers: Vec::new(),
             speculates_on: speculates_on.to_vec(),
+            log: None,
             format: PhantomData,
+        }
+    }
+
+    /// It can log what it writes, in `room` entries. Whenever it leaves the guest, which it does to take a flush request and
+    /// when the log is full, it hands on what it has (or, by a defect, does not); whether it logs is
+    /// decided when it enters again.
+    pub fn logs_to(&mut self, written: &Arc<Written>, room: usize, hands_on: bool) {
+        self.log = Some(Log {
+            entries: RefCell::default(),
+            on: written.is_kept(),
+            written: Arc::clone(written),
+            room,
+            hands_on,
+        });
+    }
+
+    /// Leaves the guest and enters it again.
+    pub fn pass_outside(&mut self) {
+        if let Some(log) = &mut self.log {
+            let entries = log.entries.take();
+            if log.hands_on {
+                entries.into_iter().for_each(|at| log.written.note(at));
+            }
+            log.on = log.written.is_kept();
         }
     }
 
@@ -110,6 +155,7 @@ impl<F: TableFormat<Address = Gpa>> Cpu<F> {
         let Some((flushes, number)) = self.machine.requests(self.id) else {
             return;
         };
+        self.pass_outside();
         for flush in flushes {
             self.flush(flush);
         }
@@ -129,6 +175,9 @@ impl<F: TableFormat<Address = Gpa>> Cpu<F> {
     fn wait_for(&mut self, gpa: Gpa, access: Access) -> Frame {
         loop {
             self.serve();
+            if self.log.as_ref().is_some_and(Log::is_full) {
+                self.pass_outside();
+            }
             match self.translate(gpa, access) {
                 Some(frame) => return frame,
                 None => thread::yield_now(),
@@ -184,7 +233,7 @@ impl<F: TableFormat<Address = Gpa>> Cpu<F> {
         for level in LEVELS.into_iter().filter(|level| *level <= first) {
             let index = (gpa.0 / level.span()) as usize % memory::table::ENTRIES;
             let at = gpa.0 & !(level.span() - 1);
-            let (entry, size) = self.use_entry(table, index, level, access)?;
+            let (entry, size) = self.use_entry(table, index, level, (gpa, access))?;
             if let Some(size) = size {
                 let found = Translation {
                     tag: self.tag,
@@ -218,7 +267,7 @@ impl<F: TableFormat<Address = Gpa>> Cpu<F> {
         table: Frame,
         index: usize,
         level: Level,
-        access: Access,
+        (gpa, access): (Gpa, Access),
     ) -> Option<(u64, Option<PageSize>)> {
         let mut entry = self.machine.load(table, index);
         loop {
@@ -239,7 +288,15 @@ impl<F: TableFormat<Address = Gpa>> Cpu<F> {
                 return Some((entry, size));
             }
             match self.machine.compare_exchange(table, index, entry, used) {
-                Ok(_) => return Some((used, size)),
+                Ok(_) => {
+                    if used & !entry & F::DIRTY != 0
+                        && size.is_some()
+                        && let Some(log) = self.log.as_ref().filter(|log| log.on)
+                    {
+                        log.entries.borrow_mut().push(gpa);
+                    }
+                    return Some((used, size));
+                }
                 Err(other) => entry = other,
             }
         }

@@ -11,6 +11,8 @@
 //!   translation without D walks again;
 //! * a walk may start from a cached upper entry, and then sets no A above it;
 //! * two cached translations of one address with different sizes are a machine check, here a panic;
+//! * one that logs its writes names a page when it changes D from 0 to 1, at no other store, and to a
+//!   buffer of its own;
 //! * a flush request is taken between two accesses, never inside one (SDM 3A 4.10.5: an initiator must
 //!   wait for the acknowledgement).
 //!

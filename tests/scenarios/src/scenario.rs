@@ -106,6 +106,8 @@ pub struct Scenario {
     pub plugin: Option<String>,
     /// The run is ended after this long, with an outcome of its own.
     pub timeout: Duration,
+    /// The same in Bochs, if it is not so many times as long as Bochs is slow.
+    pub bochs_timeout: Option<Duration>,
     /// The random seed this was made from, if any.
     pub seed: Option<u64>,
     judge: Judge,
@@ -143,6 +145,7 @@ impl Scenario {
             steps: Vec::new(),
             plugin: None,
             timeout: Duration::from_secs(240),
+            bochs_timeout: None,
             seed: None,
             judge: Box::new(judge),
         }
@@ -282,6 +285,12 @@ impl Scenario {
         self
     }
 
+    /// Ended after this long in Bochs.
+    pub fn within_in_bochs(mut self, timeout: Duration) -> Self {
+        self.bochs_timeout = Some(timeout);
+        self
+    }
+
     /// Made from this seed.
     pub fn seeded(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
@@ -308,7 +317,9 @@ impl Scenario {
     pub fn timeout_in(&self, emulator: Emulator) -> Duration {
         match emulator {
             Emulator::Qemu => self.timeout,
-            Emulator::Bochs => self.timeout * SLOWNESS_OF_BOCHS,
+            Emulator::Bochs => self
+                .bochs_timeout
+                .unwrap_or(self.timeout * SLOWNESS_OF_BOCHS),
         }
     }
 

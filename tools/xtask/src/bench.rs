@@ -6,6 +6,7 @@
 //! besides, the world switch itself, is the processor's affair and not counted.
 
 mod profile;
+mod ticks;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -20,7 +21,7 @@ use serde_json::{Value, json};
 use crate::artifacts::{self, Artifacts};
 use crate::plan::{Plan, Wishes};
 use crate::provision::Lab;
-use crate::run::{Places, Scratch, Subject, emulator_parts, invocation, parts, prepare};
+use crate::run::{Places, Scratch, Subject, emulator, emulator_parts, invocation, parts, prepare};
 use crate::session::{self, Manner};
 use crate::status::usage;
 use crate::{say, verdict};
@@ -70,6 +71,9 @@ enum What {
 pub struct BenchArgs {
     /// What to measure
     what: What,
+    /// Measure in this laboratory: qemu (AMD-V), or bochs (VT-x, classes of exit only)
+    #[arg(long, value_parser = emulator, default_value = "qemu")]
+    lab: Emulator,
     /// Operations of each class of exit
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     count: u32,
@@ -91,6 +95,15 @@ pub struct BenchArgs {
 pub fn bench(args: &BenchArgs) -> Result<u8> {
     let baseline = args.baseline.as_deref().map(read_json).transpose()?;
     let profiled = args.profile.as_deref().map(class_named).transpose()?;
+    if args.lab == Emulator::Bochs {
+        if args.what == What::Boot || profiled.is_some() {
+            return Err(usage(
+                "Bochs has no observer outside: there `bench exit` measures by the guest's own clock, and nothing else.",
+            ));
+        }
+        let figures = ticks::figures(args.count)?;
+        return told(args, &figures, baseline.as_ref(), ticks::ABOUT);
+    }
     let evidence = run(args.count, profiled.is_some())?;
     let report = evidence
         .plugin
@@ -100,11 +113,17 @@ pub fn bench(args: &BenchArgs) -> Result<u8> {
         What::Boot => boot_figures(&evidence, &report["host"])?,
         What::Exit => exit_figures(&report["host"])?,
     };
-    say::line(table(args.what, &figures, baseline.as_ref()));
+    let status = told(args, &figures, baseline.as_ref(), ABOUT)?;
     if let Some(class) = profiled {
         let kernel = fs::read(&Artifacts::places().kernel)?;
         say::line(profile::table(&report["host"], class, &kernel)?);
     }
+    Ok(status)
+}
+
+/// Prints the figures and keeps them.
+fn told(args: &BenchArgs, figures: &Value, baseline: Option<&Value>, about: &str) -> Result<u8> {
+    say::line(table(args.what, figures, baseline, about));
     if let Some(path) = &args.json {
         fs::write(path, format!("{figures:#}\n"))
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -240,7 +259,7 @@ fn exit_figures(host: &Value) -> Result<Value> {
 }
 
 /// For a person.
-fn table(what: What, figures: &Value, baseline: Option<&Value>) -> String {
+fn table(what: What, figures: &Value, baseline: Option<&Value>, about: &str) -> String {
     let columns: &[(&str, &str)] = match what {
         What::Boot => &[("instructions", "boot CPU"), ("all_cpus", "all CPUs")],
         What::Exit => &[
@@ -270,7 +289,7 @@ fn table(what: What, figures: &Value, baseline: Option<&Value>) -> String {
         }
     }
     if what == What::Exit {
-        let _ = write!(text, "\n{ABOUT}");
+        let _ = write!(text, "\n{about}");
     }
     text
 }
@@ -318,7 +337,7 @@ mod tests {
             2 * 900 * 12,
             "both CPUs of an ipi"
         );
-        let text = table(What::Exit, &now, Some(&before));
+        let text = table(What::Exit, &now, Some(&before), ABOUT);
         assert!(text.contains("1000 -10.0%"), "{text}");
         let mut less = host(|n| n);
         less["classes"].as_array_mut().expect("an array").remove(3);

@@ -61,9 +61,12 @@ pub fn handle<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit) -> After {
 fn dispatch<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit) -> After {
     match exit {
         // The host's own interrupt is taken when the run loop opens its window, which also looks at the time.
-        Exit::Interrupt | Exit::TimeUp | Exit::Nmi | Exit::InterruptWindow | Exit::NmiWindow => {
-            After::Resume
-        }
+        Exit::Interrupt
+        | Exit::TimeUp
+        | Exit::LogFull
+        | Exit::Nmi
+        | Exit::InterruptWindow
+        | Exit::NmiWindow => After::Resume,
         Exit::Io(access) => io::handle(ctx, access),
         Exit::Msr(direction) => msr::handle(ctx, direction),
         Exit::Cpuid => cpuid::handle(ctx),

@@ -13,10 +13,11 @@ use crate::vm::{Hypervisor, Vm, VmState};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use footprint::pages::{Range, standing};
-use memory::harvest::{Bit, Cursor, Descend, Options, Progress};
-use memory::table::{Flush, Lookup, Shootdown};
+use memory::harvest::{Cursor, Options, Progress};
+use memory::table::Lookup;
+use memory::written::Source;
 use telemetry::Event;
 use telemetry::touched::{HotRange, extend};
 use units::{Gpa, PAGE_BYTES, PageSize};
@@ -25,13 +26,6 @@ use units::{Gpa, PAGE_BYTES, PageSize};
 const RANGES_MAX: usize = 8 * 1024;
 /// Ranges of one record, which must find room in the port's queue.
 const RANGES_OF_A_RECORD: usize = 64;
-
-/// Every bit, once.
-const FORGET: Options = Options {
-    accessed: Bit::Clear,
-    dirty: Bit::Clear,
-    descend: Descend::Everywhere,
-};
 
 /// Records a part, and waits until it is on the wire: the next one would find no room, and be lost.
 fn tell(event: Event) {
@@ -155,11 +149,12 @@ pub fn begin<B: Backend>(vm: &Vm<B>) -> String {
         return format!("{} is {}; it touches nothing\n", vm.name, vm.state());
     }
     vm.watched.store(true, SeqCst);
-    vm.ram.change_table(|table, shootdown| {
-        let mut cursor = Cursor::ALL;
-        while table.harvest(&mut cursor, FORGET, u64::MAX, |_| ()) == Progress::Paused {}
-        shootdown.shoot_down(Flush::All);
-    });
+    if B::can_log_writes() {
+        let regions = vm.shape.memory.regions();
+        let end = regions.iter().map(|region| region.end()).max();
+        vm.ram.keep_log(end.unwrap_or_default());
+    }
+    vm.ram.forget_touches();
     format!("what {} touches is watched from now on\n", vm.name)
 }
 
@@ -179,9 +174,6 @@ pub fn end<B: Backend>(vm: &Vm<B>) -> String {
             if leaf.accessed {
                 extend(&mut accessed, first, pages);
             }
-            if leaf.dirty {
-                extend(&mut dirty, first, pages);
-            }
             *if leaf.size == PageSize::Size4K {
                 &mut small
             } else {
@@ -191,7 +183,21 @@ pub fn end<B: Backend>(vm: &Vm<B>) -> String {
         let progress = table.harvest(&mut cursor, Options::LOOK, u64::MAX, visit);
         debug_assert!(progress == Progress::Finished, "the budget has no end");
     });
+    let mut written = 0_u64;
+    let source = vm.ram.take_written(|leaf| {
+        written += 1;
+        extend(&mut dirty, leaf.at.0 / PAGE_BYTES, leaf.size.pages());
+    });
+    vm.ram.end_log();
     vm.watched.store(false, SeqCst);
+    let full = vm.vcpus.iter().map(|v| v.logs_full.swap(0, Relaxed));
+    let known = match source {
+        Source::Log => format!(
+            "the processors' log names {written} that were written, it was full {} times",
+            full.sum::<u64>()
+        ),
+        Source::Search => format!("a search of all dirty bits finds {written} that were written"),
+    };
     let parts = accessed
         .len()
         .max(dirty.len())
@@ -207,7 +213,7 @@ pub fn end<B: Backend>(vm: &Vm<B>) -> String {
         });
     }
     format!(
-        "{}: {small} pages of 4 KiB and {large} larger ones were touched; they are in the records\n",
+        "{}: {small} pages of 4 KiB and {large} larger ones were touched, {known}; they are in the records\n",
         vm.name
     )
 }

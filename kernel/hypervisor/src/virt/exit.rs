@@ -114,6 +114,8 @@ pub enum Exit {
     Interrupt,
     /// The time is over that [`super::VcpuState::stop_at`] gave it.
     TimeUp,
+    /// The log of written pages is full ([`super::VcpuState::log_writes`]).
+    LogFull,
     /// An NMI for the host.
     Nmi,
     /// The guest can take an interrupt now.

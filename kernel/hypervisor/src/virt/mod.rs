@@ -84,6 +84,10 @@ pub trait Backend: fmt::Debug + Sized + Send + Sync + 'static {
     fn large_leaves() -> LargeLeaves {
         LargeLeaves::Executable
     }
+    /// Whether the processor can log which pages guests write ([`VcpuState::log_writes`]).
+    fn can_log_writes() -> bool {
+        false
+    }
     /// A virtual CPU in power-on state.
     fn new_vcpu(setup: &VcpuSetup) -> Result<Self::Vcpu, Unsupported>;
     /// Brings the virtual CPU's unsaved state (FPU, debug registers, a few MSRs) onto this CPU.
@@ -172,6 +176,10 @@ pub trait VcpuState {
     fn stop_at(&mut self, at: Nanos) {
         arch::timer::arm(at);
     }
+    /// Whether the processor is to log which pages the guest writes, where it can; asked for before every entry.
+    fn log_writes(&mut self, _wanted: bool) {}
+    /// Hands on what it has logged. Asked for after every exit, before this CPU counts as outside of the guest.
+    fn take_log(&mut self, _name: impl FnMut(Gpa)) {}
     /// What is added to the host's TSC when the guest reads its own.
     fn set_tsc_offset(&mut self, offset: u64);
     /// The task priority as CR8 shows it.

@@ -8,6 +8,7 @@ impl fmt::Display for Exit {
         match self {
             Self::Interrupt => f.write_str("an interrupt for the host"),
             Self::TimeUp => f.write_str("the end of its time"),
+            Self::LogFull => f.write_str("a full log of written pages"),
             Self::Nmi => f.write_str("an NMI for the host"),
             Self::InterruptWindow => f.write_str("ready for an interrupt"),
             Self::NmiWindow => f.write_str("end of an NMI handler"),

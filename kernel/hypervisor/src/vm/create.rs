@@ -201,6 +201,7 @@ fn make_vcpus<B: Backend>(
             flushes: AtomicU64::new(0),
             exits: AtomicU64::new(0),
             times_up: AtomicU64::new(0),
+            logs_full: AtomicU64::new(0),
             moves: AtomicU64::new(0),
             looks: Mutex::new(Looks::default()),
             counted: Mutex::new(Counts::new(world.machine.nodes.len())),

@@ -188,6 +188,8 @@ pub struct Vcpu<B: Backend> {
     pub exits: AtomicU64,
     /// Those among them that the end of its time brought, without an interrupt.
     pub times_up: AtomicU64,
+    /// Exits by a full log of written pages.
+    pub logs_full: AtomicU64,
     /// How often it changed the CPU.
     pub moves: AtomicU64,
     /// What looks at it found since the footprint last asked.

@@ -10,6 +10,8 @@
 //! page is frozen until its new frame is in place: no access ever lands in a frame that has
 //! been left. The mover waits only for CPUs to leave the guest, which takes no lock.
 
+mod written;
+
 use super::tables::DirectTables;
 use crate::mm;
 use crate::shootdown;
@@ -23,7 +25,8 @@ use memory::entry::{Generation, Generations};
 use memory::table::{
     Attributes, Flush, LargeLeaves, Lookup, RadixTable, Rights, Shootdown, TableError, TableFormat,
 };
-use spin::RwLock;
+use memory::written::Written;
+use spin::{Once, RwLock};
 use units::{Frame, Gpa, Hpa, NodeId, PageSize, VmId};
 
 /// Numbers of roots: none is used twice.
@@ -40,6 +43,8 @@ pub struct GuestRam<F: TableFormat<Address = Gpa>> {
     generations: Generations<AtomicU64>,
     /// Large leaves that were split since the guest executed there.
     fetched: AtomicU64,
+    /// What processors log; made when somebody asks for the first time.
+    written: Once<Written>,
 }
 
 /// Makes every CPU forget what the old table said, for one VM.
@@ -101,6 +106,7 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
                 AtomicU64::new(1),
             ),
             fetched: AtomicU64::new(0),
+            written: Once::new(),
         })
     }
 
@@ -198,6 +204,7 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
         work: impl FnOnce(&mut RadixTable<F, DirectTables>, &VmShootdown<'_>) -> R,
     ) -> R {
         let mut table = self.table.write();
+        self.doubt_log();
         work(
             &mut table,
             &VmShootdown {
@@ -213,6 +220,12 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
             Ok(Lookup::Mapped(leaf)) => mm::node_of(leaf.frame),
             _ => None,
         }
+    }
+
+    /// Every CPU that is inside has been outside once when this returns.
+    fn expel(&self) {
+        self.generations.changed();
+        shootdown::expel(self.vm);
     }
 
     /// Bytes on each node.

@@ -138,6 +138,12 @@ fn nested(c: &Controls, facts: &Facts) -> Result<(), Violation> {
         c.secondary,
         "unrestricted guest, mode-based execute control and PML need EPT (bit 1)",
     )?;
+    EXECUTION.must(
+        !secondary.contains(Secondary::PML) || facts.is_page(c.pml_address),
+        "PML address",
+        c.pml_address,
+        "it must be the address of a page",
+    )?;
     if !secondary.contains(Secondary::EPT) {
         return Ok(());
     }

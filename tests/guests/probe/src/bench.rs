@@ -3,6 +3,7 @@
 
 use crate::board::{IOAPIC, NOTHING, PM_TMR, POST};
 use crate::console::println;
+use crate::ticks::{self, Ticks, Wanted};
 use crate::words::Words;
 use crate::{apic, cpu, mark, second};
 use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -12,12 +13,15 @@ const PAT: u32 = 0x277;
 /// Bus ticks from arming the timer to its interrupt: longer than what arming costs anywhere.
 const TIMER_TICKS: u32 = 2_000_000;
 
-fn laps<const CLASS: u32>(count: u64, operation: impl Fn()) {
+/// `count` operations of one class.
+fn laps<const CLASS: u32>((count, wanted): (u64, Wanted), operation: impl Fn()) {
+    let ticks = Ticks::new(wanted);
     for _ in 0..count {
         mark::lap::<CLASS>();
-        operation();
+        ticks.around(&operation);
     }
     mark::lap::<0>();
+    ticks.tell(CLASS);
 }
 
 fn read(gpa: u64) -> u32 {
@@ -45,7 +49,12 @@ fn listen() {
 
 /// All classes, `count` operations each. The classes' numbers are the observer's names for them.
 pub fn run(words: &Words<'_>, cpus: u64) -> Result<(), &'static str> {
-    let count = words.number("count").unwrap_or(100);
+    let wanted = match words.has("ticks") {
+        true => Wanted::Yes,
+        false => Wanted::No,
+    };
+    let count = (words.number("count").unwrap_or(100), wanted);
+    ticks::check(wanted, count.0);
     let vtx = cpu::cpuid(0).ebx == u32::from_le_bytes(*b"Genu");
     laps::<1>(count, || {
         cpu::cpuid(0x8000_0000);
@@ -79,7 +88,7 @@ pub fn run(words: &Words<'_>, cpus: u64) -> Result<(), &'static str> {
         apic::ipi_to_self();
         apic::wait(&apic::IPIS, seen);
     });
-    laps::<11>(count.min(200), || {
+    laps::<11>((count.0.min(200), count.1), || {
         let seen = apic::TIMERS.load(SeqCst);
         apic::arm(TIMER_TICKS);
         apic::wait(&apic::TIMERS, seen);
@@ -99,6 +108,6 @@ pub fn run(words: &Words<'_>, cpus: u64) -> Result<(), &'static str> {
     }
     cpu::interrupts(false);
     mark::flush();
-    println!("BENCH done count={count}");
+    println!("BENCH done count={}", count.0);
     Ok(())
 }

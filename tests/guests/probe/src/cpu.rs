@@ -92,6 +92,15 @@ pub fn tsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
+/// So many instructions that do nothing.
+#[inline(always)]
+pub fn nops<const COUNT: u64>() {
+    // SAFETY: NOPs.
+    unsafe {
+        asm!(".rept {count}", "nop", ".endr", count = const COUNT, options(nomem, nostack, preserves_flags));
+    }
+}
+
 /// Lets interrupts in and sleeps until one comes; then they are off again.
 pub fn halt() {
     // SAFETY: handlers are installed before anybody calls this, and none touches what Rust code holds.

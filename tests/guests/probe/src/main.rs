@@ -6,7 +6,7 @@
 //!
 //! | words | what |
 //! |---|---|
-//! | `bench count=N` | N operations of each class of exit ([`bench`]) |
+//! | `bench count=N` | N operations of each class of exit ([`bench`]); with `ticks` by its own clock, too ([`ticks`]) |
 //! | `touch layout=NAME seed=S mib=M seconds=T` | visits pages as the seed draws ([`touch`]) |
 //! | `idle seconds=T` | sleeps |
 //! | `count seconds=T` | counts its own progress ([`count`]) |
@@ -38,6 +38,8 @@ mod exact;
 mod mark;
 #[cfg(target_os = "none")]
 mod second;
+#[cfg(target_os = "none")]
+mod ticks;
 #[cfg(target_os = "none")]
 mod touch;
 #[cfg(target_os = "none")]

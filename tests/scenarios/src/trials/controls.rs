@@ -14,21 +14,23 @@ pub fn scenarios() -> Vec<Scenario> {
             shared_without_interrupts,
         )
         .in_bochs_only()
+        .quick_in_bochs()
         .on(Machine::row(1, 1, 256))
         .vm(busy("one"))
         .vm(busy("two"))
         .type_after("COUNT ms=3", "cpu\rvm one\rvm two\r")
-        .within(Duration::from_secs(400)),
+        .within_in_bochs(Duration::from_secs(400)),
         Scenario::full(
             "small-pages-for-code",
             "a processor that does not bear changes of an executed page's size maps a guest's code by small pages only",
             code_is_small,
         )
         .in_bochs_only()
+        .quick_in_bochs()
         .on(Machine::row(1, 1, 256))
         .vm(Vm::probe("alpha", "count seconds=4"))
         .type_after("COUNT ms=2", "vm alpha\rwhere alpha 0x200000\rwhere alpha 0x4000000\r")
-        .within(Duration::from_secs(400)),
+        .within_in_bochs(Duration::from_secs(400)),
     ]
 }
 

@@ -19,7 +19,8 @@ pub fn scenarios() -> Vec<Scenario> {
         })
         .on(Machine::row(1, 2, 512))
         .vm(Vm::linux("alpha").append("console=ttyS0 quiet perigee.stay"))
-        .within(Duration::from_secs(60)),
+        .within(Duration::from_secs(60))
+        .within_in_bochs(Duration::from_secs(180)),
         Scenario::quick("exit-status-panic", "an NMI from a diagnostic button stops the hypervisor with a report", |e| {
             ended(e, |outcome| matches!(outcome, Outcome::HypervisorPanic(why) if why.contains("non-maskable interrupt")))
         })

@@ -72,7 +72,9 @@ pub fn scenarios() -> Vec<Scenario> {
         .on(Machine::row(1, 1, 256))
         .vm(selftests("tests", 1, "only=delivery,nmi,fault,shadow,user,debug not=wakes-hlt,ipi-nmi"))
         .sabotaged("absent-gates")
-        .within(Duration::from_secs(900)),
+        .quick_in_bochs()
+        .within(Duration::from_secs(900))
+        .within_in_bochs(Duration::from_secs(300)),
         broken(
             "lost-eoi",
             "ioapic-level",

@@ -26,6 +26,7 @@ pub fn classify(vcpu: &mut VmxVcpu) -> Exit {
         basic::EXCEPTION_OR_NMI => exception(vcpu),
         basic::EXTERNAL_INTERRUPT => Exit::Interrupt,
         basic::PREEMPTION_TIMER => Exit::TimeUp,
+        basic::LOG_FULL => Exit::LogFull,
         basic::TRIPLE_FAULT => Exit::Shutdown,
         basic::INIT => Exit::PlatformEvent("INIT"),
         basic::SIPI => Exit::PlatformEvent("SIPI"),

@@ -12,6 +12,7 @@
 //! * `cpu`: switching VMX on; tags of translations
 //! * `host`: where an exit returns to
 //! * `bitmap`: which MSRs and ports the guest may touch directly
+//! * `writes`: the log of what the guest writes
 //! * `vcpu`: one virtual CPU and its VMCS; `state`: its registers
 //! * `enter`: the world switch
 //! * `exit`: from exit reasons to [`super::Exit`]
@@ -27,6 +28,7 @@ mod state;
 #[cfg(feature = "sabotage")]
 mod trial;
 mod vcpu;
+mod writes;
 
 use super::{Backend, Exit, TlbState, Unsupported, VcpuSetup, speculation};
 use crate::vm::Hypervisor;
@@ -58,6 +60,10 @@ impl Backend for Vmx {
             true => LargeLeaves::Executable,
             false => LargeLeaves::NotExecutable,
         }
+    }
+
+    fn can_log_writes() -> bool {
+        cpu::facts().is_ok_and(|facts| vmcs::Settings::can_log_writes(&facts.caps))
     }
 
     fn new_vcpu(setup: &VcpuSetup) -> Result<vcpu::VmxVcpu, Unsupported> {

@@ -10,7 +10,7 @@ use crate::virt::{ControlRegister, Event, EventKind, NmiBlocking, Regs, SegmentN
 use core::arch::asm;
 use guest::EntryState;
 use guest::entry::{Segment, TableRegister};
-use units::Nanos;
+use units::{Gpa, Nanos};
 use vmcs::control::Primary;
 use vmcs::event::{self, Kind};
 use vmcs::reason;
@@ -221,6 +221,18 @@ impl VcpuState for VmxVcpu {
             self.set_deadline(at);
         } else {
             arch::timer::arm(at);
+        }
+    }
+    fn log_writes(&mut self, wanted: bool) {
+        if let Some(log) = &mut self.log {
+            log.wanted = wanted;
+        }
+    }
+    fn take_log(&mut self, name: impl FnMut(Gpa)) {
+        if let (Some(log), Some(mut vmcs)) = (&self.log, self.vmcs())
+            && log.wanted
+        {
+            log.take(&mut vmcs, name);
         }
     }
     fn set_tsc_offset(&mut self, offset: u64) {

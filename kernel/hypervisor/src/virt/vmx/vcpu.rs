@@ -10,6 +10,7 @@
 
 use super::cpu::{self, VmxCpu, Vpid};
 use super::instruction::{self, Current};
+use super::writes::WriteLog;
 use super::{bitmap, host};
 use crate::arch::{msr, time, tsc};
 use crate::mm;
@@ -63,6 +64,7 @@ struct Hot {
     pat: u64,
     interruptibility: u32,
     primary: u32,
+    secondary: u32,
     entry: u32,
     tsc_offset: u64,
     vpid: u16,
@@ -91,6 +93,7 @@ impl Hot {
             pat -> GUEST_PAT,
             interruptibility -> GUEST_INTERRUPTIBILITY,
             primary -> PRIMARY_CONTROLS,
+            secondary -> SECONDARY_CONTROLS,
             entry -> ENTRY_CONTROLS,
             tsc_offset -> TSC_OFFSET,
             vpid -> VPID,
@@ -159,6 +162,8 @@ pub struct VmxVcpu {
     pub(super) stale: bool,
     /// This CPU may hold translations of the nested table from before the virtual CPU came.
     nested_stale: bool,
+    /// Which pages the guest writes, where the processor can say it.
+    pub(super) log: Option<WriteLog>,
     #[cfg(feature = "sabotage")]
     entries: u64,
 }
@@ -169,6 +174,10 @@ impl VmxVcpu {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         let facts = cpu::facts()?;
         let settings = Settings::choose(&facts.caps);
+        let log = match Settings::can_log_writes(&facts.caps) {
+            true => Some(WriteLog::new(setup.node)?),
+            false => None,
+        };
         let frame = mm::alloc(setup.node, PageSize::Size4K)
             .map_err(|_| Unsupported("no memory for a virtual CPU's VMCS"))?;
         cpu::write_revision(frame.address(), facts.caps.revision);
@@ -213,6 +222,7 @@ impl VmxVcpu {
             last_cpu: None,
             stale: false,
             nested_stale: false,
+            log,
             #[cfg(feature = "sabotage")]
             entries: 0,
         })
@@ -400,6 +410,7 @@ impl VmxVcpu {
             io_bitmap_a: io,
             io_bitmap_b: io,
             msr_bitmap: image(&bitmap::MSR),
+            pml_address: self.log.as_ref().map_or(0, WriteLog::address),
             ept_pointer: self.ept_pointer,
             cr0_mask: !self.cr0_owned(),
             cr4_mask: !self.cr4_owned,
@@ -412,6 +423,9 @@ impl VmxVcpu {
         }
         if self.settings.uses_xsaves() {
             vmcs.write(field::XSS_EXIT_BITMAP, 0);
+        }
+        if self.log.is_some() {
+            vmcs.write(field::PML_INDEX, vmcs::log::EMPTY);
         }
     }
 
@@ -472,6 +486,7 @@ impl VmxVcpu {
             pat: self.guest.pat,
             interruptibility: self.guest.interruptibility,
             primary: self.settings.primary | self.windows.bits(),
+            secondary: self.settings.secondary | self.log.as_ref().map_or(0, WriteLog::control),
             entry: entry.bits(),
             tsc_offset: self.tsc_offset,
             vpid: self.vpid.number,
@@ -533,7 +548,7 @@ impl VmxVcpu {
         use vmcs::reason::basic;
         let word = match self.exit.reason as u16 {
             basic::EXCEPTION_OR_NMI if event::is_valid(self.exit.event) => self.exit.event.into(),
-            basic::EPT_VIOLATION => self.exit.qualification,
+            basic::EPT_VIOLATION | basic::LOG_FULL => self.exit.qualification,
             _ => return,
         };
         if event::nmi_blocking_was_lifted(word, vectoring) {
