@@ -20,6 +20,7 @@
 
 use crate::harvest::{Bit, Cursor, Descend, Options, Progress, Touched};
 use crate::table::{RadixTable, TableAddress, TableFormat, TableMemory};
+use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 use core::sync::atomic::AtomicU8;
 use core::sync::atomic::AtomicU64;
@@ -52,13 +53,28 @@ pub struct Written {
 }
 
 impl Written {
-    /// Over addresses from 0 to `end`. Nothing is kept yet.
-    pub fn over(end: u64) -> Self {
-        let words = end.div_ceil(PAGE_BYTES).div_ceil(BITS);
+    /// Without a log: every question is answered by a search.
+    pub const fn searched() -> Self {
         Self {
             state: AtomicU8::new(OFF),
-            pages: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            pages: Vec::new(),
         }
+    }
+
+    /// Over addresses from 0 to `end`, 32 KiB for each GiB. Nothing is kept yet.
+    ///
+    /// # Errors
+    /// There is no memory for that.
+    pub fn over(end: u64) -> Result<Self, TryReserveError> {
+        let words = end.div_ceil(PAGE_BYTES).div_ceil(BITS);
+        let words = usize::try_from(words).unwrap_or(usize::MAX);
+        let mut pages = Vec::new();
+        pages.try_reserve_exact(words)?;
+        pages.extend((0..words).map(|_| AtomicU64::new(0)));
+        Ok(Self {
+            state: AtomicU8::new(OFF),
+            pages,
+        })
     }
 
     /// Processors are to log from now on. Before the first question each must have left the guest once and D must have

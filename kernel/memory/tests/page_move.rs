@@ -427,7 +427,7 @@ fn evidence_of_a_move_brings_the_log_of_writes_into_doubt() {
     let memory = VecTables::new(16);
     let mut frames = frames();
     let (mut tables, _) = replicas(&memory, &mut frames);
-    let written = Written::over(16 * SMALL.bytes());
+    let written = Written::over(16 * SMALL.bytes()).expect("room");
     written.keep();
     let page = mirrored(&mut tables, &mut frames);
     let root = tables[0].root();

@@ -117,7 +117,7 @@ proptest! {
     fn log_and_bits_agree(ops in vec(op(), 1..200)) {
         let memory = VecTables::new(16);
         let mut table = guest(&memory);
-        let written = Written::over(END);
+        let written = Written::over(END).expect("room");
         let mut cpus = [Processor::default(), Processor::default()];
         for op in ops {
             match op {
@@ -160,7 +160,7 @@ fn clean(table: &Table<'_>) {
 fn an_entry_that_is_lost_is_missed() {
     let memory = VecTables::new(16);
     let table = guest(&memory);
-    let written = Written::over(END);
+    let written = Written::over(END).expect("room");
     written.keep();
     let mut cpu = Processor::default();
     for page in [3, 5, 90] {
@@ -186,7 +186,7 @@ fn an_entry_that_is_lost_is_missed() {
 fn what_lies_beyond_brings_doubt_and_a_large_leaf_is_told_once() {
     let memory = VecTables::new(16);
     let table = guest(&memory);
-    let written = Written::over(END);
+    let written = Written::over(END).expect("room");
     assert_eq!(taken(&written, &table).0, Source::Search, "nobody logs");
     written.keep();
     let mut cpu = Processor::default();
@@ -199,4 +199,16 @@ fn what_lies_beyond_brings_doubt_and_a_large_leaf_is_told_once() {
     assert_eq!(taken(&written, &table).0, Source::Search);
     written.note(Gpa(u64::MAX));
     assert_eq!(taken(&written, &table).0, Source::Search);
+}
+
+#[test]
+fn without_a_log_all_is_searched() {
+    let memory = VecTables::new(16);
+    let table = guest(&memory);
+    let at = Gpa(LARGE * GRANULE);
+    assert!(touch::<EptFormat>(&memory, table.root(), at, Access::Write).is_some());
+    let written = Written::searched();
+    let found = vec![(at.0, PageSize::Size4K)];
+    assert_eq!(taken(&written, &table), (Source::Search, found));
+    assert_eq!(taken(&written, &table), (Source::Search, vec![]));
 }

@@ -69,7 +69,7 @@ fn scenario(defect: Defect) {
         let mapped = table.map(page, frame(page), size, Attributes::GUEST_MEMORY);
         mapped.expect("empty").carry_out(&NoProcessor);
     }
-    let (root, written) = (table.root(), Arc::new(Written::over(END)));
+    let (root, written) = (table.root(), Arc::new(Written::over(END).expect("room")));
     let guests: Vec<_> = (0..CPUS)
         .map(|id| {
             let (machine, written) = (Arc::clone(&machine), Arc::clone(&written));

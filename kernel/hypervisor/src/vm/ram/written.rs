@@ -22,10 +22,14 @@ const FORGET: Options = Options {
 const LOST: u64 = 1000;
 
 impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
-    /// From the next entry on processors log, where they can, what is written below `end`. To be followed by
-    /// [`Self::forget_touches`].
+    /// From the next entry on processors log, where they can, what is written below `end`; nothing if there is no
+    /// memory to keep it in. To be followed by [`Self::forget_touches`].
     pub fn keep_log(&self, end: Gpa) {
-        self.written.call_once(|| Written::over(end.0)).keep();
+        let Ok(log) = self.written.try_call_once(|| Written::over(end.0)) else {
+            log::warn!("there is no memory for a log of writes; they are searched for");
+            return;
+        };
+        log.keep();
         // Who is inside without logging comes out.
         self.expel();
     }
@@ -47,7 +51,7 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     /// still hold translations with D = 1: to ask again, make them forget.
     pub fn take_written(&self, visit: impl FnMut(Touched<Gpa>)) -> Source {
         let Some(log) = self.written.get().filter(|log| log.is_kept()) else {
-            return self.with_table(|table| Written::over(0).take(table, visit));
+            return self.with_table(|table| Written::searched().take(table, visit));
         };
         // Whoever leaves the guest hands on what he has logged.
         self.expel();
