@@ -78,6 +78,12 @@ impl Scheduler {
         }
         let donation = self.take_donation(cpu);
         self.balance_core(cpu, now, out);
+        if donation.is_none() && self.gives_way(cpu) {
+            if let Some(c) = self.cpus.get_mut(cpu) {
+                c.protected = Nanos::ZERO;
+            }
+            return self.go_idle(cpu, now, Some(now + self.tunables.request), out);
+        }
         let mut choice = match donation {
             Some(d) => Some(Choice {
                 vcpu: d.to,
@@ -94,7 +100,10 @@ impl Scheduler {
         }
         match choice {
             Some(choice) => self.start_running(cpu, choice, now, donation, out),
-            None => self.go_idle(cpu, now, out),
+            None => {
+                let kept = self.core_owner(cpu).map(|_| now + self.tunables.request);
+                self.go_idle(cpu, now, kept, out)
+            }
         }
     }
 
@@ -323,9 +332,15 @@ impl Scheduler {
         }
     }
 
-    fn go_idle(&mut self, cpu: CpuId, now: Nanos, out: &mut Commands) -> Next {
+    /// `forced` is until when it is kept idle for another machine's sake, if it is.
+    fn go_idle(
+        &mut self,
+        cpu: CpuId,
+        now: Nanos,
+        forced: Option<Nanos>,
+        out: &mut Commands,
+    ) -> Next {
         self.reindex_cpu(cpu);
-        let forced = self.core_owner(cpu).map(|_| now + self.tunables.request);
         let until = [self.next_pull(cpu, now), self.next_limit_end(cpu), forced];
         let until = until.into_iter().flatten().min();
         let until = until.map(|t| t.max(now + Nanos(1)));

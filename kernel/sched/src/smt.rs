@@ -4,18 +4,34 @@
 //! (L1TF, MDS). So while a thread of a core runs a vCPU of machine X, the others run vCPUs of X or
 //! nothing ("core scheduling"; Linux has it since 5.14). X keeps the core for one request at most while
 //! others wait: then its threads run dry, and the last to leave chooses anew, among the queues of all
-//! threads, so that no thread's queue is left out because it never chooses.
+//! threads, so that no thread's queue is left out because it never chooses. Whom it may not take, as he is bound to
+//! another thread, it gives way to.
 //!
 //! Threads also share the pipeline: two busy threads of one core are worth about one and a quarter,
 //! so a vCPU moves from a full core to an empty one when there is one.
 
 use alloc::vec::Vec;
-use telemetry::MoveReason;
+use telemetry::{Class, MoveReason};
 use units::{CpuId, Nanos, VcpuId, VmId};
 
 use crate::event::Commands;
 use crate::queue::Cpu;
 use crate::scheduler::Scheduler;
+
+/// A vCPU that waits: the less, the more urgent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Waiting {
+    class: Class,
+    since: Nanos,
+    vcpu: VcpuId,
+}
+
+impl Waiting {
+    /// By a request at least, or it is of a higher class.
+    fn has_waited_longer(self, other: Self, request: Nanos) -> bool {
+        (self.class, self.since + request) < (other.class, other.since)
+    }
+}
 
 impl Scheduler {
     /// The machine that has `cpu`'s core at this moment, if that forbids others.
@@ -78,25 +94,18 @@ impl Scheduler {
         if c.siblings.is_empty() {
             return;
         }
-        let rank = |at: CpuId| {
-            let best = self.best(at, None)?;
-            let v = self.vcpus.get(best.vcpu)?;
-            Some((v.spec.class, v.waiting_since, best.vcpu))
-        };
-        let own = rank(cpu);
+        let own = self.best_waiting(cpu);
         let theirs = c
             .siblings
             .iter()
-            .filter_map(|s| rank(*s).map(|r| (r, *s)))
-            .filter(|((.., vcpu), _)| self.allowed(*vcpu, cpu))
+            .filter_map(|s| self.best_waiting(*s).map(|r| (r, *s)))
+            .filter(|(theirs, _)| self.allowed(theirs.vcpu, cpu))
             .min();
-        let Some(((class, since, vcpu), from)) = theirs else {
+        let Some((theirs, from)) = theirs else {
             return;
         };
-        let longer = own.is_none_or(|(own_class, own_since, _)| {
-            (class, since + self.tunables.request) < (own_class, own_since)
-        });
-        if longer {
+        let Waiting { since, vcpu, .. } = theirs;
+        if own.is_none_or(|own| theirs.has_waited_longer(own, self.tunables.request)) {
             self.transfer(now, vcpu, cpu);
             out.push(crate::Command::Migrate {
                 vcpu,
@@ -107,6 +116,31 @@ impl Scheduler {
                 },
             });
         }
+    }
+
+    /// Whether `cpu`, which finds its core free, leaves it to a sibling: the best of that one's queue may not come here, is
+    /// of another machine than the best that is here, and has waited a request longer or is of a higher class.
+    pub(crate) fn gives_way(&self, cpu: CpuId) -> bool {
+        if self.tunables.share_cores || self.running_sibling(cpu).is_some() {
+            return false;
+        }
+        let (Some(c), Some(own)) = (self.cpus.get(cpu), self.best_waiting(cpu)) else {
+            return false;
+        };
+        let theirs = c.siblings.iter().filter_map(|s| self.best_waiting(*s));
+        let mut bound = theirs.filter(|t| t.vcpu.vm != own.vcpu.vm && !self.allowed(t.vcpu, cpu));
+        bound.any(|theirs| theirs.has_waited_longer(own, self.tunables.request))
+    }
+
+    /// Whom this CPU could best enter.
+    fn best_waiting(&self, at: CpuId) -> Option<Waiting> {
+        let vcpu = self.best(at, None)?.vcpu;
+        let v = self.vcpus.get(vcpu)?;
+        Some(Waiting {
+            class: v.spec.class,
+            since: v.waiting_since,
+            vcpu,
+        })
     }
 
     /// `cpu` runs machine `vm`: idle threads of its core with vCPUs of that machine may come as well.

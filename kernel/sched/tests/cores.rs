@@ -102,3 +102,27 @@ fn a_crowded_core_gives_to_an_empty_one() {
     assert_ne!(core(0), core(1), "a core each");
     assert_eq!(sim.moves.len(), 1, "by one move: {:?}", sim.moves);
 }
+
+/// Neither can go to the other's thread, so no thread can choose for both.
+#[test]
+fn machines_that_are_bound_to_a_thread_each_share_the_core() {
+    let mut sim = Sim::with(1, 2, 2, Tunables::default(), 1);
+    let bound = |cpus: u32| VcpuSpec {
+        affinity: Affinity::Cpus(vec![CpuId(cpus)]),
+        ..VcpuSpec::default()
+    };
+    sim.add(vcpu(0, 0), bound(1), Load::Busy);
+    for vm in 1..3 {
+        sim.add(vcpu(vm, 0), bound(0), Load::Busy);
+    }
+    sim.run(Nanos::from_secs(6));
+    for vm in 0..3 {
+        let v = vcpu(vm, 0);
+        assert!(
+            sim.ran(v) > Nanos::from_millis(1400) && sim.longest_wait(v) < Nanos::from_millis(200),
+            "{v} ran {}, waited {}",
+            sim.ran(v),
+            sim.longest_wait(v)
+        );
+    }
+}
