@@ -128,12 +128,13 @@ fn bits_for(count: usize) -> u8 {
     count.max(1).next_power_of_two().trailing_zeros() as u8
 }
 
-/// Shifts of the first level, if that is SMT, and of the last.
+/// Shifts of the first level, if that is SMT, and of the last. Where a core has one thread its bits number nothing: APIC
+/// identifiers that differ there only (Bochs gives such, with a shift of 1) are those of different cores.
 fn by_levels(levels: Option<impl Iterator<Item = ExtendedTopologyLevel>>) -> Option<(u8, u8)> {
     let (mut smt, mut package) = (0, None);
     for level in levels? {
         let shift = level.shift_right_for_next_apic_id() as u8;
-        if level.level_type() == TopologyType::SMT {
+        if level.level_type() == TopologyType::SMT && level.processors() > 1 {
             smt = shift;
         }
         package = Some(shift);
