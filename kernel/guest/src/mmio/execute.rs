@@ -40,6 +40,7 @@ pub fn execute(
         }
         Operation::VectorLoad { .. }
         | Operation::VectorStore { .. }
+        | Operation::MaskedStore { .. }
         | Operation::MmxLoad { .. }
         | Operation::MmxStore { .. } => {
             vector::execute(instruction, cpu, vectors, memory.bus)?;

@@ -500,6 +500,19 @@ pub enum Operation {
         /// The address must be a multiple of this.
         alignment: u8,
     },
+    /// Bytes of a vector register to memory at RDI, each if the top bit of the same byte of another register is set.
+    MaskedStore {
+        /// Number of the register, 0 to 15.
+        from: u8,
+        /// Number of the register whose bytes say which.
+        chosen: u8,
+        /// Part of RDI that counts.
+        address: Part,
+        /// Its segment.
+        segment: SegmentRegister,
+        /// How it is encoded.
+        encoding: VectorEncoding,
+    },
     /// A string instruction.
     String {
         /// Which.
@@ -522,7 +535,7 @@ pub struct MmioInstruction {
     pub length: u8,
     /// What it does.
     pub operation: Operation,
-    /// Where, unless the operation has an address of its own (string instructions, the stack).
+    /// Where, unless the operation has an address of its own (string instructions, masked stores, the stack).
     pub address: Option<Address>,
     /// Mode that it was decoded for.
     pub code: CodeSize,

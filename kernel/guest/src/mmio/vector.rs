@@ -1,12 +1,15 @@
 //! Moves between memory and vector registers, MMX registers as well.
 
+use super::cpu::mask;
 use super::execute::{aligned, load, on_device, store};
 use super::{
-    Bus, CpuState, Fill, MmioInstruction, Operation, Refusal, VectorEncoding, Vectors, reach,
+    Bus, CpuState, Fill, MmioInstruction, Operation, Refusal, Reg, VectorEncoding, Vectors, reach,
 };
 use crate::inject::{Exception, MF, NM};
 use crate::walk::AccessKind;
 
+/// Number of RDI.
+const RDI: u8 = 7;
 const CR0_EM: u64 = 1 << 2;
 const CR0_TS: u64 = 1 << 3;
 const CR4_OSFXSR: u64 = 1 << 9;
@@ -21,6 +24,9 @@ pub(super) fn execute(
     vectors: &mut impl Vectors,
     bus: &mut impl Bus,
 ) -> Result<(), Refusal> {
+    if let Operation::MaskedStore { .. } = i.operation {
+        return masked_store(i, cpu, vectors, bus);
+    }
     let address = i.address.as_ref().ok_or(Refusal::Ordinary)?;
     match i.operation {
         Operation::MmxLoad { size, .. } => {
@@ -77,6 +83,45 @@ pub(super) fn execute(
             }
         }
         _ => return Err(Refusal::Ordinary),
+    }
+    Ok(())
+}
+
+/// Byte by byte. A processor may look at all 16 even where none is chosen, and stop the guest for that (SDM 2B, MASKMOVDQU:
+/// implementation-dependent); here only those count that are chosen.
+fn masked_store(
+    i: &MmioInstruction,
+    cpu: &CpuState,
+    vectors: &impl Vectors,
+    bus: &mut impl Bus,
+) -> Result<(), Refusal> {
+    let Operation::MaskedStore {
+        from,
+        chosen,
+        address,
+        segment,
+        encoding,
+    } = i.operation
+    else {
+        return Err(Refusal::Ordinary);
+    };
+    enabled(cpu, encoding)?;
+    let rdi = cpu.get(Reg {
+        index: RDI,
+        part: address,
+    });
+    let (value, chosen) = (vectors.get(from), vectors.get(chosen));
+    let mut places = [None; 16];
+    for ((n, place), chosen) in (0..).zip(&mut places).zip(chosen) {
+        if chosen & 0x80 != 0 {
+            let offset = rdi.wrapping_add(n) & mask(address.size());
+            *place = Some(reach(cpu, bus, segment, offset, 1, AccessKind::Write)?);
+        }
+    }
+    for (place, byte) in places.into_iter().zip(value) {
+        if let Some(place) = place {
+            bus.write(&place, &[byte]);
+        }
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! SSE and AVX moves.
 
-use super::super::{Fill, Operation, VectorEncoding};
-use iced_x86::{Code, Instruction, Register};
+use super::super::{Fill, Operation, Part, VectorEncoding};
+use super::operand::operand_segment;
+use iced_x86::{Code, Instruction, OpKind, Register};
 
 /// Whether the address must be aligned to the operand's size.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,9 @@ enum Lane {
 pub(super) fn operation(i: &Instruction) -> Option<Operation> {
     if let Some(mmx) = mmx(i) {
         return Some(mmx);
+    }
+    if let Some(masked) = masked(i) {
+        return Some(masked);
     }
     let (size, aligned, lane, encoding) = shape(i.code())?;
     let alignment = if aligned == Aligned::Yes { size } else { 1 };
@@ -76,6 +80,28 @@ fn mmx(i: &Instruction) -> Option<Operation> {
     }
     let from = number(i.op1_register())?;
     memory(i, 0).then_some(Operation::MmxStore { from, size })
+}
+
+/// MASKMOVDQU.
+fn masked(i: &Instruction) -> Option<Operation> {
+    let encoding = match i.code() {
+        Code::Maskmovdqu_rDI_xmm_xmm => VectorEncoding::Legacy,
+        Code::VEX_Vmaskmovdqu_rDI_xmm_xmm => VectorEncoding::Vex,
+        _ => return None,
+    };
+    let address = match i.op0_kind() {
+        OpKind::MemorySegDI => Part::Word,
+        OpKind::MemorySegEDI => Part::Dword,
+        OpKind::MemorySegRDI => Part::Qword,
+        _ => return None,
+    };
+    Some(Operation::MaskedStore {
+        from: register(i.op1_register())?,
+        chosen: register(i.op2_register())?,
+        address,
+        segment: operand_segment(i)?,
+        encoding,
+    })
 }
 
 fn memory(i: &Instruction, operand: u32) -> bool {

@@ -328,3 +328,42 @@ fn mmx_registers_move() {
     let error = Err(Exception::new(MF, None).into());
     assert_eq!(with(store, 1, Mmx([0; 8], true)), error);
 }
+
+/// XMM registers.
+struct Xmm([[u8; 32]; 2]);
+
+impl Vectors for Xmm {
+    fn get(&self, index: u8) -> [u8; 32] {
+        self.0[usize::from(index)]
+    }
+    fn set(&mut self, index: u8, value: &[u8; 32], _: VectorEncoding) {
+        self.0[usize::from(index)] = *value;
+    }
+    fn x87_error(&self) -> bool {
+        false
+    }
+    fn get_mmx(&mut self, _: u8) -> u64 {
+        0
+    }
+    fn set_mmx(&mut self, _: u8, _: u64) {}
+}
+
+#[test]
+fn a_masked_store_writes_what_is_chosen_and_nothing_for_an_empty_mask() {
+    let value = core::array::from_fn(|n| n as u8);
+    let with = |chosen: &[usize], cr4| {
+        let mut mask = [0x7f; 32];
+        chosen.iter().for_each(|n| mask[*n] = 0x80);
+        let mut c = CpuState { cr4, ..cpu() };
+        let mut bus = bus(0, &[]);
+        // MASKMOVDQU XMM0, XMM1
+        let i = decoded(&[0x66, 0x0F, 0xF7, 0xC1], CodeSize::Bits64).expect("decodes");
+        let done = execute(&i, &mut c, &mut Xmm([value, mask]), &mut bus);
+        done.map(|_| bus.written)
+    };
+    const OSFXSR: u64 = 1 << 9;
+    assert_eq!(with(&[], OSFXSR), Ok(vec![]));
+    let bytes = vec![(1, 0), (1, 3), (1, 15)];
+    assert_eq!(with(&[0, 3, 15], OSFXSR), Ok(bytes));
+    assert_eq!(with(&[0], 0), Err(Exception::UD.into()));
+}
