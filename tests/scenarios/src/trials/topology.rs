@@ -211,9 +211,12 @@ fn memory(machine: &Machine, place: &[usize], seen: &Topology) -> Result<(), Str
 /// One random machine of a run with this seed.
 fn random(number: u64, seed: u64) -> Scenario {
     let mut random = Random::new(seed.wrapping_add(number << 32));
-    let nodes = random.between(1, 8);
-    // With at most two CPUs a node has the same APIC ids in every emulator, which override tables name.
-    let most = if number.is_multiple_of(3) { 2 } else { 3 };
+    // With at most two CPUs a node has the same APIC ids in every emulator, which override tables name; and no more than
+    // Bochs can have.
+    let (nodes, most) = match number.is_multiple_of(3) {
+        true => (random.between(1, 6), 2),
+        false => (random.between(1, 8), 3),
+    };
     let mut node = |id| loop {
         let node = Node {
             cpus: random.between(u32::from(id == 0), most),
@@ -255,13 +258,18 @@ fn random(number: u64, seed: u64) -> Scenario {
             .table("slit.aml", slit)
             .on(machine)
         }
-        1 => Scenario::full(&name, &about("a SLIT"), judge).on(machine),
+        1 => Scenario::full(&name, &about("a SLIT"), judge)
+            .on_bochs(machine.clone().trimmed_for_bochs())
+            .on(machine),
         _ => {
             let latencies = latencies(shape.len(), &mut random);
-            Scenario::full(&name, &about("a SLIT and an HMAT"), judge).on(Machine {
+            let machine = Machine {
                 latencies,
                 ..machine
-            })
+            };
+            Scenario::full(&name, &about("a SLIT and an HMAT"), judge)
+                .on_bochs(machine.clone().trimmed_for_bochs())
+                .on(machine)
         }
     };
     let mut scenario = scenario.seeded(seed).within(LIMIT);
