@@ -80,7 +80,7 @@ const PROBE: u64 = 0x2a5a_5a5a;
 const WIDE_PROBE: u64 = 0x5a5a_2a5a_5a5a_5a5a;
 
 impl Bank {
-    /// Takes the calling CPU's free counters, as many as the plan's groups need.
+    /// Takes free counters of the calling CPU, as many as the plan allows, and touches no other.
     ///
     /// A counter that already counts belongs to firmware, or to whoever is below, and stays theirs. The others are tried: what does
     /// not keep a value counts nothing either.
@@ -104,6 +104,8 @@ impl Bank {
         if free.is_empty() {
             return Err(Absent::Taken);
         }
+        // The lower ones can count most.
+        free.truncate(plan.room());
         let wide = style == Style::Intel
             && unit.has_capabilities
             && port.read(IA32_PERF_CAPABILITIES)? & FW_WRITE != 0;
@@ -317,7 +319,7 @@ fn placed(group: &[Event], free: &[u8]) -> Vec<Place> {
     order.sort_by_key(|event| event.counters.count_ones());
     let mut places = Vec::new();
     for event in order {
-        // From above: the lower ones can count most.
+        // From above, which leaves the lower ones to events that need them.
         let fits = |counter: &u8| {
             event
                 .counters

@@ -29,6 +29,7 @@ const SETS: [&[Kind]; 3] = [
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     unit: Unit,
+    room: usize,
     groups: Vec<Vec<Event>>,
 }
 
@@ -56,12 +57,17 @@ impl Plan {
                 }
             }
         }
-        Ok(Self { unit, groups })
+        Ok(Self { unit, room, groups })
     }
 
     /// The counters.
     pub const fn unit(&self) -> &Unit {
         &self.unit
+    }
+
+    /// How many counters of each CPU may be used.
+    pub const fn room(&self) -> usize {
+        self.room
     }
 
     /// Events by group.

@@ -301,7 +301,7 @@ fn a_register_that_breaks_costs_a_stay_and_nothing_else() {
     machine.stay(0, 0, &[(1000, [3; KINDS])]);
     let (pmu, bank) = &mut machine.cpus[0];
     let course = &mut machine.vcpus[0].0;
-    let counter = 0xc001_020b;
+    let counter = 0xc001_0207;
     pmu.broken.push(counter);
     assert_eq!(
         bank.load(pmu, course, Nanos(5000)),
@@ -314,7 +314,38 @@ fn a_register_that_breaks_costs_a_stay_and_nothing_else() {
 }
 
 #[test]
-fn quota_bounds_the_registers_that_are_touched() {
+fn no_more_counters_than_the_quota_are_written() {
+    for quota in 1..=5 {
+        for which in 0..5 {
+            let mut pmu = processor(which, 48);
+            let unit = pmu.unit().expect("counters");
+            let plan = Plan::new(unit.clone(), Quota(quota)).expect("some");
+            let mut port = Watched {
+                pmu: &mut pmu,
+                written: Vec::new(),
+            };
+            let mut bank = Bank::claim(&plan, &mut port).expect("free");
+            let mut course = Course::default();
+            for i in 0..20 {
+                let at = |i: u64| Nanos(i * 20_000_000);
+                bank.load(&mut port, &mut course, at(i)).expect("works");
+                bank.open(&mut port).expect("works");
+                bank.close(&mut port).expect("works");
+                bank.unload(&mut port, &mut course, at(i + 1))
+                    .expect("works");
+            }
+            let touched = |counter: &u8| {
+                let mine = [unit.style.select(*counter), unit.style.counter(*counter)];
+                port.written.iter().any(|r| mine.contains(r))
+            };
+            let touched = (0..unit.counters).filter(touched).count();
+            assert!(touched <= usize::from(quota), "{which}: {touched}");
+        }
+    }
+}
+
+#[test]
+fn quota_bounds_the_events_that_are_selected() {
     for (quota, most) in [(1, 1), (2, 2), (3, 3)] {
         let mut pmu = SimulatedPmu::zen2();
         let plan = Plan::new(pmu.unit().expect("counters"), Quota(quota)).expect("some");

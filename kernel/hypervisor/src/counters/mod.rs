@@ -17,8 +17,8 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use config::HostConfig;
-use core::sync::atomic::AtomicBool;
 use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicBool, AtomicUsize};
 use pmu::{Absent, Bank, Course, Fault, Plan, Quota, Reading, Tally};
 use port::Port;
 use spin::{Mutex, Once};
@@ -28,6 +28,8 @@ use units::{Nanos, NodeId, VmId};
 static PLAN: Once<Result<Plan, Absent>> = Once::new();
 /// Why the first CPU that could not count could not.
 static REFUSED: Once<Absent> = Once::new();
+/// CPUs that count.
+static COUNTING: AtomicUsize = AtomicUsize::new(0);
 static CACHE_BYTES: Once<u64> = Once::new();
 
 /// One CPU's counters. Only that CPU uses the bank.
@@ -135,6 +137,7 @@ pub fn claim() {
             state.gated.store(gated, Relaxed);
             *state.bank.lock() = Some(bank);
             state.counts.store(true, Relaxed);
+            COUNTING.fetch_add(1, Relaxed);
         }
         Err(why) => {
             if REFUSED.get().is_none() {
@@ -151,7 +154,7 @@ pub fn claim() {
 /// There is nothing to count with, or no CPU could take its counters.
 pub fn state() -> Result<&'static Plan, Absent> {
     match PLAN.get() {
-        Some(Ok(plan)) if counting_cpus() > 0 => Ok(plan),
+        Some(Ok(plan)) if COUNTING.load(Relaxed) > 0 => Ok(plan),
         Some(Ok(_)) => Err(REFUSED.get().copied().unwrap_or(Absent::Taken)),
         Some(Err(why)) => Err(*why),
         None => Err(Absent::NotOffered),
@@ -164,16 +167,11 @@ pub fn describe() -> String {
         Ok(plan) => format!(
             "performance counters: {}, on {} of {} CPUs",
             sentence(plan),
-            counting_cpus(),
+            COUNTING.load(Relaxed),
             percpu::online().count()
         ),
         Err(why) => format!("performance counters: absent, {why}"),
     }
-}
-
-fn counting_cpus() -> usize {
-    let counting = percpu::online().filter(|cpu| cpu.counters.counts.load(Relaxed));
-    counting.count()
 }
 
 /// Bytes of the last-level cache; 0 if they are not known.
@@ -251,6 +249,7 @@ fn with_bank<R>(work: impl FnOnce(&mut Bank, &mut Port) -> Result<R, Fault>) -> 
         Ok(done) => Some(done),
         Err(fault) => {
             state.counts.store(false, Relaxed);
+            COUNTING.fetch_sub(1, Relaxed);
             state.gated.store(false, Relaxed);
             log::error!("{} counts nothing from now on: {fault}", here.cpu);
             REFUSED.call_once(|| Absent::Refused(fault));

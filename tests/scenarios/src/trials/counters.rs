@@ -7,7 +7,7 @@ use std::time::Duration;
 use telemetry::{Event, Pick};
 use units::PerMille;
 
-use crate::{Evidence, Machine, Scenario, Vm};
+use crate::{Evidence, Machine, Scenario, Tier, Vm};
 
 /// The VM of the first trial, all of whose accesses are near; what beats beside it is a clock for the operator.
 const NAME: &str = "probe";
@@ -17,7 +17,6 @@ const CLOSED: &str = "PROBE window closed";
 const GO: &str = "\u{1}1g\u{1}0";
 /// Passes of about a second until what was injected is believed: doubt remembers eight.
 const PASSES: usize = 14;
-const INJECTED: &str = "counts what was injected from now on";
 
 /// The trials of this file.
 pub fn scenarios() -> Vec<Scenario> {
@@ -54,35 +53,42 @@ fn beats(trial: Scenario, count: usize) -> Scenario {
     (0..count).fold(trial, |trial, _| trial.type_after(BEAT, ""))
 }
 
-/// The last footprint of the first trial's VM before so many lines with `text`: shares, and confidence.
-fn before(e: &Evidence, text: &str, which: usize) -> Result<(Vec<PerMille>, PerMille), String> {
-    let lines = e.console.iter().filter(|line| line.what.contains(text));
-    let until = lines.map(|line| line.at).nth(which);
-    let until = until.ok_or_else(|| format!("line {which} with {text:?} is missing"))?;
-    let told = e.records.iter().filter(|record| record.at < until);
-    let footprint = told.rev().find_map(|record| match &record.what.event {
+/// The footprint that the operator was shown at the n-th look: shares, and confidence. The answer names its pass; by time of
+/// arrival a record may be the next one's.
+fn shown(e: &Evidence, look: usize) -> Result<(Vec<PerMille>, PerMille), String> {
+    let answers = e.console.iter().filter_map(|line| {
+        let rest = line.what.strip_prefix("probe: busy, ")?;
+        rest.split_once(" passes")?.0.parse::<u64>().ok()
+    });
+    let mut answers = answers.skip(look);
+    let last = answers
+        .next()
+        .ok_or_else(|| format!("look {look} at {NAME}'s footprint was not answered"))?;
+    let told = e.events().filter_map(|event| match event {
         Event::Footprint {
             name,
+            pass,
             shares,
             confidence,
             ..
-        } if name == NAME => Some((shares.clone(), *confidence)),
+        } if name == NAME && *pass <= last => Some((shares.clone(), *confidence)),
         _ => None,
     });
-    footprint.ok_or_else(|| format!("no footprint of {NAME} was told before {until:?}"))
+    told.last()
+        .ok_or_else(|| format!("no footprint of {NAME} was told up to pass {last}"))
 }
 
 fn footprint_follows(e: &Evidence) -> Result<(), String> {
     e.every_guest_is_well(1)?;
     let share = |shares: &[PerMille], node: usize| shares.get(node).map_or(0, |s| s.0);
-    let (near, sure) = before(e, INJECTED, 0)?;
+    let (near, sure) = shown(e, 0)?;
     if share(&near, 0) < 950 || sure.0 < 950 {
         return Err(format!(
             "bits alone should say node 0, and be sure: {near:?}, {sure}"
         ));
     }
     // 98 % of counted reads are far. Bits and looks said none: doubt nears 0.98, of which half costs confidence.
-    let (far, doubtful) = before(e, INJECTED, 1)?;
+    let (far, doubtful) = shown(e, 1)?;
     if share(&far, 1) < 900 {
         return Err(format!(
             "counted reads should take the footprint to node 1: {far:?}"
@@ -93,7 +99,7 @@ fn footprint_follows(e: &Evidence) -> Result<(), String> {
             "confidence should fall to a half and a little more, and is {doubtful}"
         ));
     }
-    let (again, mended) = before(e, "[probe] GUEST-RESULT", 0)?;
+    let (again, mended) = shown(e, 2)?;
     if share(&again, 0) < 950 || mended.0 < doubtful.0 + 150 {
         return Err(format!(
             "agreement should mend both: {again:?}, {mended} after {doubtful}"
@@ -140,7 +146,7 @@ fn counted_as_injected(e: &Evidence) -> Result<(), String> {
 fn flip() -> Scenario {
     let count = |name: &str| Vm::probe(name, "count seconds=14").set("memory", "\"34M\"");
     let stalls = "inject two cycles=1000000000 stall-cycles=900000000 local-dram=45000000\r";
-    let trial = Scenario::quick(
+    let mut trial = Scenario::quick(
         "miss-penalty-flips-a-pick",
         "a virtual CPU that counters see waiting for memory gives way to one that it would have preceded",
         penalty_decides,
@@ -154,6 +160,8 @@ fn flip() -> Scenario {
     .vm(count("three"))
     .type_after("[one] COUNT ms=", stalls)
     .within(Duration::from_secs(300));
+    // The line for records is too slow there for every step of a scheduler, and what is lost cannot be repeated.
+    trial.bochs_tier = Tier::Gap;
     let waited = (0..4).fold(trial, |t, _| t.type_after("[one] COUNT ms=", ""));
     waited.type_after("[one] COUNT ms=", "why two.0\rwhy one.0\rcounters two\r")
 }
@@ -211,7 +219,6 @@ mod tests {
             let (at, what) = (second(s), what.into());
             e.console.push(Stamped { at, what });
         };
-        say(1, "probe counts what was injected from now on");
         say(3, row);
         say(
             3,
@@ -221,13 +228,17 @@ mod tests {
             3,
             "  1  local-dram  PPR Family 17h Model 31h B0 (AMD 55803), core performance monitor counters",
         );
-        say(3, "probe counts what was injected from now on");
-        say(5, "[probe] GUEST-RESULT ok");
+        for (i, _) in told.iter().enumerate() {
+            say(
+                i,
+                &format!("probe: busy, {} passes, confidence 0.0 %", 10 * i + 9),
+            );
+        }
         for (i, (near, confidence)) in told.into_iter().enumerate() {
             let event = Event::Footprint {
                 vm: VmId(0),
                 name: NAME.into(),
-                pass: 1,
+                pass: 10 * i as u64 + 8,
                 matrix: Vec::new(),
                 shares: vec![PerMille(near), PerMille(1000 - near)],
                 resident: Vec::new(),
@@ -238,7 +249,7 @@ mod tests {
                 seq: 0,
                 event,
             };
-            let at = second(2 * i);
+            let at = second(i);
             e.records.push(Stamped { at, what });
         }
         e
