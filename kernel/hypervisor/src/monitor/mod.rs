@@ -22,7 +22,7 @@ use crate::virt::Backend;
 use crate::vm::{self, Hypervisor};
 use alloc::format;
 use alloc::string::String;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use mux::{show_line, show_partial};
 use spin::Mutex;
 use units::{CpuId, Nanos};
@@ -89,19 +89,24 @@ pub fn poll<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId) {
     }
 }
 
-/// Shows what guests have printed, as much as the console takes without waiting, and one line of each in turn.
+/// Shows what guests have printed, as much as the console takes without waiting, and one line of each in turn. Where the console
+/// is slow the next look goes on with the VM whose turn it is, or who floods would leave no room for those behind him.
 fn show_guests<B: Backend>(hv: &Hypervisor<B>) {
-    let mut more = true;
-    while core::mem::take(&mut more) {
-        for vm in &hv.vms {
-            if console::room() < LINE_ROOM {
-                return;
-            }
-            let line = vm.console.lock().next_line();
-            if let Some(line) = line {
+    static TURN: AtomicUsize = AtomicUsize::new(0);
+    let mut silent = 0;
+    while silent < hv.vms.len() {
+        if console::room() < LINE_ROOM {
+            return;
+        }
+        let turn = TURN.fetch_add(1, Relaxed) % hv.vms.len();
+        let Some(vm) = hv.vms.get(turn) else { return };
+        let line = vm.console.lock().next_line();
+        match line {
+            Some(line) => {
                 show_line(vm.id, &vm.name, &line);
-                more = true;
+                silent = 0;
             }
+            None => silent += 1,
         }
     }
     if let Some(vm) = mux::focus().and_then(|id| hv.vm(id)) {

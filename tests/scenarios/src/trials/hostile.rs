@@ -104,7 +104,7 @@ fn several(seed: u64) -> Scenario {
     .vm(neighbour(24))
     .type_after("[neighbour] COUNT", "cpu\rvm\r")
     .type_after(COUNTED, "vm\r")
-    .type_after("[mallory] GUEST-RESULT", "vm spin stop\r")
+    .type_after("[neighbour] GUEST-RESULT", "vm spin stop\r")
     .seeded(seed)
     .within(Duration::from_secs(500))
 }
