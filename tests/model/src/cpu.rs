@@ -269,7 +269,7 @@ impl<F: TableFormat<Address = Gpa>> Cpu<F> {
         level: Level,
         (gpa, access): (Gpa, Access),
     ) -> Option<(u64, Option<PageSize>)> {
-        let mut entry = self.machine.load(table, index);
+        let mut entry = self.machine.walk(table, index);
         loop {
             if !F::is_present(entry) {
                 return None;

@@ -12,7 +12,26 @@ use units::{Frame, NodeId, PageSize};
 const FIRST_TABLE: u64 = 0x10_0000;
 
 /// Entries that were ever written; the others are zero.
-type Entries = BTreeMap<usize, Arc<AtomicU64>>;
+type Entries = BTreeMap<usize, Arc<Word>>;
+
+/// An entry.
+#[derive(Debug)]
+enum Word {
+    /// Processors walk it: each access is a scheduling point.
+    Walked(AtomicU64),
+    /// No processor walks it, so it does not matter when it changes ([`Machine::walking`]).
+    Quiet(std::sync::atomic::AtomicU64),
+}
+
+/// The same operation on either.
+macro_rules! on {
+    ($word:expr, $atomic:ident => $operation:expr) => {
+        match $word {
+            Word::Walked($atomic) => $operation,
+            Word::Quiet($atomic) => $operation,
+        }
+    };
+}
 
 /// A CPU's mailbox: flushes to carry out, how many were asked for and how many are done.
 #[derive(Debug, Default)]
@@ -33,12 +52,25 @@ pub struct Machine {
     ram: BTreeMap<Frame, AtomicU64>,
     mailboxes: Vec<Mailbox>,
     stopped: AtomicU64,
+    /// The indices of entries that processors walk; all if there is none.
+    walked: Vec<usize>,
 }
 
 impl Machine {
     /// `cpus` processors, and a word in each of `frames`.
     pub fn new(cpus: usize, frames: impl IntoIterator<Item = Frame>) -> Arc<Self> {
+        Self::walking(cpus, frames, &[])
+    }
+
+    /// The same, of whose tables processors walk the entries with these indices only: to change the others is no
+    /// scheduling point, which makes whole tables affordable. A processor that walks another panics.
+    pub fn walking(
+        cpus: usize,
+        frames: impl IntoIterator<Item = Frame>,
+        walked: &[usize],
+    ) -> Arc<Self> {
         Arc::new(Self {
+            walked: walked.into(),
             tables: Mutex::default(),
             next_table: Mutex::new(FIRST_TABLE),
             ram: frames
@@ -101,14 +133,36 @@ impl Machine {
         }
     }
 
+    /// An entry, for a processor's walk.
+    ///
+    /// # Panics
+    /// If it was said that no processor walks it.
+    pub(crate) fn walk(&self, table: Frame, index: usize) -> u64 {
+        let walked = self.walked.is_empty() || self.walked.contains(&index);
+        assert!(
+            walked,
+            "a processor walks entry {index}, which was said to be quiet"
+        );
+        self.load(table, index)
+    }
+
+    fn word_of(&self, index: usize) -> Arc<Word> {
+        Arc::new(if self.walked.is_empty() || self.walked.contains(&index) {
+            Word::Walked(AtomicU64::default())
+        } else {
+            Word::Quiet(std::sync::atomic::AtomicU64::default())
+        })
+    }
+
     /// The entry, created if it is to be written.
-    fn entry(&self, table: Frame, index: usize, create: bool) -> Option<Arc<AtomicU64>> {
+    fn entry(&self, table: Frame, index: usize, create: bool) -> Option<Arc<Word>> {
         assert!(index < ENTRIES, "an index below 512");
         let mut tables = self.tables.lock().expect("no poison");
         let entries = tables.get_mut(&table);
         let entries = entries.unwrap_or_else(|| panic!("table {table} is used after it was freed"));
         if create {
-            return Some(Arc::clone(entries.entry(index).or_default()));
+            let entry = entries.entry(index).or_insert_with(|| self.word_of(index));
+            return Some(Arc::clone(entry));
         }
         entries.get(&index).map(Arc::clone)
     }
@@ -117,11 +171,11 @@ impl Machine {
 impl TableMemory for Machine {
     fn load(&self, table: Frame, index: usize) -> u64 {
         self.entry(table, index, false)
-            .map_or(0, |entry| entry.load(Ordering::SeqCst))
+            .map_or(0, |entry| on!(&*entry, word => word.load(Ordering::SeqCst)))
     }
     fn store(&self, table: Frame, index: usize, value: u64) {
         if let Some(entry) = self.entry(table, index, true) {
-            entry.store(value, Ordering::SeqCst);
+            on!(&*entry, word => word.store(value, Ordering::SeqCst));
         }
     }
     fn compare_exchange(
@@ -132,17 +186,24 @@ impl TableMemory for Machine {
         new: u64,
     ) -> Result<u64, u64> {
         match self.entry(table, index, true) {
-            Some(entry) => entry.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst),
+            Some(entry) => {
+                let (yes, no) = (Ordering::SeqCst, Ordering::SeqCst);
+                on!(&*entry, word => word.compare_exchange(current, new, yes, no))
+            }
             None => Err(0),
         }
     }
     fn swap(&self, table: Frame, index: usize, new: u64) -> u64 {
-        self.entry(table, index, true)
-            .map_or(0, |entry| entry.swap(new, Ordering::SeqCst))
+        self.entry(table, index, true).map_or(
+            0,
+            |entry| on!(&*entry, word => word.swap(new, Ordering::SeqCst)),
+        )
     }
     fn fetch_and(&self, table: Frame, index: usize, mask: u64) -> u64 {
-        self.entry(table, index, true)
-            .map_or(0, |entry| entry.fetch_and(mask, Ordering::SeqCst))
+        self.entry(table, index, true).map_or(
+            0,
+            |entry| on!(&*entry, word => word.fetch_and(mask, Ordering::SeqCst)),
+        )
     }
     /// Never the same frame twice, so that a stale walk into a freed table is always noticed.
     fn allocate_table(&self, node: NodeId) -> Result<Frame, OutOfFrames> {

@@ -92,6 +92,7 @@
 
 mod error;
 mod freeze;
+pub mod large;
 mod mirror;
 mod undo;
 

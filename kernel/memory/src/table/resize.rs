@@ -13,7 +13,8 @@
 //! the flush, since walkers write into a table that they still know.
 
 use super::change::range;
-use super::radix::leaf;
+use super::pages::Pages;
+use super::radix::{Slot, leaf};
 use super::{ENTRIES, Entry, Flush, Leaf, Level, RadixTable, Rights, Shootdown};
 use super::{TableAddress, TableError};
 use super::{TableFormat, TableMemory};
@@ -45,6 +46,18 @@ pub struct Collapsing<A> {
 #[must_use = "the range stays frozen until the collapse is finished"]
 #[derive(Debug)]
 pub struct CollapseReady<A>(Collapsing<A>);
+
+impl<A> AsRef<Self> for Collapsing<A> {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
+impl<A> AsRef<Collapsing<A>> for CollapseReady<A> {
+    fn as_ref(&self) -> &Collapsing<A> {
+        &self.0
+    }
+}
 
 impl<A: TableAddress> Splitting<A> {
     /// The smaller leaves may be executed, although the large one was not.
@@ -148,6 +161,21 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         at: F::Address,
         size: PageSize,
     ) -> Result<Collapsing<F::Address>, TableError> {
+        let (slot, child, leaf) = self.parts(at, size)?;
+        self.update(slot, F::frozen);
+        self.changes(at, size);
+        Ok(Collapsing { leaf, child })
+    }
+
+    /// The entry of `size` at `at`, the table of leaves that it refers to, and what the leaves would be as one.
+    ///
+    /// # Errors
+    /// As [`RadixTable::begin_collapse`].
+    pub(super) fn parts(
+        &self,
+        at: F::Address,
+        size: PageSize,
+    ) -> Result<(Slot, Frame, Leaf<F::Address>), TableError> {
         let bits = at.bits();
         let wrong_size = TableError::WrongSize {
             at: bits,
@@ -175,12 +203,7 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
             .uniform(child, at, part)
             .filter(|leaf| self.allowed(leaf.attributes, size) == leaf.attributes)
             .ok_or(TableError::NotUniform { at: bits })?;
-        self.update(slot, F::frozen);
-        self.changes(at, size);
-        Ok(Collapsing {
-            leaf: Leaf { size, ..leaf },
-            child,
-        })
+        Ok((slot, child, Leaf { size, ..leaf }))
     }
 
     /// Installs the one leaf and frees the table that it replaces.
@@ -191,21 +214,54 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         &mut self,
         ready: CollapseReady<F::Address>,
     ) -> Result<Flush, TableError> {
+        let frame = ready.0.leaf.frame;
+        self.finish_collapse_to(ready, frame, false)
+    }
+
+    /// As [`RadixTable::finish_collapse`], with a leaf that leads to `frame`, to which the caller has copied what the
+    /// parts lead to. `dirty` = it was written, whatever the parts say.
+    pub(crate) fn finish_collapse_to(
+        &mut self,
+        ready: CollapseReady<F::Address>,
+        frame: Frame,
+        dirty: bool,
+    ) -> Result<Flush, TableError> {
         let CollapseReady(Collapsing { leaf, child }) = ready;
         self.frozen_slot(leaf.at, leaf.size)?;
         let used = (0..ENTRIES).fold(0, |used, index| used | self.memory.load(child, index));
-        let (accessed, dirty) = (used & F::ACCESSED != 0, used & F::DIRTY != 0);
-        self.install(
-            &Leaf {
-                accessed,
-                dirty,
-                ..leaf
-            },
-            leaf.frame,
-        )?;
+        let leaf = Leaf {
+            accessed: used & F::ACCESSED != 0,
+            dirty: dirty || used & F::DIRTY != 0,
+            ..leaf
+        };
+        self.install(&leaf, frame)?;
         self.tables -= 1;
         self.memory.free_table(child);
         Ok(Flush::None)
+    }
+
+    /// Thaws a table that was to become one leaf: as if nothing had been begun. Safe at any time: old translations say
+    /// the same.
+    pub(crate) fn cancel_collapse(&mut self, join: &Collapsing<F::Address>) {
+        let Collapsing { leaf, child } = *join;
+        let slot = self.frozen_slot(leaf.at, leaf.size);
+        debug_assert!(slot.is_ok(), "whoever froze it thaws it");
+        if let Ok(slot) = slot {
+            // A = 1, for walkers may still set A below.
+            let entry = F::table(child) | F::ACCESSED;
+            self.memory.store(slot.table, slot.index, entry);
+        }
+    }
+
+    /// Which parts of a frozen table were written. Final: nobody walks it any more.
+    pub(crate) fn written_parts(&self, ready: &CollapseReady<F::Address>) -> Pages {
+        let load = |index: &usize| self.memory.load(ready.0.child, *index) & F::DIRTY != 0;
+        (0..ENTRIES).filter(load).collect()
+    }
+
+    /// Whether a frozen table is still in its place.
+    pub(crate) fn is_collapsing(&self, ready: &CollapseReady<F::Address>) -> bool {
+        self.frozen_slot(ready.0.leaf.at, ready.0.leaf.size).is_ok()
     }
 
     /// The first leaf of `table`, if all of them are present leaves of `part` with the same attributes and

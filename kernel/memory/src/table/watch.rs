@@ -11,10 +11,12 @@
 //!
 //! The hypervisor's own stores to guest memory go through no nested table. [`RadixTable::soil`] makes them show.
 
+use super::TableMemory;
+use super::pages::Pages;
 use super::radix::{leaf, offset_of};
-use super::{Entry, Leaf, Level, RadixTable, TableAddress, TableError, TableFormat, TableMemory};
+use super::{ENTRIES, Entry, Leaf, Level, RadixTable, TableAddress, TableError, TableFormat};
 use alloc::collections::BTreeMap;
-use units::PageSize;
+use units::{Frame, PageSize};
 
 /// The right to judge by a leaf's D.
 #[must_use = "the leaf stays watched until the watch is ended"]
@@ -80,6 +82,52 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         let ticket = self.watches.begin(start, size.bytes());
         let old = self.memory.fetch_and(slot.table, slot.index, !F::DIRTY);
         Ok((leaf::<F>(old, at, size), ticket))
+    }
+
+    /// Clears D of the 512 small leaves at `at` and watches them as one. Returns what they would be as one leaf and which
+    /// were dirty. Processors may still store through translations with D = 1, unseen, until the flush.
+    ///
+    /// # Errors
+    /// As [`RadixTable::begin_collapse`], and [`TableError::Watched`].
+    pub(crate) fn watch_parts(
+        &mut self,
+        at: F::Address,
+    ) -> Result<(Leaf<F::Address>, Pages, Ticket), TableError> {
+        let size = PageSize::Size2M;
+        let (_, table, whole) = self.parts(at, size)?;
+        let start = offset_of::<F>(at, size.pages())?;
+        if self.watches.meet(start, size.bytes()) {
+            return Err(TableError::Watched { at: at.bits() });
+        }
+        let ticket = self.watches.begin(start, size.bytes());
+        Ok((whole, self.clear_dirty(table), ticket))
+    }
+
+    /// Clears D of the watched small leaves once more; None if the watch has ended.
+    pub(crate) fn take_dirty(&mut self, at: F::Address, ticket: &Ticket) -> Option<Pages> {
+        if !self.is_watched(at, ticket) {
+            return None;
+        }
+        let (_, table, _) = self.parts(at, PageSize::Size2M).ok()?;
+        Some(self.clear_dirty(table))
+    }
+
+    /// Which of the watched small leaves were written since; none if the watch has ended.
+    pub(crate) fn peek_dirty(&self, at: F::Address, ticket: &Ticket) -> Pages {
+        let parts = self.parts(at, PageSize::Size2M).ok();
+        let Some((_, table, _)) = parts.filter(|_| self.is_watched(at, ticket)) else {
+            return Pages::default();
+        };
+        let dirty = |index: &usize| self.memory.load(table, *index) & F::DIRTY != 0;
+        (0..ENTRIES).filter(dirty).collect()
+    }
+
+    fn clear_dirty(&self, table: Frame) -> Pages {
+        let clear = |index: &usize| {
+            self.memory.load(table, *index) & F::DIRTY != 0
+                && self.memory.fetch_and(table, *index, !F::DIRTY) & F::DIRTY != 0
+        };
+        (0..ENTRIES).filter(clear).collect()
     }
 
     /// Whether the leaf at `at` is the one that this ticket was given for, untouched by anybody else's changes.
