@@ -48,6 +48,12 @@ sabotages! {
     MutateVmcs = "mutate-vmcs",
     /// The first VM's first virtual CPU gets an RFLAGS that no processor accepts, at its 5000th entry.
     BreakVmcs = "break-vmcs",
+    /// Each step of a page's move takes a while longer, so that whatever may come between two steps does.
+    SlowMoves = "slow-moves",
+    /// A moved page's new frame is mapped before processors forget the old one.
+    MapEarly = "map-early",
+    /// Whether a moved page was written while it was copied is judged before it is frozen.
+    JudgeEarly = "judge-early",
     /// The end of a level-triggered interrupt never reaches the I/O APIC.
     LostEoi = "lost-eoi",
     /// An NMI is delivered into the handler of another.

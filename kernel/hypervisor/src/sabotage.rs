@@ -4,7 +4,7 @@
 //! the feature `sabotage` the answer is a constant `false` and the compiler removes the question and
 //! all that depends on it; the configuration's key is then refused ([`check`]).
 
-use crate::arch::percpu;
+use crate::arch::{percpu, time};
 use crate::virt::Backend;
 use crate::vm::Vm;
 use config::{HostConfig, Sabotage};
@@ -98,6 +98,17 @@ pub fn hang_if_last(now: Nanos) {
     if now > Nanos::from_secs(10) && last == Some(percpu::current().cpu) {
         log::error!("sabotage: {} hangs from now on", percpu::current().cpu);
         loop {
+            core::hint::spin_loop();
+        }
+    }
+}
+
+/// [`Sabotage::SlowMoves`]: between two steps of a page's move.
+pub fn linger() {
+    const A_WHILE: Nanos = Nanos::from_micros(300);
+    if on(Sabotage::SlowMoves) {
+        let began = time::now();
+        while time::now().since(began) < A_WHILE {
             core::hint::spin_loop();
         }
     }

@@ -208,6 +208,10 @@ pub enum Event {
         bytes: u64,
         /// Leaves that could not be moved.
         failed: u32,
+        /// Leaves that the machine wrote to while they were copied.
+        written: u32,
+        /// Bytes that were copied once more for that.
+        copied_again: u64,
         /// Median time for which a guest could not touch a page.
         pause_p50: Nanos,
         /// Longest such time.

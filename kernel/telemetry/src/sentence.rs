@@ -121,6 +121,8 @@ impl fmt::Display for Event {
                 leaf,
                 bytes,
                 failed,
+                written,
+                copied_again,
                 pause_p50,
                 pause_max,
                 reason,
@@ -132,6 +134,10 @@ impl fmt::Display for Event {
                      pause median {pause_p50}, longest {pause_max}",
                     bytes >> 10
                 )?;
+                if *written > 0 {
+                    let kib = copied_again >> 10;
+                    write!(f, ", {written} written meanwhile ({kib} KiB copied again)")?;
+                }
                 if *failed > 0 {
                     write!(f, ", {failed} could not be moved")?;
                 }

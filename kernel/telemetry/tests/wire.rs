@@ -66,6 +66,8 @@ fn one_of_each() -> Vec<Event> {
             leaf: PageSize::Size2M,
             bytes: 96 << 20,
             failed: 1,
+            written: 7,
+            copied_again: 80 << 10,
             pause_p50: Nanos(40_000),
             pause_max: Nanos(90_000),
             reason: "gain 0.720".into(),

@@ -6,9 +6,10 @@
 //! * `counters`: performance counters to footprints and to the scheduler's penalties
 //! * `look`: accessed bits to footprints
 //! * `sample`: footprints to proximity and plans
-//! * `moves`: pages to their new node
+//! * `moves`: orders for pages, `carry`: how a page comes to its new node
 //! * `record`: events to the log and to telemetry
 
+mod carry;
 mod counters;
 mod look;
 mod moves;
@@ -17,9 +18,9 @@ mod sample;
 pub mod schedule;
 
 pub use look::Watch;
-pub use moves::{queued, work};
+pub use moves::{Tour, queued, work};
 pub use record::record;
-pub use sample::{Tracking, migrate_all, sample, set_mode, start as start_sampling};
+pub use sample::{Tracking, migrate_all, sample, set_mode, start as start_sampling, travel};
 
 use crate::arch::time;
 use crate::arch::{self, percpu};

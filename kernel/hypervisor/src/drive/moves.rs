@@ -1,25 +1,26 @@
-//! Pages to their new node, one leaf at a time, between two picks of a CPU of that node.
+//! Pages to their new node, a few at a time, between two picks of a CPU of that node.
 //!
-//! Each move is the chain of type states of [`memory::page_move`]: freeze, shoot down, copy,
-//! commit. The VM's access lock is held for writing throughout, so the hypervisor's own accesses to
-//! the page wait as the guest's do.
+//! Who ordered what, who carries it out, and what came of it: how a page moves is in [`carry`].
 
+use super::carry::{self, Done, Moved};
 use super::record;
 use crate::arch::percpu;
 use crate::arch::time;
-use crate::mm;
 use crate::run::WORK;
 use crate::timers::{self, Timer};
 use crate::virt::Backend;
 use crate::vm::{Hypervisor, Vm, VmState};
 use alloc::collections::VecDeque;
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
-use memory::page_move::PageMove;
 use migrate::{MoveOutcome, MoveResult, PageOrder};
 use spin::Mutex;
 use telemetry::Event;
-use units::{CpuId, Gpa, Nanos, NodeId, PageSize, VmId};
+use units::{CpuId, Nanos, NodeId, PAGE_BYTES, PageSize, VmId};
+
+/// Small leaves that move together: two shootdowns serve them all.
+const BATCH: usize = 128;
 
 /// An order to bring leaves to a node.
 #[derive(Debug)]
@@ -34,13 +35,20 @@ pub struct PageWork {
     pub reason: String,
     done: Vec<Done>,
     failed: u32,
+    tour: Option<Tour>,
 }
 
+/// The operator's order to bring all pages from node to node, again and again.
 #[derive(Clone, Copy, Debug)]
-struct Done {
-    from: NodeId,
-    size: PageSize,
-    pause: Nanos,
+pub struct Tour {
+    /// Nodes that are still to be visited.
+    pub stops: u32,
+    /// Leaves that moved so far.
+    pub leaves: u64,
+    /// Of them, how many were written meanwhile.
+    pub written: u64,
+    /// Leaves that could not be moved.
+    pub failed: u64,
 }
 
 static QUEUE: Mutex<VecDeque<PageWork>> = Mutex::new(VecDeque::new());
@@ -55,6 +63,50 @@ impl PageWork {
             reason,
             done: Vec::new(),
             failed: 0,
+            tour: None,
+        }
+    }
+
+    /// The same as a part of a tour.
+    pub fn on(self, tour: Tour) -> Self {
+        Self {
+            tour: Some(tour),
+            ..self
+        }
+    }
+
+    /// Takes out the next leaf, with small ones that follow it.
+    fn next(&mut self) -> Vec<PageOrder> {
+        let small = |order: &PageOrder| order.size == PageSize::Size4K;
+        let many = self.leaves.iter().take(BATCH).take_while(|o| small(o));
+        let count = many.count().max(1).min(self.leaves.len());
+        self.leaves.drain(..count).collect()
+    }
+
+    /// The tour with what this stop added to it.
+    fn tour_so_far(&self) -> Option<Tour> {
+        let written = self.done.iter().filter(|done| done.again > 0).count();
+        self.tour.map(|tour| Tour {
+            leaves: tour.leaves + self.done.len() as u64,
+            written: tour.written + written as u64,
+            failed: tour.failed + u64::from(self.failed),
+            ..tour
+        })
+    }
+
+    /// Takes down what became of a leaf.
+    fn note<B: Backend>(&mut self, vm: &Vm<B>, moved: Moved) -> MoveOutcome {
+        match moved {
+            Ok(done) => {
+                // Without anything done it is there already.
+                self.done.extend(done);
+                MoveOutcome::Moved
+            }
+            Err(unmoved) => {
+                self.failed += 1;
+                log::debug!("{}: {}", vm.name, unmoved.why);
+                MoveOutcome::Failed
+            }
         }
     }
 }
@@ -80,8 +132,8 @@ pub fn queued(vm: VmId) -> usize {
         .sum()
 }
 
-/// Moves one leaf whose target is this CPU's node. The next one follows after as long a rest as this one
-/// took, so that copying never takes more than half of a CPU from its guests.
+/// Moves one large leaf or a batch of small ones whose target is this CPU's node. The next follow after as long a rest as
+/// these took, so that copying never takes more than half of a CPU from its guests.
 pub fn work<B: Backend>(hv: &Hypervisor<B>) {
     let here = percpu::current();
     let began = time::now();
@@ -94,22 +146,24 @@ pub fn work<B: Backend>(hv: &Hypervisor<B>) {
     };
     let Some(mut work) = mine else { return };
     let Some(vm) = hv.vm(work.vm) else { return };
-    if let Some(order) = work.leaves.pop_front() {
-        let outcome = match vm.state() {
-            VmState::Off(_) | VmState::Starting => MoveOutcome::Gone,
-            VmState::Running | VmState::Paused => carry_out(vm, order, &mut work),
-        };
-        super::sample::moved(
-            hv,
-            MoveResult {
-                vm: vm.id,
-                order,
-                outcome,
-            },
-        );
+    let orders = work.next();
+    let outcomes = match vm.state() {
+        VmState::Off(_) | VmState::Starting => vec![MoveOutcome::Gone; orders.len()],
+        VmState::Running | VmState::Paused => {
+            let moved = carry::carry_out(vm, &orders, work.to);
+            moved.into_iter().map(|m| work.note(vm, m)).collect()
+        }
+    };
+    for (order, outcome) in orders.into_iter().zip(outcomes) {
+        let vm = vm.id;
+        super::sample::moved(hv, MoveResult { vm, order, outcome });
     }
     if work.leaves.is_empty() {
+        let (to, tour) = (work.to, work.tour_so_far());
         finish(vm, work);
+        if let Some(tour) = tour {
+            super::sample::travel(hv, vm, to, tour);
+        }
     } else {
         QUEUE.lock().push_front(work);
     }
@@ -129,72 +183,6 @@ fn serves<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId, node: NodeId, to: NodeId) 
     node == to || cpu == CpuId(0) && workers(hv, to).next().is_none()
 }
 
-fn carry_out<B: Backend>(vm: &Vm<B>, order: PageOrder, work: &mut PageWork) -> MoveOutcome {
-    match move_leaf(vm, order.gpa, order.size, order.to) {
-        Ok(Some(done)) => {
-            work.done.push(done);
-            MoveOutcome::Moved
-        }
-        Ok(None) => MoveOutcome::Moved, // it is there already
-        Err(why) => {
-            work.failed += 1;
-            log::debug!("{}: {why}", vm.name);
-            MoveOutcome::Failed
-        }
-    }
-}
-
-/// Moves one leaf. `None` if it lies there already.
-fn move_leaf<B: Backend>(
-    vm: &Vm<B>,
-    at: Gpa,
-    size: PageSize,
-    to: NodeId,
-) -> Result<Option<Done>, String> {
-    use alloc::string::ToString;
-    let from = vm
-        .ram
-        .node_of(at)
-        .ok_or_else(|| alloc::format!("{at} is not mapped; it was not moved"))?;
-    if from == to {
-        return Ok(None);
-    }
-    let (at, size) = match (size, vm.ram.leaf(at)) {
-        // It is mapped by small pages for a close look, which ends here.
-        (PageSize::Size2M, Some((_, PageSize::Size4K))) => {
-            vm.ram.remap(&[], &[at]);
-            (at, size)
-        }
-        // The close look under which it was ordered is over, and the other orders for its pages find them moved.
-        (ordered, Some((_, mapped))) if mapped > ordered => (at.align_down(mapped), mapped),
-        _ => (at, size),
-    };
-    let target = mm::allocate_on(to, size).map_err(|e| e.to_string())?;
-    let mut pause = Nanos::ZERO;
-    let moved = vm.ram.change_table(|table, shootdown| {
-        let tables = core::slice::from_mut(table);
-        let began = time::now();
-        let frozen = PageMove::plan(at, size, target)?.freeze(tables)?;
-        let moved = frozen
-            .shoot_down(shootdown)
-            .copy(mm::copy_frames)
-            .commit(tables);
-        pause = time::now().since(began);
-        moved
-    });
-    match moved {
-        Ok(old) => {
-            mm::free_displaced(old);
-            vm.ram.relocated(size, from, to);
-            Ok(Some(Done { from, size, pause }))
-        }
-        Err((why, target)) => {
-            mm::free_allocation(target);
-            Err(why.to_string())
-        }
-    }
-}
-
 /// Reports an order that is through, by the node that each leaf came from.
 fn finish<B: Backend>(vm: &Vm<B>, work: PageWork) {
     let mut sources: Vec<(NodeId, PageSize)> = work.done.iter().map(|d| (d.from, d.size)).collect();
@@ -209,13 +197,10 @@ fn finish<B: Backend>(vm: &Vm<B>, work: PageWork) {
         );
     }
     for (from, leaf) in sources {
-        let mut pauses: Vec<Nanos> = work
-            .done
-            .iter()
-            .filter(|d| d.from == from && d.size == leaf)
-            .map(|d| d.pause)
-            .collect();
+        let these = |d: &&Done| d.from == from && d.size == leaf;
+        let mut pauses: Vec<Nanos> = work.done.iter().filter(these).map(|d| d.pause).collect();
         pauses.sort_unstable();
+        let again = || work.done.iter().filter(these).map(|d| d.again);
         let leaves = u32::try_from(pauses.len()).unwrap_or(u32::MAX);
         record(Event::PagesMoved {
             vm: vm.id,
@@ -226,6 +211,8 @@ fn finish<B: Backend>(vm: &Vm<B>, work: PageWork) {
             leaf,
             bytes: u64::from(leaves) * leaf.bytes(),
             failed: work.failed,
+            written: again().map(|pages| u32::from(pages > 0)).sum(),
+            copied_again: again().sum::<u64>() * PAGE_BYTES,
             pause_p50: pauses.get(pauses.len() / 2).copied().unwrap_or_default(),
             pause_max: pauses.last().copied().unwrap_or_default(),
             reason: work.reason.clone(),

@@ -6,7 +6,7 @@
 
 use super::counters::{self, Waits};
 use super::look::Watch;
-use super::moves::{self, PageWork};
+use super::moves::{self, PageWork, Tour};
 use super::{record, tell, tidy};
 use crate::arch::time;
 use crate::mm;
@@ -203,9 +203,20 @@ fn order_pages<B: Backend>(hv: &Hypervisor<B>, vm: VmId, orders: Vec<PageOrder>,
     }
 }
 
+/// What the operator's orders are recorded with.
+const BY_HAND: &str = "the operator asked for it";
+
 /// The operator wants all of a VM's pages on a node. Returns how many leaves are on their way.
 pub fn migrate_all<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, to: NodeId) -> usize {
-    let orders: Vec<PageOrder> = vm.ram.with_table(|table| {
+    let orders = away(vm, to);
+    let count = orders.len();
+    order_pages(hv, vm.id, orders, BY_HAND);
+    count
+}
+
+/// An order for each leaf that is elsewhere.
+fn away<B: Backend>(vm: &Vm<B>, to: NodeId) -> Vec<PageOrder> {
+    vm.ram.with_table(|table| {
         let leaves = table.all_leaves().filter(|leaf| !leaf.frozen);
         leaves
             .filter_map(|leaf| {
@@ -218,10 +229,33 @@ pub fn migrate_all<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, to: NodeId) -> us
                 })
             })
             .collect()
-    });
-    let count = orders.len();
-    order_pages(hv, vm.id, orders, "the operator asked for it");
-    count
+    })
+}
+
+/// Brings all pages of a VM to the node behind `here`, as long as there are stops left; says at the end how it was.
+pub fn travel<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, here: NodeId, tour: Tour) {
+    let mut tour = tour;
+    let nodes = hv.machine.nodes.iter().filter(|n| n.memory_bytes() > 0);
+    let ids: Vec<NodeId> = nodes.map(|n| n.id).collect();
+    let first = ids.iter().position(|n| *n > here).unwrap_or(0);
+    for to in ids.iter().cycle().skip(first).take(ids.len()) {
+        let orders = away(vm, *to);
+        if tour.stops == 0 || vm.state() != VmState::Running {
+            break;
+        }
+        if !orders.is_empty() {
+            tour.stops -= 1;
+            let work = PageWork::new(vm.id, *to, orders.into(), String::from(BY_HAND));
+            return moves::order(hv, work.on(tour));
+        }
+    }
+    log::info!(
+        "{}: its pages have been around: {} leaves moved, {} of them written meanwhile, {} could not be moved",
+        vm.name,
+        tour.leaves,
+        tour.written,
+        tour.failed
+    );
 }
 
 /// The operator says what the planner may move of a VM from now on. Where it may no longer move vCPUs, the

@@ -10,6 +10,7 @@
 use super::{Context, decode};
 use crate::arch::{percpu, time};
 use crate::virt::{Backend, Exit, VcpuState};
+use crate::vm::Glimpse;
 use alloc::vec::Vec;
 use guest::operands::{Reader, Run};
 use units::{Gpa, Nanos, NodeId};
@@ -140,12 +141,16 @@ pub fn look<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit, entry: Entry, now:
     if entry.was_just_now(ctx.core.hw.rip(), now) {
         return;
     }
-    // While a page moves its VM's table is held; a look is not worth waiting for that.
+    // A look is not worth waiting for whoever changes the VM's table, nor for a page on the move.
     if ctx.vm.ram.is_held() {
         return;
     }
     let (paging, cpu) = (decode::paging(ctx), decode::cpu_state(ctx));
-    let run = ctx.core.look.reader.look(&ctx.vm.ram, &paging, &cpu);
+    let run = ctx
+        .core
+        .look
+        .reader
+        .look(&Glimpse(&ctx.vm.ram), &paging, &cpu);
     if !run.is_empty() {
         ctx.vcpu.looks.lock().add(percpu::current().node, &run);
     }

@@ -359,16 +359,17 @@ pub fn join_block(frame: Frame) {
     FRAMES.lock().as_mut().map(join).and_then(complain);
 }
 
-/// Copies `frames` frames of 4 KiB from `from` on to those from `to` on, which must be different ones.
+/// Copies `frames` frames of 4 KiB from `from` on to those from `to` on, which must be different ones. Guests may write
+/// to the source meanwhile: of each word the target gets some value that it had.
 pub fn copy_frames(from: Frame, to: Frame, frames: u64) {
     let (source, target) = (direct(from.address()), direct(to.address()));
     if source.is_null() || target.is_null() {
         log::error!("frames {from} or {to} are not in the direct map: nothing was copied");
         return;
     }
-    // SAFETY: both are frames of the allocator, so the direct map covers them. Nobody writes the source
-    // (its last translation is gone when this is called) and only the caller knows the target, so the copy
-    // races with nobody; as raw memory any bytes are valid.
+    // SAFETY: both are frames of the allocator, so the direct map covers them. Only the caller knows the target. The
+    // source is a guest's memory, to which no Rust reference exists; that guests, and the hypervisor for them, may
+    // write it meanwhile is a race with hardware, and any bytes are valid.
     unsafe { streaming::copy(target, source, frames) };
 }
 

@@ -51,8 +51,9 @@ pub unsafe fn zero(start: *mut u8, frames: u64) {
 /// Copies `frames` frames.
 ///
 /// # Safety
-/// Both are page-aligned and valid for so many frames, `to` for writes; they do not overlap, nobody
-/// else uses the target, and nobody writes the source.
+/// Both are page-aligned and valid for so many frames, `to` for writes; they do not overlap, and nobody
+/// else uses the target. The source may be written meanwhile by whoever goes through no Rust reference: each of its
+/// aligned words is read once, by an instruction that the compiler knows nothing of.
 pub unsafe fn copy(to: *mut u8, from: *const u8, frames: u64) {
     // SAFETY: the caller's; each round moves one line and there are as many rounds as lines.
     unsafe {

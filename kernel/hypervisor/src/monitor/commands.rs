@@ -2,6 +2,7 @@
 
 use super::{counters, report, touched};
 use crate::console;
+use crate::drive;
 use crate::virt::Backend;
 use crate::vm::{Hypervisor, Vm, VmState};
 use alloc::format;
@@ -29,6 +30,7 @@ const COMMANDS: [Entry; 19] = [
     ("where", "NAME ADDRESS", "where a VM's memory at an address lies, and how hot it is"),
     ("why", "[NAME[.VCPU]]", "the planner's last word, and the scheduler's sum for each vCPU"),
     ("migrate", "NAME NODE", "moves all pages of a VM to a node"),
+    ("migrate", "NAME around STOPS", "moves them from node to node, so many times"),
     ("hot", "NAME", "records the pages that a VM touches most, for tools"),
     ("touched", "NAME begin|end", "records exactly what a VM reads and writes between the two"),
     ("split", "NAME MIB MIB", "maps memory of a VM, from there, so much, by pages of 4 KiB"),
@@ -75,6 +77,7 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
         ("where", [name, at]) => with_vm(hv, name, |vm| touched::place(hv, vm, at)),
         ("why", []) => every(|hv, vm| report::why(hv, vm, None)),
         ("why", [what]) => why(hv, what),
+        ("migrate", [name, "around", stops]) => with_vm(hv, name, |vm| around(hv, vm, stops)),
         ("migrate", [name, node]) => with_vm(hv, name, |vm| migrate(hv, vm, node)),
         ("hot", [name]) => with_vm(hv, name, |vm| touched::hot(hv, vm)),
         ("touched", [name, "begin"]) => with_vm(hv, name, touched::begin),
@@ -205,6 +208,30 @@ fn why<B: Backend>(hv: &Hypervisor<B>, what: &str) -> String {
             "{what:?} names no vCPU; it is a VM's name, a dot and a number, like {name}.0\n"
         ),
     }
+}
+
+fn around<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, stops: &str) -> String {
+    if vm.state() != VmState::Running {
+        return format!(
+            "{} is {}; its pages stay where they are\n",
+            vm.name,
+            vm.state()
+        );
+    }
+    let Ok(stops) = stops.parse::<u32>() else {
+        return format!("{stops:?} should be a number of stops, such as 4\n");
+    };
+    let tour = drive::Tour {
+        stops,
+        leaves: 0,
+        written: 0,
+        failed: 0,
+    };
+    drive::travel(hv, vm, NodeId::default(), tour);
+    format!(
+        "the pages of {} go from node to node, {stops} times\n",
+        vm.name
+    )
 }
 
 fn migrate<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, node: &str) -> String {

@@ -88,6 +88,9 @@ pub trait Backend: fmt::Debug + Sized + Send + Sync + 'static {
     fn can_log_writes() -> bool {
         false
     }
+    /// Whether processors set D in a nested leaf when a guest writes through it: without that a page is copied only
+    /// while nobody can reach it.
+    fn sets_dirty_bits() -> bool;
     /// A virtual CPU in power-on state.
     fn new_vcpu(setup: &VcpuSetup) -> Result<Self::Vcpu, Unsupported>;
     /// Brings the virtual CPU's unsaved state (FPU, debug registers, a few MSRs) onto this CPU.

@@ -12,7 +12,7 @@
 //! 5. [`Vcpu::apic`]: one local APIC
 //! 6. [`Hypervisor::sched`]: run queues
 //! 7. [`Hypervisor::timers`]: one queue per CPU
-//! 8. [`Vm::ram`]'s access lock (inside), then the heap, then the frame allocators
+//! 8. [`Vm::ram`]'s table lock (inside), then the heap, then the frame allocators
 //! 9. [`Vm::console`]
 //! 10. whose line stands unfinished (`monitor`), then the UART
 //!
@@ -20,12 +20,14 @@
 //! is taken under them but the heap's.
 //!
 //! Interrupts are off while any of them is held, and nobody waits for another CPU's reaction under
-//! one of them, but for a page move, which holds only the access lock and needs no lock to be answered.
+//! one of them, but for a change of leaves' size, which holds only the table lock and needs no lock to be answered. Who
+//! finds a page on the move may wait for it under any of them but that one: its mover takes no other until it has arrived.
 //!
 //! Reading order: this file, `place.rs`, `filling.rs`, `create.rs`, `load.rs`,
 //! `lifecycle.rs`, `restart.rs`, `bus.rs` (interrupts between vCPUs and devices), `clock.rs`,
 //! `ram.rs`.
 
+mod arrival;
 mod bus;
 pub mod clock;
 mod create;
@@ -44,8 +46,9 @@ pub use create::{Images, World, build};
 pub use dump::{dump_all, dump_if_wanted};
 pub use lifecycle::VmState;
 pub use place::Taken;
-pub use ram::GuestRam;
+pub use ram::{Glimpse, GuestRam};
 pub use restart::chores;
+pub use tables::DirectTables;
 
 use crate::counters::Counts;
 use crate::drive::Tracking;

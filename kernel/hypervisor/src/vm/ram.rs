@@ -1,33 +1,32 @@
-#![expect(
-    unsafe_code,
-    reason = "copies between the kernel and guest memory that running guests change at any moment"
-)]
-//! A guest's memory: its nested table, and the hypervisor's own accesses to what it maps.
+//! A guest's memory: its nested table, and who may change it when.
 //!
-//! Accesses by the hypervisor (instruction emulation, clocks, software walks) neither set A/D
-//! bits in the nested table nor obey a shootdown. So each holds the access lock for reading from
-//! the translation to the last byte, and a page move holds it for writing from the moment the
-//! page is frozen until its new frame is in place: no access ever lands in a frame that has
-//! been left. The mover waits only for CPUs to leave the guest, which takes no lock.
+//! * Whoever changes the table holds its lock for writing while he does, and for no longer: CPUs are made to forget,
+//!   and pages are copied, with the lock free.
+//! * The hypervisor's own accesses ([`access`]) hold it for reading from the translation to the last byte.
+//! * A page that is being moved is absent meanwhile ([`memory::page_move`]). Who finds it so waits for its
+//!   [`arrival`], holding nothing.
+//! * Memory is torn down when no move is under way ([`GuestRam::moving`]).
 
+mod access;
 mod written;
 
+pub use access::Glimpse;
+
+use super::arrival;
 use super::tables::DirectTables;
 use crate::mm;
 use crate::shootdown;
 use alloc::vec::Vec;
 use core::cell::Cell;
-use core::sync::atomic::Ordering::{Relaxed, SeqCst};
-use core::sync::atomic::{AtomicU32, AtomicU64};
-use guest::memory::Width;
-use guest::{GuestMemory, OutOfRange};
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
 use memory::entry::{Generation, Generations};
 use memory::table::{
     Attributes, Flush, LargeLeaves, Lookup, RadixTable, Rights, Shootdown, TableError, TableFormat,
 };
 use memory::written::Written;
-use spin::{Once, RwLock};
-use units::{Frame, Gpa, Hpa, NodeId, PageSize, VmId};
+use spin::{Once, RwLock, RwLockReadGuard};
+use units::{Frame, Gpa, NodeId, PageSize, VmId};
 
 /// Numbers of roots: none is used twice.
 static ROOTS: AtomicU64 = AtomicU64::new(1);
@@ -40,6 +39,8 @@ pub struct GuestRam<F: TableFormat<Address = Gpa>> {
     by_node: Vec<AtomicU64>,
     root: Frame,
     table: RwLock<RadixTable<F, DirectTables>>,
+    /// Held for reading by moves that are under way.
+    moving: RwLock<()>,
     generations: Generations<AtomicU64>,
     /// Large leaves that were split since the guest executed there.
     fetched: AtomicU64,
@@ -100,6 +101,7 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
             by_node: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
             root: table.root(),
             table: RwLock::new(table),
+            moving: RwLock::new(()),
             generations: Generations::of_root(
                 ROOTS.fetch_add(1, Relaxed),
                 AtomicU64::new(1),
@@ -205,20 +207,14 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     ) -> R {
         let mut table = self.table.write();
         self.doubt_log();
-        work(
-            &mut table,
-            &VmShootdown {
-                vm: self.vm,
-                generations: &self.generations,
-            },
-        )
+        work(&mut table, &self.shootdown())
     }
 
-    /// The node that holds an address.
-    pub fn node_of(&self, at: Gpa) -> Option<NodeId> {
-        match self.table.read().translate(at) {
-            Ok(Lookup::Mapped(leaf)) => mm::node_of(leaf.frame),
-            _ => None,
+    /// What makes CPUs forget.
+    pub fn shootdown(&self) -> VmShootdown<'_> {
+        VmShootdown {
+            vm: self.vm,
+            generations: &self.generations,
         }
     }
 
@@ -226,6 +222,16 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     fn expel(&self) {
         self.generations.changed();
         shootdown::expel(self.vm);
+    }
+
+    /// A move is under way as long as this lives: the memory is not torn down.
+    pub fn moving(&self) -> RwLockReadGuard<'_, ()> {
+        self.moving.read()
+    }
+
+    /// The page at this address is no longer away.
+    pub fn arrived(&self, at: Gpa) {
+        arrival::tell(self.vm, at);
     }
 
     /// Bytes on each node.
@@ -247,10 +253,10 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
 
     /// A guest hit an address of its RAM that was not mapped: waits until the move is over.
     pub fn wait_until_mapped(&self, gpa: Gpa) -> Result<(), TableError> {
-        // Getting the lock means that no move is under way.
+        self.wait_while_away(gpa);
         match self.table.read().translate(gpa)? {
-            Lookup::Mapped(_) => Ok(()),
-            _ => Err(TableError::NotMapped { at: gpa.0 }),
+            Lookup::Mapped(_) | Lookup::Frozen { .. } => Ok(()),
+            Lookup::NotMapped { .. } => Err(TableError::NotMapped { at: gpa.0 }),
         }
     }
 
@@ -259,8 +265,11 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     pub fn permit_fetch(&self, gpa: Gpa) -> Result<(), TableError> {
         self.wait_until_mapped(gpa)?;
         self.change_table(|table, shootdown| {
-            let Lookup::Mapped(leaf) = table.translate(gpa)? else {
-                return Err(TableError::NotMapped { at: gpa.0 });
+            let leaf = match table.translate(gpa)? {
+                Lookup::Mapped(leaf) => leaf,
+                // It went away again: the guest comes back.
+                Lookup::Frozen { .. } => return Ok(()),
+                Lookup::NotMapped { .. } => return Err(TableError::NotMapped { at: gpa.0 }),
             };
             let mut attributes = leaf.attributes;
             if attributes.rights.contains(Rights::EXECUTE) {
@@ -287,6 +296,12 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
         self.fetched.load(Relaxed)
     }
 
+    /// Waits until a page that is on the move has arrived. The caller holds no lock of the table.
+    fn wait_while_away(&self, gpa: Gpa) {
+        let away = || matches!(self.table.read().translate(gpa), Ok(Lookup::Frozen { .. }));
+        arrival::wait(self.vm, gpa, away);
+    }
+
     /// Whether all frames have been given back.
     pub fn is_empty(&self) -> bool {
         self.table.read().all_leaves().next().is_none()
@@ -295,6 +310,7 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     /// Takes leaves of about `bytes` out of the table, for the frames to be freed. The VM is off and runs
     /// nowhere, or was never started.
     pub fn take_leaves(&self, bytes: u64) -> Vec<(Frame, PageSize)> {
+        let _nothing_moves = self.moving.write();
         self.change_table(|table, shootdown| {
             let mut sum = 0_u64;
             let some = table.all_leaves().take_while(|leaf| {
@@ -316,135 +332,6 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
             frames
         })
     }
-
-    /// Calls `work` with each contiguous piece of `gpa..gpa + bytes` in the direct map. The access lock is
-    /// held throughout; nothing is called unless all of the range is memory.
-    fn pieces(
-        &self,
-        gpa: Gpa,
-        bytes: usize,
-        mut work: impl FnMut(*mut u8, core::ops::Range<usize>),
-    ) -> Result<(), OutOfRange> {
-        let fault = OutOfRange {
-            gpa,
-            bytes: bytes as u64,
-        };
-        let table = self.table.read();
-        let locate = |offset: usize| -> Result<(Hpa, usize), OutOfRange> {
-            let at = gpa.checked_add(offset as u64).ok_or(fault)?;
-            let Ok(Lookup::Mapped(leaf)) = table.translate(at) else {
-                return Err(fault);
-            };
-            let inside = at.0 - leaf.at.0;
-            let left = (leaf.size.bytes() - inside).min((bytes - offset) as u64);
-            Ok((Hpa(leaf.frame.address().0 + inside), left as usize))
-        };
-        let mut offset = 0;
-        while offset < bytes {
-            offset += locate(offset)?.1;
-        }
-        let mut offset = 0;
-        while offset < bytes {
-            let (hpa, length) = locate(offset)?;
-            work(mm::direct(hpa), offset..offset + length);
-            offset += length;
-        }
-        Ok(())
-    }
-}
-
-impl<F: TableFormat<Address = Gpa>> GuestMemory for GuestRam<F> {
-    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), OutOfRange> {
-        self.pieces(gpa, buf.len(), |from, range| {
-            let Some(to) = buf.get_mut(range) else { return };
-            // SAFETY: `from` is the direct map of guest frames that the access lock keeps mapped, valid for the
-            // piece's length. A running guest may change the bytes meanwhile, which is a race with hardware and not
-            // with Rust code: the copy is volatile and byte-wise as far as the abstract machine knows, and any
-            // value is a valid u8. `to` is the kernel's own and does not overlap guest frames.
-            unsafe { copy(to.as_mut_ptr(), from, to.len()) };
-        })
-    }
-
-    fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), OutOfRange> {
-        self.pieces(gpa, bytes.len(), |to, range| {
-            let Some(from) = bytes.get(range) else { return };
-            // SAFETY: as in `read`, the other way round; no Rust reference to guest memory exists anywhere.
-            unsafe { copy(to, from.as_ptr(), from.len()) };
-        })
-    }
-
-    fn compare_exchange(
-        &self,
-        gpa: Gpa,
-        width: Width,
-        current: u64,
-        new: u64,
-    ) -> Result<u64, OutOfRange> {
-        let bytes = match width {
-            Width::Bits32 => 4,
-            Width::Bits64 => 8,
-        };
-        if !gpa.0.is_multiple_of(bytes as u64) {
-            return Err(OutOfRange {
-                gpa,
-                bytes: bytes as u64,
-            });
-        }
-        let mut held = 0;
-        self.pieces(gpa, bytes, |at, _| {
-            // SAFETY: `at` is aligned to the width (checked above, and frames are page-aligned), so the word lies
-            // in one frame; the direct map is valid for it. Guests and the kernel access it atomically.
-            held = unsafe {
-                match width {
-                    Width::Bits32 => AtomicU32::from_ptr(at.cast())
-                        .compare_exchange(current as u32, new as u32, SeqCst, SeqCst)
-                        .map_or_else(u64::from, u64::from),
-                    Width::Bits64 => AtomicU64::from_ptr(at.cast())
-                        .compare_exchange(current, new, SeqCst, SeqCst)
-                        .unwrap_or_else(|held| held),
-                }
-            };
-        })?;
-        Ok(held)
-    }
-
-    /// In one piece where it is aligned, as page-table entries are: another CPU may be writing it.
-    fn read_u64(&self, gpa: Gpa) -> Result<u64, OutOfRange> {
-        if !gpa.0.is_multiple_of(8) {
-            let mut b = [0; 8];
-            self.read(gpa, &mut b)?;
-            return Ok(u64::from_le_bytes(b));
-        }
-        let mut held = 0;
-        self.pieces(gpa, 8, |at, _| {
-            // SAFETY: `at` is aligned and its word in one frame, as in `compare_exchange`.
-            held = unsafe { AtomicU64::from_ptr(at.cast()) }.load(SeqCst);
-        })?;
-        Ok(held)
-    }
-
-    /// As [`GuestMemory::read_u64`].
-    fn read_u32(&self, gpa: Gpa) -> Result<u32, OutOfRange> {
-        if !gpa.0.is_multiple_of(4) {
-            let mut b = [0; 4];
-            self.read(gpa, &mut b)?;
-            return Ok(u32::from_le_bytes(b));
-        }
-        let mut held = 0;
-        self.pieces(gpa, 4, |at, _| {
-            // SAFETY: `at` is aligned and its word in one frame, as in `compare_exchange`.
-            held = unsafe { AtomicU32::from_ptr(at.cast()) }.load(SeqCst);
-        })?;
-        Ok(held)
-    }
-
-    fn holds(&self, gpa: Gpa) -> bool {
-        matches!(self.table.read().translate(gpa), Ok(Lookup::Mapped(_)))
-    }
-
-    fn size(&self) -> u64 {
-        self.bytes_by_node().iter().sum()
-    }
 }
 
 /// The frame that `at`, a leaf's first address, is mapped to.
@@ -455,17 +342,5 @@ fn first_frame<F: TableFormat<Address = Gpa>>(
     match table.translate(at) {
         Ok(Lookup::Mapped(leaf)) => Some(leaf.frame),
         _ => None,
-    }
-}
-
-/// Copies bytes that others may change meanwhile.
-///
-/// # Safety
-/// `to` is valid for writes and `from` for reads of `length` bytes; they do not overlap.
-unsafe fn copy(to: *mut u8, from: *const u8, length: usize) {
-    // SAFETY: the caller's. `rep movsb` is opaque to the compiler, which therefore assumes nothing about the
-    // bytes being stable.
-    unsafe {
-        core::arch::asm!("rep movsb", inout("rcx") length => _, inout("rdi") to => _, inout("rsi") from => _, options(nostack));
     }
 }

@@ -53,6 +53,11 @@ impl Backend for Svm {
         cpu::SvmCpu::enable(node)
     }
 
+    /// Nested tables are walked as tables of paging are, with A and D (APM 2 15.25.5).
+    fn sets_dirty_bits() -> bool {
+        true
+    }
+
     fn new_vcpu(setup: &VcpuSetup) -> Result<vcpu::SvmVcpu, Unsupported> {
         vcpu::SvmVcpu::new(setup)
     }

@@ -66,6 +66,11 @@ impl Backend for Vmx {
         cpu::facts().is_ok_and(|facts| vmcs::Settings::can_log_writes(&facts.caps))
     }
 
+    /// SDM 3C 29.3.5.
+    fn sets_dirty_bits() -> bool {
+        cpu::facts().is_ok_and(|facts| facts.caps.has_accessed_dirty())
+    }
+
     fn new_vcpu(setup: &VcpuSetup) -> Result<vcpu::VmxVcpu, Unsupported> {
         vcpu::VmxVcpu::new(setup)
     }

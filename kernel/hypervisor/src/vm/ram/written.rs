@@ -81,6 +81,13 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
         }
     }
 
+    /// The hypervisor has written this page and set its D.
+    pub(super) fn note_written(&self, at: Gpa) {
+        if let Some(log) = self.written.get() {
+            log.note(at);
+        }
+    }
+
     /// The table changes: D may be 1 where no processor has set it.
     pub(super) fn doubt_log(&self) {
         if let Some(log) = self.written.get() {
