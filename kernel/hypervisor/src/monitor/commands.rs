@@ -16,7 +16,7 @@ use units::NodeId;
 type Entry = (&'static str, &'static str, &'static str);
 
 #[rustfmt::skip] // a table, a line each
-const COMMANDS: [Entry; 19] = [
+const COMMANDS: [Entry; 20] = [
     ("help", "", "this list"),
     ("topology", "", "nodes with their memory and CPUs, latencies between them"),
     ("memory", "", "free memory of each node"),

@@ -12,6 +12,7 @@ pub mod foreign;
 pub mod guests;
 pub mod hostile;
 pub mod locality;
+pub mod moves;
 mod observed;
 pub mod operator;
 mod random;
@@ -35,6 +36,7 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         foreign::scenarios(),
         operator::scenarios(),
         locality::scenarios(),
+        moves::scenarios(),
         schedule::scenarios(),
         sabotage::scenarios(),
         counters::scenarios(),

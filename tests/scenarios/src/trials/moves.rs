@@ -1,0 +1,205 @@
+//! Pages that move under a guest that knows every byte of them (`tests/guests/stamps`).
+//!
+//! Four processors compare and rewrite all of the guest's memory, one of them by an emulated port as well, while the
+//! operator sends all pages from node to node: first as large leaves, then as small ones.
+
+use std::time::Duration;
+
+use telemetry::Event;
+use units::PageSize;
+
+use crate::{Evidence, Machine, Outcome, Scenario, Vm};
+
+const NAME: &str = "stamps";
+/// MiB of the guest.
+const MEMORY: u64 = 24;
+/// Its leaves: a few less of 2 MiB, for the hole below 1 MiB.
+const SMALL: u64 = MEMORY << 8;
+/// What the guest says of a byte that it did not write.
+const LOST: &str = "was not what was written";
+const OVER: &str = "have been around";
+/// Ctrl-A and the VM's digit, and back.
+const QUIT: &str = "\u{1}1q\u{1}0";
+
+/// The trials of this file.
+pub fn scenarios() -> Vec<Scenario> {
+    vec![
+        tour(
+            Scenario::quick(
+                "moves-lose-nothing",
+                "all pages of a busy guest go from node to node, large and small, and every byte is what it wrote",
+                |e| nothing_lost(e, 12, 2 * SMALL * 9 / 10, 1),
+            ),
+            Stops {
+                large: 3,
+                small: 2,
+                turns: 3,
+            },
+        ),
+        tour(
+            Scenario::full(
+                "moves-lose-nothing-200000",
+                "the same 200,000 times, with a thousand that are written meanwhile",
+                |e| nothing_lost(e, 100, 200_000, 1000),
+            ),
+            Stops {
+                large: 40,
+                small: 36,
+                turns: 10,
+            },
+        )
+        .within(Duration::from_secs(1800)),
+        tour(
+            Scenario::full(
+                "moves-lose-nothing-slowly",
+                "the same with a pause between any two steps of a move",
+                |e| nothing_lost(e, 40, 3 * SMALL * 9 / 10, 100),
+            ),
+            Stops {
+                large: 8,
+                small: 4,
+                turns: 3,
+            },
+        )
+        .sabotaged("slow-moves"),
+        broken("map-early"),
+        broken("judge-early"),
+    ]
+}
+
+/// Nodes that all pages are brought to, one after the other.
+struct Stops {
+    large: u32,
+    small: u32,
+    /// How often each page is compared at least.
+    turns: u32,
+}
+
+fn tour(scenario: Scenario, stops: Stops) -> Scenario {
+    let around = |stops: u32| format!("migrate {NAME} around {stops}\r");
+    scenario
+        .on(Machine::row(3, 2, 256))
+        .on_bochs(Machine::row(2, 2, 256))
+        .vm(Vm::micro(NAME, "stamps", &format!("turns={}", stops.turns))
+            .set("cpus", "4")
+            .set("memory", &format!("\"{MEMORY}M\""))
+            .set("mode", "\"off\""))
+        .type_after("[stamps] STAMPS turn=", &around(stops.large))
+        .type_after(
+            OVER,
+            &format!("split {NAME} 0 {MEMORY}\r{}", around(stops.small)),
+        )
+        .type_after(OVER, QUIT)
+        .within(Duration::from_secs(600))
+}
+
+/// The same on a kernel that moves pages wrongly: it must be noticed.
+fn broken(how: &'static str) -> Scenario {
+    let judge = move |e: &Evidence| {
+        let seen = e.guest(NAME);
+        if seen.ok == Some(false) && seen.details.contains(LOST) {
+            return Ok(());
+        }
+        Err(format!(
+            "pages were moved by {how}, and nothing was noticed: {}, {}",
+            e.outcome, seen.details
+        ))
+    };
+    let stops = Stops {
+        large: 8,
+        small: 4,
+        turns: 3,
+    };
+    let name = format!("moves-notice-{how}");
+    let about = format!("moves that are broken by {how} lose writes, which the guest notices");
+    tour(Scenario::full(&name, &about, judge), stops)
+        .sabotaged("slow-moves")
+        .sabotaged(how)
+}
+
+fn nothing_lost(e: &Evidence, large: u64, small: u64, written: u64) -> Result<(), String> {
+    e.every_guest_is_well(4)?;
+    let (mut moved, mut again) = ([0_u64; 2], 0_u64);
+    for event in e.events() {
+        if let Event::PagesMoved {
+            leaves,
+            leaf,
+            failed,
+            written,
+            ..
+        } = event
+        {
+            if *failed > 0 {
+                return Err(format!("a page could not be moved: {event}"));
+            }
+            moved[usize::from(*leaf == PageSize::Size4K)] += u64::from(*leaves);
+            again += u64::from(*written);
+        }
+    }
+    if moved[0] < large || moved[1] < small || again < written {
+        return Err(format!(
+            "only {moved:?} large and small leaves were moved, {again} of them written meanwhile"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Emulator, Stamped};
+    use telemetry::Record;
+    use units::{Nanos, NodeId, VmId};
+
+    fn evidence(leaves: u32, leaf: PageSize, failed: u32, result: &str) -> Evidence {
+        let said = |what: &str| Stamped {
+            at: Duration::ZERO,
+            what: format!("[{NAME}] {what}"),
+        };
+        let event = Event::PagesMoved {
+            vm: VmId(0),
+            name: NAME.into(),
+            from: NodeId(0),
+            to: NodeId(1),
+            leaves,
+            leaf,
+            bytes: 0,
+            failed,
+            written: 1,
+            copied_again: 4096,
+            pause_p50: Nanos(1),
+            pause_max: Nanos(1),
+            reason: String::new(),
+        };
+        Evidence {
+            emulator: Emulator::Qemu,
+            machine: Machine::row(1, 2, 512),
+            vms: vec![NAME.into()],
+            outcome: Outcome::Clean,
+            console: vec![said("GUEST-UP cpus=4 kernel=stamps"), said(result)],
+            records: vec![Stamped {
+                at: Duration::ZERO,
+                what: Record {
+                    at_ns: Nanos(0),
+                    seq: 0,
+                    event,
+                },
+            }],
+            torn_records: 0,
+            plugin: None,
+            seed: None,
+        }
+    }
+
+    #[test]
+    fn few_moves_and_failed_ones_do_not_convince() {
+        let ok = "GUEST-RESULT ok pages=5120 turns=10";
+        let judged = |e: Evidence| nothing_lost(&e, 0, 100, 1);
+        assert_eq!(judged(evidence(100, PageSize::Size4K, 0, ok)), Ok(()));
+        assert!(judged(evidence(99, PageSize::Size4K, 0, ok)).is_err());
+        assert!(judged(evidence(100, PageSize::Size2M, 0, ok)).is_err());
+        assert!(judged(evidence(100, PageSize::Size4K, 1, ok)).is_err());
+        let lost = "GUEST-RESULT mismatch 3 times a page was not what was written";
+        assert!(judged(evidence(100, PageSize::Size4K, 0, lost)).is_err());
+    }
+}
