@@ -19,8 +19,10 @@ use spin::Mutex;
 use telemetry::Event;
 use units::{CpuId, Nanos, NodeId, PAGE_BYTES, PageSize, VmId};
 
-/// Small leaves that move together: two shootdowns serve them all.
-const BATCH: usize = 128;
+/// Leaves that move together, small ones and large ones: as many as a guest may wait for at once.
+const SMALL: usize = 128;
+/// See [`SMALL`].
+const LARGE: usize = 4;
 
 /// An order to bring leaves to a node.
 #[derive(Debug)]
@@ -75,11 +77,18 @@ impl PageWork {
         }
     }
 
-    /// Takes out the next leaf, with small ones that follow it.
+    /// Takes out the next leaves, all of one size.
     fn next(&mut self) -> Vec<PageOrder> {
-        let small = |order: &PageOrder| order.size == PageSize::Size4K;
-        let many = self.leaves.iter().take(BATCH).take_while(|o| small(o));
-        let count = many.count().max(1).min(self.leaves.len());
+        let Some(first) = self.leaves.front().copied() else {
+            return Vec::new();
+        };
+        let most = match first.size {
+            PageSize::Size4K => SMALL,
+            PageSize::Size2M => LARGE,
+            PageSize::Size1G => 1,
+        };
+        let alike = |order: &&PageOrder| order.size == first.size;
+        let count = self.leaves.iter().take(most).take_while(alike).count();
         self.leaves.drain(..count).collect()
     }
 
@@ -132,7 +141,7 @@ pub fn queued(vm: VmId) -> usize {
         .sum()
 }
 
-/// Moves one large leaf or a batch of small ones whose target is this CPU's node. The next follow after as long a rest as
+/// Moves a batch of leaves whose target is this CPU's node. The next follow after as long a rest as
 /// these took, so that copying never takes more than half of a CPU from its guests.
 pub fn work<B: Backend>(hv: &Hypervisor<B>) {
     let here = percpu::current();

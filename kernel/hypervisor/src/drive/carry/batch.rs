@@ -1,83 +1,53 @@
-//! Small leaves that move together: two shootdowns serve them all.
+//! Leaves that move together, and what becomes of each.
 
-use super::{Done, Moved, Refused, Table, Unmoved, one, refuse, whereabouts};
-use crate::arch::time;
-use crate::mm;
-use crate::sabotage;
+use super::{Done, Moved, Refused, Table, Unmoved, refuse};
 use crate::virt::Backend;
 use crate::vm::Vm;
-use alloc::string::ToString;
 use alloc::vec::Vec;
-use config::Sabotage;
 use core::slice;
-use memory::page_move::{Copied, Mirrored, PageMove, Planned, Quiet, Settled, State, shoot_down};
-use memory::table::{Flush, Lookup, NoProcessor};
+use memory::page_move::large::LargeMove;
+use memory::page_move::{PageMove, State};
 use migrate::PageOrder;
-use units::{Gpa, Nanos, NodeId, PageSize};
+use units::{Gpa, Nanos, NodeId};
 
-/// Moves them; says what became of each.
-pub fn carry_out<B: Backend>(vm: &Vm<B>, orders: &[PageOrder], to: NodeId) -> Vec<Moved> {
-    let mut batch = Batch::of(orders);
-    let planned = batch.plan(vm, to);
-    let flush = vm.ram.shootdown();
-    let began;
-    let frozen = if B::sets_dirty_bits() {
-        let armed = batch.each(vm, planned, PageMove::<Planned>::arm);
-        let watched = shoot_down(armed, &flush).into_iter();
-        let mirrored = watched.map(|page| page.mirror(mm::copy_frames)).collect();
-        if sabotage::on(Sabotage::JudgeEarly) {
-            batch.judge_early(vm);
-        }
-        sabotage::linger();
-        began = time::now();
-        batch.each(vm, mirrored, PageMove::<Mirrored>::freeze)
-    } else {
-        began = time::now();
-        batch.each(vm, planned, PageMove::<Planned>::freeze)
-    };
-    sabotage::linger();
-    let quiet = match sabotage::on(Sabotage::MapEarly) {
-        false => shoot_down(frozen, &flush).into_iter(),
-        true => shoot_down(frozen, &NoProcessor).into_iter(),
-    };
-    let copied: Vec<_> = quiet.map(|page| batch.settle(page)).collect();
-    let places: Vec<Gpa> = copied.iter().map(PageMove::at).collect();
-    let old = batch.each(vm, copied, |page, tables| {
-        let at = page.at();
-        page.commit(tables).map(|old| (at, old))
-    });
-    places.into_iter().for_each(|at| vm.ram.arrived(at));
-    if sabotage::on(Sabotage::MapEarly) {
-        sabotage::linger();
-        Flush::All.carry_out(&flush);
-    }
-    let pause = time::now().since(began);
-    for (at, old) in old {
-        mm::free_displaced(old);
-        if let Some(from) = batch.done(at, pause) {
-            vm.ram.relocated(PageSize::Size4K, from, to);
-        }
-    }
-    batch.pages.into_iter().map(|page| page.fate).collect()
-}
-
-/// Small leaves that move together.
-struct Batch {
-    pages: Vec<Page>,
+/// See the module.
+pub struct Batch {
+    pub pages: Vec<Page>,
 }
 
 /// One of them.
-struct Page {
-    order: PageOrder,
-    from: NodeId,
-    again: u64,
-    fate: Moved,
-    /// [`Sabotage::JudgeEarly`]: the copy counts, whatever came after.
-    judged: bool,
+pub struct Page {
+    pub order: PageOrder,
+    /// The node that it leaves.
+    pub from: NodeId,
+    /// Pages of 4 KiB that were copied once more.
+    pub again: u64,
+    /// What became of it so far.
+    pub fate: Moved,
+    /// [`config::Sabotage::JudgeEarly`]: the copy counts, whatever came after.
+    pub judged: bool,
+}
+
+/// A move in whatever state.
+pub trait Moving {
+    /// Its first address.
+    fn at(&self) -> Gpa;
+}
+
+impl<S: State> Moving for PageMove<S> {
+    fn at(&self) -> Gpa {
+        PageMove::at(self)
+    }
+}
+
+impl<S> Moving for LargeMove<S> {
+    fn at(&self) -> Gpa {
+        LargeMove::at(self)
+    }
 }
 
 impl Batch {
-    fn of(orders: &[PageOrder]) -> Self {
+    pub fn of(orders: &[PageOrder]) -> Self {
         let page = |order: &PageOrder| Page {
             order: *order,
             from: order.from,
@@ -89,42 +59,17 @@ impl Batch {
         Self { pages }
     }
 
-    /// Begins the move of each leaf that is not there already.
-    fn plan<B: Backend>(&mut self, vm: &Vm<B>, to: NodeId) -> Vec<PageMove<Planned>> {
-        let mut planned = Vec::with_capacity(self.pages.len());
-        for page in &mut self.pages {
-            let at = page.order.gpa;
-            match whereabouts(vm, at) {
-                Ok((from, _)) if from == to => {}
-                Ok((from, PageSize::Size4K)) => {
-                    page.from = from;
-                    match begin(at, to) {
-                        Ok(begun) => planned.push(begun),
-                        Err(why) => page.fate = Err(why),
-                    }
-                }
-                // The close look under which it was ordered is over; the orders for the other pages find them moved.
-                Ok(_) => page.fate = one(vm, page.order, to),
-                Err(why) => page.fate = Err(why),
-            }
-        }
-        planned
-    }
-
-    /// Takes each page one step further, under one lock.
-    fn each<B: Backend, S, T>(
+    /// Takes each one step further, under one lock.
+    pub fn each<B: Backend, P: Moving, T>(
         &mut self,
         vm: &Vm<B>,
-        pages: Vec<PageMove<S>>,
-        step: impl Fn(PageMove<S>, &mut [Table<B>]) -> Result<T, Refused>,
-    ) -> Vec<T>
-    where
-        S: State,
-    {
-        let mut done = Vec::with_capacity(pages.len());
+        moves: Vec<P>,
+        step: impl Fn(P, &mut [Table<B>]) -> Result<T, Refused>,
+    ) -> Vec<T> {
+        let mut done = Vec::with_capacity(moves.len());
         let mut refused = Vec::new();
         vm.ram.change_table(|table, _| {
-            for page in pages {
+            for page in moves {
                 let at = page.at();
                 match step(page, slice::from_mut(table)) {
                     Ok(next) => done.push(next),
@@ -133,54 +78,36 @@ impl Batch {
             }
         });
         for (at, why) in refused {
-            if let Some(page) = self.page(at) {
-                page.fate = Err(refuse(why));
-            }
+            self.stays(at, refuse(why));
         }
         done
     }
 
-    /// What was copied in time is the page; else it is copied now.
-    fn settle(&mut self, page: PageMove<Quiet>) -> PageMove<Copied> {
-        match page.settle() {
-            Settled::Clean(page) => page,
-            Settled::Written(page) => {
-                match self.page(page.at()) {
-                    Some(known) if known.judged => return page.copy(|_, _, _| {}),
-                    Some(known) => known.again = 1,
-                    None => {}
-                }
-                page.copy(mm::copy_frames)
-            }
+    /// A leaf was not moved.
+    pub fn stays(&mut self, at: Gpa, why: Unmoved) {
+        if let Some(page) = self.page(at) {
+            page.fate = Err(why);
         }
     }
 
-    /// [`Sabotage::JudgeEarly`].
-    fn judge_early<B: Backend>(&mut self, vm: &Vm<B>) {
-        for page in &mut self.pages {
-            let found = vm.ram.with_table(|table| table.translate(page.order.gpa));
-            page.judged = matches!(found, Ok(Lookup::Mapped(leaf)) if !leaf.dirty);
-        }
-    }
-
-    /// A page is at its new place; where it was.
-    fn done(&mut self, at: Gpa, pause: Nanos) -> Option<NodeId> {
+    /// A leaf is at its new place. The node that it left.
+    pub fn arrived(&mut self, at: Gpa, pause: Nanos) -> Option<NodeId> {
         let page = self.page(at)?;
         page.fate = Ok(Some(Done {
             from: page.from,
-            size: PageSize::Size4K,
+            size: page.order.size,
             pause,
             again: page.again,
         }));
         Some(page.from)
     }
 
-    fn page(&mut self, at: Gpa) -> Option<&mut Page> {
+    pub fn page(&mut self, at: Gpa) -> Option<&mut Page> {
         self.pages.iter_mut().find(|page| page.order.gpa == at)
     }
-}
 
-fn begin(at: Gpa, to: NodeId) -> Result<PageMove<Planned>, Unmoved> {
-    let target = mm::allocate_on(to, PageSize::Size4K).map_err(|e| e.to_string())?;
-    PageMove::plan(at, PageSize::Size4K, target).map_err(refuse)
+    /// What became of each.
+    pub fn fates(self) -> Vec<Moved> {
+        self.pages.into_iter().map(|page| page.fate).collect()
+    }
 }

@@ -34,7 +34,7 @@ pub struct Copied(pub(super) Absent<CollapseReady<Gpa>>);
 impl LargeMove<Frozen> {
     /// Makes every processor forget the pages.
     pub fn shoot_down(self, by: &(impl Shootdown + ?Sized)) -> LargeMove<Quiet> {
-        self.flush(by);
+        self.flush().carry_out(by);
         let forgotten = |join: Collapsing<Gpa>| join.shoot_down(&crate::table::NoProcessor);
         self.into(|Frozen(absent)| {
             Quiet(Absent {

@@ -25,7 +25,9 @@ use super::freeze::alike;
 use super::undo::{Begun, GiveUp};
 use super::{Leaves, MoveError, Stage, State};
 use crate::buddy::{Allocation, Order};
-use crate::table::{Flush, Pages, RadixTable, Shootdown, TableFormat, TableMemory, Ticket};
+use crate::table::{
+    Flush, NoProcessor, Pages, RadixTable, Shootdown, TableFormat, TableMemory, Ticket,
+};
 use alloc::vec::Vec;
 use units::{Frame, Gpa, PageSize};
 
@@ -113,9 +115,9 @@ impl<S> LargeMove<S> {
         &self.target
     }
     /// What must be flushed before anything else may happen.
-    fn flush(&self, by: &(impl Shootdown + ?Sized)) {
+    fn flush(&self) -> Flush {
         let (first, bytes) = (self.at.0, WHOLE.bytes());
-        Flush::Range { first, bytes }.carry_out(by);
+        Flush::Range { first, bytes }
     }
     fn into<T>(self, next: impl FnOnce(S) -> T) -> LargeMove<T> {
         let Self { at, target, state } = self;
@@ -198,9 +200,37 @@ impl LargeMove<Planned> {
 impl LargeMove<Armed> {
     /// Makes every processor forget the pages.
     pub fn shoot_down(self, by: &(impl Shootdown + ?Sized)) -> LargeMove<Watched> {
-        self.flush(by);
+        self.flush().carry_out(by);
+        self.flushed()
+    }
+
+    fn flushed(self) -> LargeMove<Watched> {
         self.into(|Armed(watch, stale)| Watched(watch, stale))
     }
+}
+
+/// Makes every processor forget all pages of a batch, by one merged flush.
+pub fn shoot_down(
+    batch: Vec<LargeMove<Armed>>,
+    by: &(impl Shootdown + ?Sized),
+) -> Vec<LargeMove<Watched>> {
+    merged(&batch).carry_out(by);
+    batch.into_iter().map(LargeMove::<Armed>::flushed).collect()
+}
+
+/// The same after the freeze.
+pub fn shoot_down_frozen(
+    batch: Vec<LargeMove<Frozen>>,
+    by: &(impl Shootdown + ?Sized),
+) -> Vec<LargeMove<Quiet>> {
+    merged(&batch).carry_out(by);
+    let quiet = batch.into_iter().map(|page| page.shoot_down(&NoProcessor));
+    quiet.collect()
+}
+
+fn merged<S>(batch: &[LargeMove<S>]) -> Flush {
+    let flushes = batch.iter().map(LargeMove::flush);
+    flushes.fold(Flush::None, Flush::merge)
 }
 
 impl LargeMove<Watched> {

@@ -1,0 +1,160 @@
+//! Large leaves, as small pages while they are copied: the shootdowns of one serve a few.
+
+use super::batch::Batch;
+use super::{Moved, refuse, target, whereabouts};
+use crate::arch::time;
+use crate::mm;
+use crate::sabotage;
+use crate::virt::Backend;
+use crate::vm::Vm;
+use alloc::vec::Vec;
+use config::Sabotage;
+use core::slice;
+use memory::page_move::large::{
+    Armed, LargeMove, Mirrored, Planned, Quiet, Rounds, shoot_down, shoot_down_frozen,
+};
+use memory::table::{Flush, NoProcessor};
+use migrate::PageOrder;
+use units::{Gpa, NodeId, PageSize};
+
+const LARGE: PageSize = PageSize::Size2M;
+
+/// A move that is copied while the guest runs, and how long yet.
+type Rounding = (LargeMove<Mirrored>, Rounds);
+
+/// Moves them; says what became of each.
+pub fn carry_out<B: Backend>(vm: &Vm<B>, orders: &[PageOrder], to: NodeId) -> Vec<Moved> {
+    let mut batch = Batch::of(orders);
+    let planned = plan(&mut batch, vm, to);
+    let flush = vm.ram.shootdown();
+    let armed = batch.each(vm, planned, LargeMove::<Planned>::arm);
+    let mirrored = shoot_down(armed, &flush).into_iter();
+    let mirrored = mirrored.map(|page| (page.copy(mm::copy_frames).0, Rounds::default()));
+    let ready = in_rounds(&mut batch, vm, mirrored.collect());
+    sabotage::linger();
+    let began = time::now();
+    let frozen = batch.each(vm, ready, LargeMove::<Mirrored>::freeze);
+    sabotage::linger();
+    let quiet = match sabotage::on(Sabotage::MapEarly) {
+        false => shoot_down_frozen(frozen, &flush),
+        true => shoot_down_frozen(frozen, &NoProcessor),
+    };
+    let places: Vec<Gpa> = quiet.iter().map(LargeMove::at).collect();
+    let copied = quiet
+        .into_iter()
+        .map(|page| last_copy(&mut batch, vm, page));
+    let copied = copied.collect();
+    let old = batch.each(vm, copied, |page, tables| {
+        let at = page.at();
+        page.commit(tables).map(|old| (at, old))
+    });
+    places.into_iter().for_each(|at| vm.ram.arrived(at));
+    if sabotage::on(Sabotage::MapEarly) {
+        sabotage::linger();
+        Flush::All.carry_out(&flush);
+    }
+    let pause = time::now().since(began);
+    for (at, old) in old {
+        // As the allocator knows them they are small ones since the split.
+        mm::join_block(old.frame);
+        mm::free_displaced(old);
+        if let Some(from) = batch.arrived(at, pause) {
+            vm.ram.relocated(LARGE, from, to);
+        }
+    }
+    let stay = batch.pages.iter().filter(|page| page.fate.is_err());
+    let stay: Vec<Gpa> = stay.map(|page| page.order.gpa).collect();
+    if !stay.is_empty() {
+        vm.ram.remap(&[], &stay);
+    }
+    batch.fates()
+}
+
+/// Splits each leaf that is not there already, and begins its move.
+fn plan<B: Backend>(batch: &mut Batch, vm: &Vm<B>, to: NodeId) -> Vec<LargeMove<Planned>> {
+    let mut planned = Vec::with_capacity(batch.pages.len());
+    let mut split = Vec::with_capacity(batch.pages.len());
+    for page in &mut batch.pages {
+        let at = page.order.gpa;
+        let begun = match whereabouts(vm, at) {
+            Ok((from, _)) if from == to => continue,
+            Ok((from, mapped)) => {
+                page.from = from;
+                if mapped == LARGE {
+                    split.push(at);
+                }
+                target(to, LARGE).and_then(|to| LargeMove::plan(at, to).map_err(refuse))
+            }
+            Err(why) => Err(why),
+        };
+        match begun {
+            Ok(begun) => planned.push(begun),
+            Err(why) => page.fate = Err(why),
+        }
+    }
+    if !split.is_empty() {
+        vm.ram.remap(&split, &[]);
+    }
+    planned
+}
+
+/// Copies again what was written, as long as it helps.
+fn in_rounds<B: Backend>(
+    batch: &mut Batch,
+    vm: &Vm<B>,
+    mirrored: Vec<Rounding>,
+) -> Vec<LargeMove<Mirrored>> {
+    let mut ready = Vec::with_capacity(mirrored.len());
+    let mut moving = mirrored;
+    loop {
+        let (mut again, mut rounds) = (Vec::new(), Vec::new());
+        for (page, mut left) in moving {
+            let written = vm
+                .ram
+                .with_table(|table| page.written(slice::from_ref(table)));
+            match left.go_on(written) {
+                true => {
+                    rounds.push((page.at(), left));
+                    again.push(page);
+                }
+                false => ready.push(page),
+            }
+        }
+        if again.is_empty() {
+            return ready;
+        }
+        let armed: Vec<LargeMove<Armed>> = batch.each(vm, again, |page, tables| {
+            page.again(tables).map(|(armed, _written)| armed)
+        });
+        let watched = shoot_down(armed, &vm.ram.shootdown()).into_iter();
+        moving = watched
+            .filter_map(|page| {
+                let (page, copied) = page.copy(mm::copy_frames);
+                let (_, left) = rounds.iter().find(|(at, _)| *at == page.at())?;
+                if let Some(known) = batch.page(page.at()) {
+                    known.again += copied;
+                }
+                Some((page, *left))
+            })
+            .collect();
+    }
+}
+
+/// Copies what was written since the last round, while the guest waits.
+fn last_copy<B: Backend>(
+    batch: &mut Batch,
+    vm: &Vm<B>,
+    page: LargeMove<Quiet>,
+) -> LargeMove<memory::page_move::large::Copied> {
+    let copy = match sabotage::on(Sabotage::JudgeEarly) {
+        false => mm::copy_frames,
+        true => |_, _, _| {},
+    };
+    let (page, copied) = vm
+        .ram
+        .with_table(|table| page.copy(slice::from_ref(table), copy));
+    if let Some(known) = batch.page(page.at()) {
+        known.again += copied;
+    }
+    page
+}
