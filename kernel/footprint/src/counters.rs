@@ -23,7 +23,7 @@
 
 use alloc::vec;
 use alloc::vec::Vec;
-use units::{NodeId, PerMille, Score};
+use units::{Nanos, NodeId, PerMille, Score};
 
 use crate::matrix::Matrix;
 use crate::tracker::Footprint;
@@ -133,10 +133,12 @@ fn divided(k: usize, row: &[u64], share: Score, resident: &[u64]) -> Vec<u64> {
 /// What a footprint remembers of its counters.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SecondOpinion {
-    /// For the pass to come.
-    pending: DramReads,
+    /// For the pass to come, where anything counts.
+    pending: Option<DramReads>,
     /// Of the last pass.
     last: DramReads,
+    /// Reads in a second of run time: halved each counted pass, plus half of the new.
+    per_s: Option<u64>,
     /// Disagreement on average.
     doubt: Score,
 }
@@ -144,9 +146,9 @@ pub(crate) struct SecondOpinion {
 impl SecondOpinion {
     /// A busy pass as counters correct it.
     pub(crate) fn correct(&mut self, pass: Matrix, resident: &[u64]) -> Matrix {
-        let (corrected, apart) = match self.pending.is_empty() {
-            true => (pass, Score::ZERO),
-            false => self.pending.correct(&pass, resident),
+        let (corrected, apart) = match &self.pending {
+            Some(reads) if !reads.is_empty() => reads.correct(&pass, resident),
+            _ => (pass, Score::ZERO),
         };
         // Rounded so that a lasting disagreement is reached from below and none from above.
         let step = |difference: u32| difference.div_ceil(8);
@@ -157,9 +159,21 @@ impl SecondOpinion {
         corrected
     }
 
-    /// The pass is over, busy or not.
-    pub(crate) fn end_pass(&mut self) {
-        self.last = core::mem::take(&mut self.pending);
+    /// The pass is over, busy or not; the machine ran for `run` in it.
+    pub(crate) fn end_pass(&mut self, run: Nanos) {
+        let Some(reads) = self.pending.take() else {
+            self.last = DramReads::default();
+            return;
+        };
+        let sums = reads.by_node.iter();
+        let sum = sums.fold(0u128, |sum, (near, far)| {
+            sum + u128::from(*near) + u128::from(*far)
+        });
+        if let Some(now) = (sum * 1_000_000_000).checked_div(run.0.into()) {
+            let now = u64::try_from(now).unwrap_or(u64::MAX);
+            self.per_s = Some(self.per_s.map_or(now, |before| before / 2 + now / 2));
+        }
+        self.last = reads;
     }
 
     /// What is left of a confidence.
@@ -170,10 +184,10 @@ impl SecondOpinion {
 }
 
 impl Footprint {
-    /// Adds reads that counters saw since the last pass; they correct the next one. Without any, this footprint is that of
-    /// bits and looks.
+    /// Adds reads that counters saw since the last pass; they correct the next one. Called by whoever has counters, for each
+    /// pass, also where they saw nothing. Without any reads, this footprint is that of bits and looks.
     pub fn count(&mut self, reads: &DramReads) {
-        let pending = &mut self.second.pending;
+        let pending = self.second.pending.get_or_insert_default();
         if pending.by_node.len() < reads.by_node.len() {
             pending.by_node.resize(reads.by_node.len(), (0, 0));
         }
@@ -185,6 +199,11 @@ impl Footprint {
     /// What counters saw in the last pass.
     pub fn counted(&self) -> &DramReads {
         &self.second.last
+    }
+
+    /// Reads that reached memory, in a second of run time of one virtual CPU; `None` where nothing counts them.
+    pub fn reads_per_s(&self) -> Option<u64> {
+        self.second.per_s
     }
 
     /// How much counters contradict bits and looks, on average over about eight passes; 0 where they agree, and without them.
@@ -257,13 +276,14 @@ mod tests {
         let pass = || matrix(&[&[1000, 0], &[0, 0]]);
         let mut last = Score::ZERO;
         for _ in 0..60 {
-            second.pending = reads(&[(0, 1 << 40)]);
+            second.pending = Some(reads(&[(0, 1 << 40)]));
             let _ = second.correct(pass(), &[1, 1]);
-            second.end_pass();
+            second.end_pass(Nanos::from_secs(2));
             assert!(second.doubt >= last);
             last = second.doubt;
         }
         assert_eq!(second.doubt.per_mille(), PerMille(1000));
+        assert_eq!(second.per_s, Some(1 << 39));
         assert_eq!(second.temper(Score::ONE).per_mille(), PerMille(500));
         for _ in 0..100 {
             let _ = second.correct(pass(), &[1, 1]);

@@ -124,7 +124,7 @@ impl Footprint {
         if !self.idle {
             self.add_touches(window, &samples);
         }
-        self.second.end_pass();
+        self.second.end_pass(window.total_run());
         self.note_home(window.length);
         summary.idle = self.idle;
         summary

@@ -184,9 +184,11 @@ impl<'a> Pricer<'a> {
 
     /// Saved in each second by accesses that take `saved_ps` less.
     fn benefit(&self, saved_ps: u64) -> u64 {
-        let accesses = u128::from(self.tunables.accesses_per_s)
-            * u128::from(self.vm.footprint.run_total())
-            / 1000;
+        let per_s = match self.vm.footprint.reads_per_s() {
+            Some(counted) => counted / self.tunables.overlap.max(1),
+            None => self.tunables.accesses_per_s,
+        };
+        let accesses = u128::from(per_s) * u128::from(self.vm.footprint.run_total()) / 1000;
         let ns = accesses * u128::from(saved_ps) / 1000;
         self.confident(u64::try_from(ns).unwrap_or(u64::MAX))
     }

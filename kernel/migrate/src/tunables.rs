@@ -16,6 +16,9 @@ pub struct Tunables {
     /// counts them. At 180 ns per remote access this makes 36 % of run time remote stall, which is what
     /// memory-bound programs show; machines that touch little are kept out by evidence.
     pub accesses_per_s: u64,
+    /// Where it counts them: reads that a processor has under way at a time, so that each costs this part of its latency. What
+    /// is taken above overlaps nothing.
+    pub overlap: u64,
     /// Longest time over which a benefit is believed to last.
     pub horizon: Nanos,
     /// Benefit must exceed cost this many times.
@@ -61,6 +64,7 @@ impl Default for Tunables {
             close_gain: Score::from_per_mille(20),
             passes: 2,
             accesses_per_s: 2_000_000,
+            overlap: 4,
             horizon: Nanos::from_secs(10),
             gamma: 2,
             gamma_bounced: 4,

@@ -9,7 +9,9 @@
 mod common;
 
 use common::{Load, Sim, vcpu};
-use footprint::{Attribution, Coverage, Footprint, Latencies, LeafSample, Operands, Window};
+use footprint::{
+    Attribution, Coverage, DramReads, Footprint, Latencies, LeafSample, Operands, Window,
+};
 use migrate::*;
 use sched::{Affinity, Event as Told, VcpuSpec};
 use std::collections::BTreeMap;
@@ -34,6 +36,8 @@ struct Vm {
     run_before: BTreeMap<NodeId, Nanos>,
     /// What looks at its next instructions find: memory nodes with weights. None without looks.
     operands: Vec<(NodeId, u32)>,
+    /// What counters say that it reads from memory in a second of run time. None without counters.
+    reads_per_s: Option<u64>,
     /// Local and all accesses, by pass.
     local: Vec<(u64, u64)>,
 }
@@ -109,6 +113,7 @@ impl Lab {
             touched: Box::new(touched),
             footprint: Footprint::new(4, footprint::Tunables::default()),
             operands: Vec::new(),
+            reads_per_s: None,
             cpu_nodes: cpu_nodes.clone(),
             run_before: BTreeMap::new(),
             local: Vec::new(),
@@ -181,6 +186,16 @@ impl Lab {
             },
             operands: operands.as_ref(),
         };
+        if let Some(per_s) = vm.reads_per_s {
+            let mut reads = DramReads::new(4);
+            for (n, time) in (0u16..).map(NodeId).zip(&run) {
+                let all = per_s * (time.0 / 1000) / 1_000_000;
+                let pages = vm.pages.len().max(1) as u64;
+                let near = vm.pages.iter().filter(|on| **on == n).count() as u64;
+                reads.add(n, all / pages * near, all / pages * (pages - near));
+            }
+            vm.footprint.count(&reads);
+        }
         vm.footprint.record(&window, touched);
         let scores = vm.footprint.proximity(&self.latencies);
         self.sim.event(Told::ProximityUpdated {
@@ -407,6 +422,26 @@ fn where_vcpus_are_pinned_the_pages_come() {
         lab.sentences()
     );
     assert_eq!(lab.bytes_moved, 48 * PAGE, "only what is touched");
+}
+
+#[test]
+fn counted_reads_decide_whether_memory_is_worth_moving() {
+    let run = |reads_per_s: Option<u64>| {
+        let mut lab = Lab::new(row());
+        let pin = Some(vec![NodeId(0)]);
+        let beta = lab.vm_with("beta", 0, &[(3, 48)], |_, _| true, Load::Busy, pin);
+        lab.vms[beta].reads_per_s = reads_per_s;
+        lab.run(SECONDS(8));
+        (lab.bytes_moved, lab.local(beta, 5), lab.sentences())
+    };
+    let (without, local, _) = run(None);
+    assert!(without > 0 && local > 990);
+    // What waits for memory gets it near: as often as is taken where nothing counts.
+    let (bytes, local, said) = run(Some(8_000_000));
+    assert!(bytes == without && local > 990, "{said}");
+    // What lives in its caches touches as many pages and gains nothing.
+    let (bytes, _, said) = run(Some(1_000_000 / 8));
+    assert_eq!(bytes, 0, "{said}");
 }
 
 #[test]

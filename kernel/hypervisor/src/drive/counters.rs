@@ -29,19 +29,20 @@ fn nodes() -> impl Iterator<Item = NodeId> {
 }
 
 impl Counted {
-    /// Reads that reached memory, by the node of the CPU that made them.
-    pub fn reads(&self) -> DramReads {
+    /// Reads that reached memory, by the node of the CPU that made them; `None` where these are not counted.
+    pub fn reads(&self) -> Option<DramReads> {
         let most = self.0.iter().map(Vec::len).max().unwrap_or(0);
-        let mut reads = DramReads::new(most);
+        let (mut reads, mut any) = (DramReads::new(most), false);
         for by_node in &self.0 {
             for (node, tally) in nodes().zip(by_node) {
                 let of = |kind| tally.estimate(kind);
                 if let (Some(near), Some(far)) = (of(Kind::LocalDram), of(Kind::RemoteDram)) {
                     reads.add(node, near, far);
+                    any = true;
                 }
             }
         }
-        reads
+        any.then_some(reads)
     }
 }
 

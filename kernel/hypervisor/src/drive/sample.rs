@@ -116,8 +116,8 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
                 continue;
             }
             let counted = counters::take(vm);
-            if let Some(counted) = &counted {
-                track.footprint.count(&counted.reads());
+            if let Some(reads) = counted.as_ref().and_then(counters::Counted::reads) {
+                track.footprint.count(&reads);
             }
             track.watch.pass(vm, &mut track.footprint, every, now);
             if let Some(counted) = &counted {
