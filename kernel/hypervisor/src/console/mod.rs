@@ -165,6 +165,18 @@ pub fn room() -> usize {
     })
 }
 
+/// Whether text or records wait for their wire.
+pub fn is_sending() -> bool {
+    without_interrupts(|| {
+        let text = TEXT
+            .lock()
+            .port
+            .as_ref()
+            .is_some_and(SerialPort::is_sending);
+        text || RECORDS.lock().as_ref().is_some_and(SerialPort::is_sending)
+    })
+}
+
 /// Writes a record, whole or, if records come faster than the port takes them, not at all; those that `may_be_lost` go
 /// first. The record brings its own line end. Returns whether it was taken.
 pub fn record(line: &[u8], may_be_lost: bool) -> bool {

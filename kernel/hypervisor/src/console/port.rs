@@ -165,6 +165,11 @@ impl SerialPort {
         self.ring.room()
     }
 
+    /// Whether something waits that the UART could not take.
+    pub(super) fn is_sending(&self) -> bool {
+        !self.stuck && !self.ring.front().is_empty()
+    }
+
     fn queue(&mut self, byte: u8) {
         if self.ring.room() == 0 {
             self.send_some();

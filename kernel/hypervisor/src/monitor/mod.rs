@@ -29,6 +29,8 @@ use units::{CpuId, Nanos};
 
 /// How often the boot CPU looks for input.
 const POLL: Nanos = Nanos::from_millis(20);
+/// The same while output waits for a wire: so long 16 bytes, what a UART holds, take at 115,200 baud.
+const POLL_FOR_OUTPUT: Nanos = Nanos::from_micros(1_400);
 /// Longest command line; what is longer is cut.
 const LINE_MAX: usize = 200;
 /// Room that the console must have for a line of a guest with its name: three bytes may stand for one that is no text.
@@ -78,14 +80,15 @@ pub fn poll<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId) {
     }
     NEXT_LOOK_NS.store((now + POLL).0, Relaxed);
     show_guests(hv);
-    for _ in 0..BYTES_PER_LOOK {
-        let Some(byte) = console::read_byte() else {
-            return;
-        };
+    let typed = core::iter::from_fn(console::read_byte);
+    for byte in typed.take(BYTES_PER_LOOK) {
         if let Some(command) = take(hv, byte) {
             commands::execute(hv, &command);
             prompt("");
         }
+    }
+    if console::is_sending() {
+        NEXT_LOOK_NS.store((now + POLL_FOR_OUTPUT).0, Relaxed);
     }
 }
 
