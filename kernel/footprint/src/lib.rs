@@ -11,8 +11,8 @@
 //! cost; what the sampler finds is handed on as a stream of [`LeafSample`]s, each with the rate at which it is
 //! touched, together with where the machine's vCPUs ran meanwhile ([`Window`]). From that a [`Footprint`] keeps
 //!
-//! * the matrix `F[k][n]`: how often node `k` touched memory of node `n`; each pass halves it and
-//!   adds the new rates (MECHANISMS section 4, after Linux' NUMA balancing);
+//! * the matrix `F[k][n]`: how often node `k` touched memory of node `n`; it fades with a half-life
+//!   of [`Tunables::half_life`], and each pass adds the new rates;
 //! * the heat of every page that was touched lately, hottest first on demand;
 //! * how much evidence there is: below [`Tunables::min_touches`] there is no opinion, above it the
 //!   lower end of a confidence interval is used, never the point estimate.
@@ -54,6 +54,7 @@ extern crate alloc;
 
 pub mod counters;
 pub mod evidence;
+mod fading;
 pub mod latency;
 pub mod lens;
 pub mod matrix;

@@ -4,6 +4,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 use units::{NodeId, Score};
 
+use crate::fading::Fading;
+
 /// How often each node touched memory of each node; decayed, in units of [`TOUCH`](crate::TOUCH).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Matrix {
@@ -77,9 +79,9 @@ impl Matrix {
         }
     }
 
-    pub(crate) fn halve(&mut self) {
+    pub(crate) fn fade(&mut self, fading: Fading) {
         for cell in &mut self.cells {
-            *cell /= 2;
+            *cell = fading.of(*cell);
         }
     }
 

@@ -6,6 +6,7 @@ use units::{Gpa, Nanos, NodeId, PageSize, PerMille, Score};
 
 use crate::counters::SecondOpinion;
 use crate::evidence::wilson_lower;
+use crate::fading::Fading;
 use crate::latency::{Latencies, proximity};
 use crate::matrix::Matrix;
 use crate::operands::{Operands, WEIGHT_OF_BITS};
@@ -120,7 +121,7 @@ impl Footprint {
             idle: self.idle,
         };
         self.follow_relocations(&samples);
-        self.decay();
+        self.fade(window.length);
         if !self.idle {
             self.add_touches(window, &samples);
         }
@@ -204,13 +205,14 @@ impl Footprint {
         }
     }
 
-    fn decay(&mut self) {
-        self.matrix.halve();
+    fn fade(&mut self, length: Nanos) {
+        let fading = Fading::after(length, self.tunables.half_life);
+        self.matrix.fade(fading);
         for e in &mut self.evidence {
             *e -= *e / 8;
         }
         for page in &mut self.pages {
-            page.heat /= 2;
+            page.heat = fading.of(page.heat);
         }
         self.pages.retain(|p| p.heat > 0);
     }

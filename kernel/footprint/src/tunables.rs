@@ -1,6 +1,6 @@
 //! The constants of this room, each a starting value that may be changed at run time.
 
-use units::PerMille;
+use units::{Nanos, PerMille};
 
 /// What a [`Footprint`](crate::Footprint) decides by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +12,11 @@ pub struct Tunables {
     pub idle_run: PerMille,
     /// Touches below which there is no opinion (MECHANISMS section 2: N >= 20).
     pub min_touches: u32,
+    /// Time in which what was seen comes to weigh half.
+    ///
+    /// Longer than a pass, so that the shares rest on several seconds; short enough that what a machine did ten
+    /// seconds ago weighs a tenth.
+    pub half_life: Nanos,
 }
 
 impl Default for Tunables {
@@ -19,6 +24,7 @@ impl Default for Tunables {
         Self {
             idle_run: PerMille(80),
             min_touches: 20,
+            half_life: Nanos::from_millis(3000),
         }
     }
 }

@@ -43,8 +43,13 @@ fn ring() -> Latencies {
     })
 }
 
+/// One whose passes weigh half after each other.
 fn new() -> Footprint {
-    Footprint::new(4, Tunables::default())
+    let tunables = Tunables {
+        half_life: SECOND,
+        ..Tunables::default()
+    };
+    Footprint::new(4, tunables)
 }
 
 #[test]
@@ -130,7 +135,7 @@ fn few_touches_are_no_opinion_and_more_are_surer() {
 }
 
 #[test]
-fn the_matrix_halves_and_adds() {
+fn the_matrix_fades_and_adds() {
     let mut f = new();
     let mut run = [Nanos::ZERO; 4];
     run[0] = Nanos::from_millis(750);
