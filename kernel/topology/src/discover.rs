@@ -123,14 +123,7 @@ pub fn discover(tables: &Tables<'_>, shape: &CpuidShape, memory: &[PhysRange]) -
     let cpus = place_cpus(&running, &belongs, node_of_cpu, srat.is_some(), quirks);
 
     let mut nodes = nodes(&domains, &cpus, &assigned, quirks);
-    let sides: Vec<Side> = nodes
-        .iter()
-        .map(|node| Side {
-            domain: node.domain,
-            has_cpus: node.has_cpus(),
-            has_memory: node.has_memory(),
-        })
-        .collect();
+    let sides: Vec<Side> = nodes.iter().map(Side::of).collect();
     let slit = match tables.slit {
         None if nodes.len() < 2 => None,
         bytes => open(TableId::Slit, bytes, quirks).and_then(|table| slit::parse(&table, quirks)),

@@ -1,14 +1,14 @@
 //! Distances, latencies and bandwidths between nodes, made fit for use.
 
 use crate::hmat::Hmat;
-use crate::machine::{LatencySource, UNREACHABLE};
+use crate::machine::{LatencySource, Node, UNREACHABLE};
 use crate::quirk::{Quirk, Quirks};
 use crate::slit::Slit;
 use alloc::vec::Vec;
 use units::ProximityDomain;
 
 /// A node's distance to itself (ACPI 6.5, 5.2.17).
-const LOCAL: u32 = 10;
+pub(crate) const LOCAL: u32 = 10;
 /// What Linux and others take for a remote node of which nothing is known.
 const REMOTE: u32 = 20;
 /// Nanoseconds for one unit of distance.
@@ -20,6 +20,16 @@ pub(crate) struct Side {
     pub(crate) domain: ProximityDomain,
     pub(crate) has_cpus: bool,
     pub(crate) has_memory: bool,
+}
+
+impl Side {
+    pub(crate) fn of(node: &Node) -> Self {
+        Self {
+            domain: node.domain,
+            has_cpus: node.has_cpus(),
+            has_memory: node.has_memory(),
+        }
+    }
 }
 
 /// Row-by-row distances between `sides`: 10 on the diagonal, 10 to 255 elsewhere.

@@ -30,7 +30,8 @@
 //! without a node joins the nearest range.
 //!
 //! Read next: `discover.rs` for how the tables are joined, [`machine`] for the result, [`quirk`] for
-//! everything that can be wrong. [`fadt`], [`spcr`] and [`s5`] are small parsers for power-off,
+//! everything that can be wrong. [`measured`] judges what the processors measure later.
+//! [`fadt`], [`spcr`] and [`s5`] are small parsers for power-off,
 //! timer and console. `build` (feature of the same name) writes tables: override files for a machine whose
 //! firmware has none, and the tests' input.
 #![no_std]
@@ -48,6 +49,7 @@ pub mod fadt;
 pub mod hmat;
 pub mod machine;
 mod madt;
+pub mod measured;
 mod memory_map;
 mod pptt;
 pub mod quirk;

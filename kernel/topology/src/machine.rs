@@ -174,6 +174,8 @@ pub struct LocalNmi {
 /// Where latencies come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LatencySource {
+    /// The processors themselves, at boot ([`crate::measured`]).
+    Measured,
     /// Firmware's HMAT.
     Hmat,
     /// Distances of the SLIT, 10 ns a unit.
@@ -185,6 +187,7 @@ pub enum LatencySource {
 impl fmt::Display for LatencySource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Measured => "measured at boot",
             Self::Hmat => "HMAT",
             Self::Slit => "SLIT x 10 ns",
             Self::Default => "no table: 100 ns local, 200 ns remote",

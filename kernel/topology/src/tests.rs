@@ -2,4 +2,5 @@ mod descriptions;
 mod emulator;
 mod faults;
 mod firmware;
+mod measured;
 mod properties;
