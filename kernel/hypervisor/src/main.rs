@@ -17,6 +17,7 @@ mod console;
 mod counters;
 mod drive;
 mod exits;
+mod measure;
 mod mm;
 mod monitor;
 mod platform;
@@ -101,7 +102,10 @@ fn start_others() -> ! {
         percpu::all().len()
     );
     if let Some(discovery) = platform::discovery() {
-        start::prepare(discovery);
+        start::prepare(platform::refine(
+            discovery,
+            &measure::all(&discovery.machine),
+        ));
     }
     smp::release_all();
     start::cpu_main()

@@ -10,7 +10,9 @@ mod tables;
 pub use power::{PmTimer, pm_timer, power_off};
 pub use tables::{Tables, module_bytes};
 
+use alloc::string::ToString;
 use spin::Once;
+use topology::measured::{self, Measurements};
 use topology::{Discovery, Severity};
 
 use crate::arch::cpu;
@@ -52,9 +54,27 @@ pub fn discover(tables: &Tables) -> &'static Discovery {
     DISCOVERY.call_once(|| discovery)
 }
 
-/// What [`discover`] found; `None` before it has run.
+/// The machine with what its processors measured, as far as that is believed; says what is believed and why.
+pub fn refine(found: &'static Discovery, measured: &Measurements) -> &'static Discovery {
+    let machine = &found.machine;
+    if machine.nodes.len() < 2 {
+        return found;
+    }
+    let verdict = measured::judge(machine, measured);
+    log::info!("topology: {verdict}");
+    let objections = verdict.doubts.iter().map(ToString::to_string);
+    let measured = core::iter::once(verdict.to_string()).chain(objections);
+    REFINED.call_once(|| Discovery {
+        measured: measured.collect(),
+        machine: verdict.machine,
+        quirks: found.quirks.clone(),
+    })
+}
+
+/// What [`discover`] and [`refine`] found; `None` before the first of them has run.
 pub fn discovery() -> Option<&'static Discovery> {
-    DISCOVERY.get()
+    REFINED.get().or_else(|| DISCOVERY.get())
 }
 
 static DISCOVERY: Once<Discovery> = Once::new();
+static REFINED: Once<Discovery> = Once::new();

@@ -89,6 +89,7 @@ fn tell_topology(discovery: &Discovery) {
         latency_ns: machine.latency_rows(),
         latency_source: machine.latency_source.to_string(),
         quirks: discovery.quirks.iter().map(ToString::to_string).collect(),
+        measured: discovery.measured.first().cloned().unwrap_or_default(),
     }));
 }
 

@@ -46,6 +46,9 @@ pub struct Topology {
     pub latency_ns: Vec<Vec<u32>>,
     /// Where the latencies come from, such as "HMAT" or "SLIT x 10 ns".
     pub latency_source: String,
+    /// Whether what the processors measured at boot is used, and why not; empty if nothing was measured.
+    #[serde(default)]
+    pub measured: String,
     /// What was wrong or odd in the firmware's tables and what was done instead, one sentence each.
     pub quirks: Vec<String>,
 }

@@ -44,6 +44,7 @@ fn one_of_each() -> Vec<Event> {
             distances: vec![vec![10]],
             latency_ns: vec![vec![80]],
             latency_source: "HMAT".into(),
+            measured: "measured latencies are not used".into(),
             quirks: vec!["SLIT has a bad checksum and was ignored".into()],
         }),
         Event::VcpuMoved {

@@ -12,7 +12,7 @@ use crate::slit;
 use crate::srat::{self, Srat};
 use crate::table::Table;
 use alloc::collections::{BTreeMap, BTreeSet};
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use telemetry::{CpuReport, NodeReport, Topology};
 use units::{ApicId, CpuId, NodeId, ProximityDomain};
@@ -45,6 +45,8 @@ pub struct Discovery {
     pub machine: Machine,
     /// What was odd about the tables, in the order of discovery.
     pub quirks: Vec<Quirk>,
+    /// Whether what the processors measured is used, then each objection to it; empty if nothing was measured.
+    pub measured: Vec<String>,
 }
 
 impl Discovery {
@@ -68,6 +70,7 @@ impl Discovery {
             latency_ns: machine.latency_rows(),
             latency_source: machine.latency_source.to_string(),
             quirks: self.quirks.iter().map(ToString::to_string).collect(),
+            measured: self.measured.first().cloned().unwrap_or_default(),
         }
     }
 }
@@ -170,6 +173,7 @@ pub fn discover(tables: &Tables<'_>, shape: &CpuidShape, memory: &[PhysRange]) -
     };
     Discovery {
         machine,
+        measured: Vec::new(),
         quirks: core::mem::take(quirks).into_vec(),
     }
 }

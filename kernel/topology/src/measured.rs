@@ -3,7 +3,8 @@
 //! Firmware's tables are written by hand, and some are wrong; a measurement is of this machine, but something may have
 //! disturbed it, and in an emulator it says nothing of the machine that is emulated. So it takes the place of the
 //! HMAT or the SLIT only where nothing speaks against it (MECHANISMS section 4): repeats agree within 5 %, each node is
-//! nearest to its own memory, and the order is that of firmware's figures. Else those stay, and each objection is said.
+//! nearest to its own memory, and the order is that of firmware's figures, by more than repeats
+//! may differ. Else those stay, and each objection is said.
 
 use crate::distance::{LOCAL, Side};
 use crate::machine::{LatencySource, Machine};
@@ -253,7 +254,9 @@ fn doubts_of_row(machine: &Machine, k: usize, row: &[Option<u32>]) -> Vec<Doubt>
         let wrong = known().filter(|(b, far)| {
             let firmware = |n| u64::from(machine.latency_ns(id(k), id(n)));
             let ordered = firmware(a) * (100 + ORDER_PERCENT) <= firmware(*b) * 100;
-            ordered && *far <= near
+            // Within the difference that repeats may have, two figures are the same.
+            let apart = u64::from(near) * (100 + SPREAD_PERCENT) < u64::from(*far) * 100;
+            ordered && !apart
         });
         doubts.extend(wrong.map(|(b, far)| Doubt::Order {
             from: id(k),

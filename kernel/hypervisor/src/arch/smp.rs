@@ -353,6 +353,8 @@ extern "C" fn ap_entry(me: &'static PerCpu) -> ! {
     tsc::follow(me);
     // Halted, not spinning: a sibling thread, or an emulator's host, has better things to run.
     while RELEASE.load(Ordering::Acquire) == 0 {
+        me.take_deferred();
+        crate::measure::serve(me);
         interrupts::wait();
     }
     me.take_deferred();

@@ -7,17 +7,18 @@ use super::table::{Table, ranges};
 use crate::arch::percpu::{self, Activity};
 use crate::arch::time;
 use crate::drive;
-use crate::mm;
 use crate::shootdown;
 use crate::virt::Backend;
 use crate::virt::speculation::{self, Counted};
 use crate::vm::{Hypervisor, NOWHERE, Vcpu, Vm};
+use crate::{mm, platform};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
 use guest::speculation::Measure;
 use sched::Explanation;
+use topology::Machine;
 use units::{CpuId, Nanos, NodeId, PAGE_BYTES, VcpuId};
 
 /// Seconds with three digits.
@@ -63,23 +64,30 @@ pub fn topology<B: Backend>(hv: &Hypervisor<B>) -> String {
             cpus_of(hv, node.id),
         ]);
     }
-    let mut headings = alloc::vec![String::from("from \\ to")];
-    headings.extend(m.nodes.iter().map(|n| n.id.to_string()));
-    let mut latencies = Table::new(headings);
-    for from in &m.nodes {
-        let mut row = alloc::vec![from.id.to_string()];
-        row.extend(
-            m.nodes
-                .iter()
-                .map(|to| m.latency_ns(from.id, to.id).to_string()),
-        );
-        latencies.row(row);
-    }
+    let latencies = by_pair(m, |from, to| m.latency_ns(from, to).to_string());
+    let bandwidths = by_pair(m, |from, to| {
+        m.bandwidth_mb_s(from, to)
+            .map_or("?".into(), |mb_s| mb_s.to_string())
+    });
+    let measured = platform::discovery().map_or(&[][..], |found| &found.measured);
+    let measured: String = measured.iter().map(|line| format!("{line}\n")).collect();
     format!(
-        "{nodes}latency in ns ({}):\n{latencies}{}\n",
+        "{nodes}latency in ns ({}):\n{latencies}bandwidth in MB/s (measured where repeats agree, else HMAT):\n{bandwidths}{measured}{}\n",
         m.latency_source,
         crate::counters::describe()
     )
+}
+
+/// A row for each node that accesses, a column for each node that holds the memory.
+fn by_pair(m: &Machine, cell: impl Fn(NodeId, NodeId) -> String) -> Table {
+    let mut headings = alloc::vec![String::from("from \\ to")];
+    headings.extend(m.nodes.iter().map(|n| n.id.to_string()));
+    let mut table = Table::new(headings);
+    for from in &m.nodes {
+        let cells = m.nodes.iter().map(|to| cell(from.id, to.id));
+        table.row(core::iter::once(from.id.to_string()).chain(cells));
+    }
+    table
 }
 
 /// Free memory of each node.

@@ -375,6 +375,7 @@ mod tests {
                 false => u32::from(machine.distances[a][b]) * 10,
             }),
             latency_source: if hmat { "HMAT" } else { "SLIT x 10 ns" }.into(),
+            measured: String::new(),
             quirks: Vec::new(),
         }
     }
