@@ -67,6 +67,8 @@ sabotages! {
     StaleFpu = "stale-fpu",
     /// Every CPU's performance counters are simulated ones, which count what the operator says (`inject`).
     InjectCounters = "inject-counters",
+    /// Memory of other nodes takes three times as long when it is measured at boot, as if it were far.
+    FarIsSlow = "far-is-slow",
 }
 
 impl fmt::Display for Sabotage {

@@ -102,10 +102,7 @@ fn start_others() -> ! {
         percpu::all().len()
     );
     if let Some(discovery) = platform::discovery() {
-        start::prepare(platform::refine(
-            discovery,
-            &measure::all(&discovery.machine),
-        ));
+        start::prepare(discovery);
     }
     smp::release_all();
     start::cpu_main()

@@ -10,7 +10,7 @@ use crate::virt::Backend;
 use crate::virt::svm::Svm;
 use crate::virt::vmx::Vmx;
 use crate::vm::{self, Hypervisor, Images, Taken, Vm, World};
-use crate::{console, counters, run, sabotage, shootdown, timers};
+use crate::{console, counters, measure, run, sabotage, shootdown, timers};
 use crate::{mm, platform};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -42,10 +42,11 @@ pub fn cpu_main() -> ! {
 
 /// On the boot processor, with all others up: everything up to the first guest instruction.
 pub fn prepare(discovery: &'static Discovery) {
-    let machine = &discovery.machine;
-    tell_topology(discovery);
     let config = read_config();
     log::set_max_level(level(config.host.log));
+    let discovery = platform::refine(discovery, &measure::all(&discovery.machine));
+    let machine = &discovery.machine;
+    tell_topology(discovery);
     let choice = match Svm::probe().map_err(|amd| (amd, Vmx::probe())) {
         Ok(()) => {
             publish::<Svm>(machine, config);

@@ -162,11 +162,12 @@ pub fn judge(machine: &Machine, measured: &Measurements) -> Verdict {
     let mut machine = machine.clone();
     take_bandwidths(&mut machine, &measured.read_mb_s);
     let sides: Vec<Side> = machine.nodes.iter().map(Side::of).collect();
-    let (figures, mut doubts) = steady_figures(&sides, &measured.read_ps);
+    let figures = figures(&sides, |k, n| {
+        of_pair(&measured.read_ps, k, n).iter().copied().min()
+    });
+    let mut doubts = contradictions(&machine, &figures);
     if doubts.is_empty() {
-        for (k, row) in figures.iter().enumerate() {
-            doubts.extend(doubts_of_row(&machine, k, row));
-        }
+        doubts = unsteady(&sides, &measured.read_ps);
     }
     if doubts.is_empty() && figures.iter().flatten().any(Option::is_some) {
         machine.latencies_ns = complete(&machine, &figures);
@@ -199,39 +200,58 @@ fn agree((least, most): (u32, u32)) -> bool {
     least > 0 && u64::from(most - least) * 100 <= u64::from(least) * SPREAD_PERCENT
 }
 
-/// The best figure of each pair with processors and memory, and what is wrong with the repeats.
-fn steady_figures(
-    sides: &[Side],
-    read_ps: &[Vec<Vec<u32>>],
-) -> (Vec<Vec<Option<u32>>>, Vec<Doubt>) {
-    let mut doubts = Vec::new();
-    let mut figure = |k: usize, n: usize, possible: bool| {
-        if !possible {
-            return None;
-        }
+/// A figure for each pair with processors and memory.
+fn figures(sides: &[Side], figure: impl Fn(usize, usize) -> Option<u32>) -> Vec<Vec<Option<u32>>> {
+    let rows = sides.iter().enumerate().map(|(k, from)| {
+        let row = sides.iter().enumerate().map(|(n, to)| {
+            let possible = from.has_cpus && to.has_memory;
+            possible.then(|| figure(k, n)).flatten()
+        });
+        row.collect()
+    });
+    rows.collect()
+}
+
+/// What is wrong with the repeats.
+fn unsteady(sides: &[Side], read_ps: &[Vec<Vec<u32>>]) -> Vec<Doubt> {
+    let all = sides.iter().enumerate();
+    let pairs = all.flat_map(|(k, from)| {
+        let others = sides.iter().enumerate();
+        others.filter_map(move |(n, to)| (from.has_cpus && to.has_memory).then_some((k, n)))
+    });
+    let doubt = |(k, n)| {
         let (from, to) = (id(k), id(n));
         match best(of_pair(read_ps, k, n), false) {
-            None => doubts.push(Doubt::Missing { from, to }),
-            Some((least, most)) if !agree((least, most)) => doubts.push(Doubt::Unsteady {
+            None => Some(Doubt::Missing { from, to }),
+            Some((least, most)) if !agree((least, most)) => Some(Doubt::Unsteady {
                 from,
                 to,
                 least,
                 most,
             }),
-            Some((least, _)) => return Some(least),
+            Some(_) => None,
         }
-        None
     };
-    let rows = sides.iter().enumerate().map(|(k, from)| {
-        let row = sides.iter().enumerate();
-        row.map(|(n, to)| figure(k, n, from.has_cpus && to.has_memory))
-            .collect()
-    });
-    let rows = rows.collect();
-    (rows, doubts)
+    pairs.filter_map(doubt).collect()
 }
 
-/// Objections to a row of figures that are steady.
+/// Whether one repeat alone speaks against what firmware says. When several do, more are of no use: that is so in
+/// every emulator, where all memory is equally near.
+pub fn is_contradicted(machine: &Machine, measured: &Measurements, repeat: usize) -> bool {
+    let sides: Vec<Side> = machine.nodes.iter().map(Side::of).collect();
+    let figures = figures(&sides, |k, n| {
+        of_pair(&measured.read_ps, k, n).get(repeat).copied()
+    });
+    !contradictions(machine, &figures).is_empty()
+}
+
+fn contradictions(machine: &Machine, figures: &[Vec<Option<u32>>]) -> Vec<Doubt> {
+    let rows = figures.iter().enumerate();
+    rows.flat_map(|(k, row)| doubts_of_row(machine, k, row))
+        .collect()
+}
+
+/// What a row of figures has against firmware's.
 fn doubts_of_row(machine: &Machine, k: usize, row: &[Option<u32>]) -> Vec<Doubt> {
     let known = || {
         let figures = row.iter().enumerate();

@@ -12,28 +12,29 @@ const PATIENCE: Nanos = Nanos::from_secs(5);
 const GATHER: Nanos = Nanos::from_millis(1);
 
 /// What one processor does.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Part {
     cpu: CpuId,
     how: fn(Frame) -> u64,
-    block: Frame,
+    blocks: Vec<Frame>,
     state: State,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum State {
     Waiting,
     Begun,
-    Done(u64),
+    /// The ticks of each block.
+    Done(Vec<u64>),
 }
 
 impl Part {
-    /// `cpu` is to read `block` in this way.
-    pub(super) const fn new(cpu: CpuId, how: fn(Frame) -> u64, block: Frame) -> Self {
+    /// `cpu` is to read these blocks in this way, one after the other.
+    pub(super) const fn new(cpu: CpuId, how: fn(Frame) -> u64, blocks: Vec<Frame>) -> Self {
         Self {
             cpu,
             how,
-            block,
+            blocks,
             state: State::Waiting,
         }
     }
@@ -43,8 +44,8 @@ static PARTS: Mutex<Vec<Part>> = Mutex::new(Vec::new());
 /// Processors that have still to come before all begin.
 static AWAITED: AtomicU32 = AtomicU32::new(0);
 
-/// Has all parts done at once, and gives the ticks of each; `None` if a processor did not come back.
-pub(super) fn send(parts: Vec<Part>) -> Option<Vec<u64>> {
+/// Has all parts done at once, and gives the ticks of each one's blocks; `None` if a processor did not come back.
+pub(super) fn send(parts: Vec<Part>) -> Option<Vec<Vec<u64>>> {
     let me = percpu::current();
     let cpus: Vec<CpuId> = parts.iter().map(|part| part.cpu).collect();
     AWAITED.store(
@@ -68,10 +69,10 @@ pub(super) fn send(parts: Vec<Part>) -> Option<Vec<u64>> {
     }
 }
 
-fn results() -> Option<Vec<u64>> {
+fn results() -> Option<Vec<Vec<u64>>> {
     let parts = PARTS.lock();
-    let ticks = parts.iter().map(|part| match part.state {
-        State::Done(ticks) => Some(ticks),
+    let ticks = parts.iter().map(|part| match &part.state {
+        State::Done(ticks) => Some(ticks.clone()),
         _ => None,
     });
     ticks.collect()
@@ -83,11 +84,12 @@ pub fn serve(me: &percpu::PerCpu) {
         || move |part: &&mut Part| part.cpu == me.cpu && matches!(part.state, State::Waiting);
     let taken = PARTS.lock().iter_mut().find(mine()).map(|part| {
         part.state = State::Begun;
-        *part
+        part.clone()
     });
     let Some(part) = taken else { return };
     begin_together();
-    let ticks = (part.how)(part.block);
+    let ticks = part.blocks.iter().map(|block| (part.how)(*block));
+    let ticks = ticks.collect();
     let mut parts = PARTS.lock();
     let begun = parts
         .iter_mut()

@@ -16,12 +16,15 @@ use crate::mm;
 use alloc::vec;
 use alloc::vec::Vec;
 use errand::Part;
-use topology::measured::{Measurements, REPEATS};
+use topology::measured::{self, Measurements, REPEATS};
 use topology::{Machine, Node};
 use units::{CpuId, Frame, NodeId, PageSize};
 
 /// A node's free memory is not used up for this: at most one part in so many.
 const SHARE_OF_FREE: u64 = 8;
+
+/// Repeats that must speak against firmware's order before the others are spared.
+const CONTRADICTIONS: u32 = 2;
 
 /// Blocks of one node, for as many processors as read them at a time.
 struct Blocks {
@@ -46,7 +49,7 @@ pub fn all(machine: &Machine) -> Measurements {
     let targets: Vec<Blocks> = nodes
         .map(|node| Blocks::take(node.id, most.unwrap_or(0)))
         .collect();
-    let answered = (0..REPEATS).all(|_| round(&readers, &targets, &mut found));
+    let answered = measure(machine, &readers, &targets, &mut found).is_some();
     if answered {
         targets.into_iter().for_each(Blocks::give_back);
     } else {
@@ -64,34 +67,75 @@ fn readers(node: &Node) -> (NodeId, Vec<CpuId>) {
     (node.id, cpus)
 }
 
-/// One repeat of every pair; whether all processors answered.
-fn round(readers: &[(NodeId, Vec<CpuId>)], targets: &[Blocks], found: &mut Measurements) -> bool {
-    for (from, cpus) in readers {
-        for to in targets {
-            let parts = |how: fn(Frame) -> u64, these: usize| {
-                let pairs = cpus.iter().zip(&to.frames).take(these);
-                let parts = pairs.map(|(cpu, frame)| Part::new(*cpu, how, *frame));
-                parts.collect()
-            };
-            let Some(one) = errand::send(parts(reading::waiting, 1)) else {
-                return false;
-            };
-            let Some(together) = errand::send(parts(reading::streaming, cpus.len())) else {
-                return false;
-            };
-            let latency = one.first().map(|ticks| latency_ps(*ticks));
-            note(&mut found.read_ps, *from, to.node, latency);
-            let rates = together.iter().map(|ticks| rate_mb_s(*ticks));
-            let rate = rates.reduce(u32::saturating_add);
-            note(&mut found.read_mb_s, *from, to.node, rate);
+/// All repeats of all pairs: latencies, and bandwidths where the latencies are believed. `None` when a processor did not
+/// answer.
+fn measure(
+    machine: &Machine,
+    readers: &[(NodeId, Vec<CpuId>)],
+    targets: &[Blocks],
+    found: &mut Measurements,
+) -> Option<()> {
+    let mut contradicted = 0;
+    for repeat in 0..REPEATS {
+        latencies(readers, targets, found)?;
+        contradicted += u32::from(measured::is_contradicted(machine, found, repeat));
+        if contradicted == CONTRADICTIONS {
+            return Some(());
         }
     }
-    true
+    if measured::judge(machine, found).doubts.is_empty() {
+        for _ in 0..REPEATS {
+            bandwidths(readers, targets, found)?;
+        }
+    }
+    Some(())
 }
 
-fn note(matrix: &mut [Vec<Vec<u32>>], from: NodeId, to: NodeId, figure: Option<u32>) {
+/// One repeat: the first processor of each node reads of all nodes in turn.
+fn latencies(
+    readers: &[(NodeId, Vec<CpuId>)],
+    targets: &[Blocks],
+    found: &mut Measurements,
+) -> Option<()> {
+    let blocks = || {
+        targets
+            .iter()
+            .filter_map(|to| Some((to, *to.frames.first()?)))
+    };
+    for (from, cpus) in readers {
+        let Some(cpu) = cpus.first() else { continue };
+        let frames = blocks().map(|(_, frame)| frame).collect();
+        let done = errand::send(vec![Part::new(*cpu, reading::waiting, frames)])?;
+        for ((to, _), ticks) in blocks().zip(done.iter().flatten()) {
+            note(&mut found.read_ps, *from, to.node, latency_ps(*ticks));
+        }
+    }
+    Some(())
+}
+
+/// One repeat: all processors of a node read of another together, each another block.
+fn bandwidths(
+    readers: &[(NodeId, Vec<CpuId>)],
+    targets: &[Blocks],
+    found: &mut Measurements,
+) -> Option<()> {
+    for (from, cpus) in readers {
+        for to in targets {
+            let pairs = cpus.iter().zip(&to.frames);
+            let parts = pairs.map(|(cpu, frame)| Part::new(*cpu, reading::streaming, vec![*frame]));
+            let done = errand::send(parts.collect())?;
+            let rates = done.iter().flatten().map(|ticks| rate_mb_s(*ticks));
+            if let Some(rate) = rates.reduce(u32::saturating_add) {
+                note(&mut found.read_mb_s, *from, to.node, rate);
+            }
+        }
+    }
+    Some(())
+}
+
+fn note(matrix: &mut [Vec<Vec<u32>>], from: NodeId, to: NodeId, figure: u32) {
     let row = matrix.get_mut(from.index());
-    if let (Some(cell), Some(figure)) = (row.and_then(|row| row.get_mut(to.index())), figure) {
+    if let Some(cell) = row.and_then(|row| row.get_mut(to.index())) {
         cell.push(figure);
     }
 }

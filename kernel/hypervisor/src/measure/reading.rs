@@ -1,8 +1,9 @@
 //! Two ways to read a block of memory that is in no cache.
 #![expect(unsafe_code, reason = "raw memory, and CLFLUSH")]
 
-use crate::arch::tsc;
-use crate::mm;
+use crate::arch::{percpu, tsc};
+use crate::{mm, sabotage};
+use config::Sabotage;
 use core::arch::asm;
 use units::{Frame, PageSize};
 
@@ -35,9 +36,15 @@ pub(super) fn prepare(block: Frame) {
 /// Ticks of [`HOPS`] reads of which each names the next.
 pub(super) fn waiting(block: Frame) -> u64 {
     let Some(start) = start(block) else { return 0 };
+    let far = mm::node_of(block) != Some(percpu::current().node);
+    let turns = if far && sabotage::on(Sabotage::FarIsSlow) {
+        3
+    } else {
+        1
+    };
     flush(start, BLOCK, STRIDE);
     let (mut at, began) = (0_u64, tsc::read());
-    for _ in 0..HOPS {
+    for _ in 0..turns * HOPS {
         // SAFETY: as `prepare` wrote it, `at` is a multiple of the stride below the block's size.
         at = unsafe { start.byte_add(to_usize(at)).read_volatile() } % BLOCK;
     }

@@ -1,7 +1,7 @@
 //! Which measurements are believed, and what is said of the others.
 
 use super::descriptions::Description;
-use crate::measured::{Doubt, Measurements, REPEATS, judge};
+use crate::measured::{Doubt, Measurements, REPEATS, is_contradicted, judge};
 use crate::{LatencySource, Machine};
 use proptest::prelude::*;
 use std::string::ToString;
@@ -90,6 +90,18 @@ fn one_objection_is_enough() {
         matches!(said.doubts[0], Doubt::LocalNotLeast { node, other, .. } if (node, other) == (zero, one))
     );
     assert!(said.to_string().contains("and 1 more objections"), "{said}");
+}
+
+#[test]
+fn a_repeat_alone_can_speak_against_firmware() {
+    let (machine, mut measured) = row(2);
+    measured.read_ps[1][0][3] = 91_000;
+    let against = |repeat| is_contradicted(&machine, &measured, repeat);
+    assert_eq!([2, 3, 4, 9].map(against), [false, true, false, false]);
+    measured.read_ps[1][0].truncate(0);
+    measured.read_ps[1][0].push(91_000);
+    let verdict = judge(&machine, &measured);
+    assert!(matches!(verdict.doubts[..], [Doubt::Order { .. }]));
 }
 
 #[test]

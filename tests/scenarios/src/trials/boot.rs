@@ -19,6 +19,17 @@ pub fn scenarios() -> Vec<Scenario> {
                 )
             },
         ),
+        Scenario::full(
+            "distances-measured",
+            "where each node is nearest to its own memory, the latencies that the processors measure are used",
+            measured,
+        )
+        .in_bochs_only()
+        .on(Machine::row(2, 1, 256))
+        .sabotaged("far-is-slow")
+        .vm(Vm::probe("alpha", "count seconds=2"))
+        .type_after("COUNT ms=1", "topology\r")
+        .quick_in_bochs(),
         Scenario::quick(
             "two-linux-guests",
             "two unmodified Linux guests with two CPUs each check their memory and power off",
@@ -43,6 +54,31 @@ pub fn scenarios() -> Vec<Scenario> {
             .set("memory_nodes", "[1]")
             .set("start_node", "0")),
     ]
+}
+
+/// Far memory takes three times as long there, and nothing else is different.
+fn measured(e: &Evidence) -> Result<(), String> {
+    ended_cleanly(e)?;
+    let seen = e.topology().ok_or("the kernel recorded no topology")?;
+    let ns = |k: usize, n: usize| seen.latency_ns.get(k).and_then(|row| row.get(n)).copied();
+    let three_times = |k: usize, n: usize| match (ns(k, k), ns(k, n)) {
+        (Some(near), Some(far)) => (28..=32).contains(&(far * 10 / near.max(1))),
+        _ => false,
+    };
+    if seen.latency_source != "measured at boot" || !three_times(0, 1) || !three_times(1, 0) {
+        return Err(format!(
+            "latencies {:?} come from {}: {}",
+            seen.latency_ns, seen.latency_source, seen.measured
+        ));
+    }
+    let said = [
+        "latency in ns (measured at boot)",
+        "measured latencies are used",
+    ];
+    match said.iter().find(|part| e.line(part).is_none()) {
+        Some(part) => Err(format!("the operator was not told {part:?}")),
+        None => Ok(()),
+    }
 }
 
 fn small(name: &str, seconds: u32) -> Vm {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use telemetry::Event;
 use units::PageSize;
 
-use crate::{Evidence, Machine, Outcome, Scenario, Vm};
+use crate::{Evidence, Machine, Scenario, Vm};
 
 const NAME: &str = "stamps";
 /// MiB of the guest.
@@ -147,7 +147,7 @@ fn nothing_lost(e: &Evidence, large: u64, small: u64, written: u64) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Emulator, Stamped};
+    use crate::{Emulator, Outcome, Stamped};
     use telemetry::Record;
     use units::{Nanos, NodeId, VmId};
 
