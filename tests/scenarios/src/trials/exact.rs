@@ -124,15 +124,18 @@ fn as_the_processor_can(e: &Evidence, step_pages: u64) -> Result<(), String> {
         rest.split(' ').next()?.parse::<u64>().ok()
     };
     let small = e.emulator == Emulator::Bochs && step_pages == 1;
-    match told
-        .iter()
-        .find(|l| small && was_full(l).is_none_or(|times| times < 2))
-    {
-        Some(line) => Err(format!(
-            "the log should have been full more than once: {line}"
-        )),
-        None => Ok(()),
+    // Whatever takes the processor out of the guest empties it as well.
+    let fullest = told.iter().filter_map(|line| was_full(line)).max();
+    if small && fullest.is_none_or(|times| times < 2) {
+        return Err(format!(
+            "the log should have been full more than once in a round: {}",
+            told.iter()
+                .map(|line| **line)
+                .collect::<Vec<&str>>()
+                .join("; ")
+        ));
     }
+    Ok(())
 }
 
 /// Every round's record has the drawn blocks and no other.
