@@ -1,7 +1,7 @@
 //! A guest that knows what every byte of its memory must be, for pages that move under it.
 //!
 //! Each page belongs to one processor, which reads it, compares every byte with what it wrote there last, and writes it
-//! anew: a stamp of the page's number, its turn and the place in it. A page in sixteen of the last processor's is filled by
+//! anew: a stamp of the page's number, its turn and the place in it. A page in sixty-four of the last processor's is filled by
 //! a port instead (`rep insb` from the interrupt controller's mask, which it sets before): the hypervisor writes
 //! that one. It says now and then how far it is, and ends when a `q` is typed.
 //!

@@ -16,7 +16,7 @@ const MOST: usize = 64 << 8;
 /// The mask register of the first interrupt controller (8259A, OCW1), which nobody here needs.
 const MASK_PORT: u16 = 0x21;
 /// One page in so many of the last processor's is filled by the port.
-const FILLED: u64 = 16;
+const FILLED: u64 = 64;
 /// Between two reports.
 const REPORT_US: u64 = 2_000_000;
 

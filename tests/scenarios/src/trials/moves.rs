@@ -84,7 +84,7 @@ fn tour(scenario: Scenario, stops: Stops) -> Scenario {
             .set("cpus", "4")
             .set("memory", &format!("\"{MEMORY}M\""))
             .set("mode", "\"off\""))
-        .type_after("[stamps] STAMPS turn=", &around(stops.large))
+        .type_after("[stamps] STAMPS ", &around(stops.large))
         .type_after(
             OVER,
             &format!("split {NAME} 0 {MEMORY}\r{}", around(stops.small)),
