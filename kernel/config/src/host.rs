@@ -16,6 +16,7 @@ pub(crate) const KEYS: &[&str] = &[
     "donate",
     "share_cores",
     "counters",
+    "roots",
     "trace",
 ];
 
@@ -44,6 +45,7 @@ pub(crate) fn read(table: &TableReader<'_>, issues: &mut Issues<'_>) -> Host {
         donate: table.boolean("donate", default.donate, issues),
         share_cores: table.boolean("share_cores", default.share_cores, issues),
         counters: u8::try_from(counters).unwrap_or(default.counters),
+        roots: table.keyword("roots", issues).unwrap_or_default(),
         trace: table.boolean("trace", default.trace, issues),
     }
 }

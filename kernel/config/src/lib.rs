@@ -24,6 +24,7 @@
 //! | `donate` | boolean | `true` | a spinning virtual CPU leaves its slice to a preempted neighbour of its VM |
 //! | `share_cores` | boolean | `false` | hardware threads of one core may run different VMs at a time, which can leak (L1TF, MDS) |
 //! | `counters` | 0 to 8 | 4 | how many of each CPU's performance counters may be used to see what memory accesses cost |
+//! | `roots` | `"auto"` `"one"` `"every"` | `"auto"` | which nodes have page tables of a VM's own: those that run it, its home, or all |
 //! | `trace` | boolean | `false` | record every step of the scheduler on the telemetry port, for a replay |
 //!
 //! | `[[vm]]` key | value | default | meaning |
@@ -77,7 +78,7 @@ mod write;
 pub use error::ConfigError;
 pub use model::{
     Affinity, AtEnd, BootProtocol, Console, Host, HostConfig, LogLevel, Mode, NodeShare, Priority,
-    Vm,
+    Roots, Vm,
 };
 pub use sabotage::Sabotage;
 pub use size::{parse_size, size_text};

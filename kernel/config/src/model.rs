@@ -42,6 +42,8 @@ pub struct Host {
     pub share_cores: bool,
     /// How many of each CPU's performance counters may be used; 0 for none.
     pub counters: u8,
+    /// Which nodes have page tables of a VM's.
+    pub roots: Roots,
     /// Whether every step of the scheduler is recorded, for a replay.
     pub trace: bool,
 }
@@ -61,6 +63,7 @@ impl Default for Host {
             donate: true,
             share_cores: false,
             counters: 4,
+            roots: Roots::default(),
             trace: false,
         }
     }
@@ -283,6 +286,19 @@ keyword!(
         Framebuffer = "framebuffer",
         /// Nowhere.
         None = "none",
+    }
+);
+
+keyword!(
+    /// Which nodes have page tables of a VM's.
+    Roots {
+        /// Those that do a good part of its running.
+        #[default]
+        Auto = "auto",
+        /// Its home.
+        One = "one",
+        /// All that have memory, from its start on.
+        Every = "every",
     }
 );
 

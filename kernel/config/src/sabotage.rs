@@ -54,6 +54,9 @@ sabotages! {
     MapEarly = "map-early",
     /// Whether a moved page was written while it was copied is judged before it is frozen.
     JudgeEarly = "judge-early",
+    /// A page is moved in one of a VM's tables only; with tables on several nodes (`roots = "every"`) the others lead to
+    /// the frame that it has left.
+    ForgetReplica = "forget-replica",
     /// The end of a level-triggered interrupt never reaches the I/O APIC.
     LostEoi = "lost-eoi",
     /// An NMI is delivered into the handler of another.

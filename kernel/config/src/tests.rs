@@ -89,6 +89,9 @@ fn every_key_arrives_where_it_belongs() {
     let few = parse("[host]\ncounters = 2").expect("valid");
     assert!(few.host.counters == 2 && parse(&few.to_string()) == Ok(few));
     assert!(parse("[host]\ncounters = 9").is_err());
+    let every = parse("[host]\nroots = \"every\"").expect("valid");
+    assert!(every.host.roots == Roots::Every && parse(&every.to_string()) == Ok(every));
+    assert!(parse("[host]\nroots = \"two\"").is_err());
     let shared = parse("[host]\nshare_cores = true").expect("valid");
     assert!(shared.host.share_cores && parse(&shared.to_string()) == Ok(shared));
     let [far, near] = &config.vms[..] else {

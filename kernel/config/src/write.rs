@@ -33,6 +33,7 @@ impl fmt::Display for HostConfig {
         writeln!(f, "donate = {}", host.donate)?;
         writeln!(f, "share_cores = {}", host.share_cores)?;
         writeln!(f, "counters = {}", host.counters)?;
+        writeln!(f, "roots = \"{}\"", host.roots)?;
         writeln!(f, "trace = {}", host.trace)?;
         self.vms.iter().try_for_each(|vm| vm_table(f, vm))
     }

@@ -63,6 +63,7 @@ pub mod pages;
 pub mod port;
 pub mod rate;
 pub mod regions;
+pub mod roots;
 pub mod sample;
 pub mod sampler;
 pub mod tracker;

@@ -396,8 +396,9 @@ fn enter<B: Backend>(
     if percpu::current().has_deferred() {
         return None;
     }
-    let generation = vm.ram.generation();
-    let tlb = if core.seen.is_current(generation) {
+    let (root, generation) = vm.ram.way_in(percpu::current().node);
+    let another = core.hw.walk_from(root);
+    let tlb = if core.seen.is_current(generation) && !another {
         TlbState::Current
     } else {
         vcpu.flushes.fetch_add(1, Relaxed);

@@ -14,7 +14,7 @@ use crate::{console, counters, measure, run, sabotage, shootdown, timers};
 use crate::{mm, platform};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use config::{HostConfig, LogLevel, Sabotage};
+use config::{HostConfig, LogLevel, Roots, Sabotage};
 use handoff::ModuleKind;
 use memory::table::LargeLeaves;
 use sched::{CpuPlace, Event, Scheduler, Tunables, VcpuSpec};
@@ -194,6 +194,10 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
     }
     for vm in &vms {
         announce(vm);
+        if config.host.roots == Roots::Every {
+            let with_memory = machine.nodes.iter().filter(|n| n.memory_bytes() > 0);
+            drive::roots::give_all(vm, with_memory.map(|n| n.id));
+        }
         for vcpu in &vm.vcpus {
             tell(
                 &mut sched,

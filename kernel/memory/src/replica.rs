@@ -13,9 +13,13 @@
 //! sure that entries load another root), the shootdown, and only then the OR of its A and D into
 //! the others, and the end of its tables: until every CPU has flushed, walkers write A and D into them.
 
+mod looks;
+
+pub use looks::harvest_all;
+
 use crate::table::{
-    Attributes, CollapseReady, Collapsing, Flush, Leaf, Lookup, RadixTable, Shootdown, SplitReady,
-    Splitting, TableAddress, TableError, TableFormat, TableMemory, Unmapped,
+    Attributes, CollapseReady, Collapsing, Flush, LargeLeaves, Leaf, Lookup, RadixTable, Shootdown,
+    SplitReady, Splitting, TableAddress, TableError, TableFormat, TableMemory, Unmapped,
 };
 use alloc::vec::Vec;
 use core::cell::Cell;
@@ -135,6 +139,12 @@ impl<A: TableAddress> UnmappedAll<A> {
 }
 
 impl<A: TableAddress> SplittingAll<A> {
+    /// As [`Splitting::to_execute`].
+    #[must_use = "the range stays frozen until the split is finished"]
+    pub fn to_execute(self) -> Self {
+        Self(self.0.into_iter().map(Splitting::to_execute).collect())
+    }
+
     /// As [`Splitting::shoot_down`], once for all.
     pub fn shoot_down(self, by: &(impl Shootdown + ?Sized)) -> SplitReadyAll<A> {
         let by = Once::new(by);
@@ -161,13 +171,19 @@ impl<A: TableAddress> CollapsingAll<A> {
 }
 
 impl<F: TableFormat, M: TableMemory + Clone> Replicas<F, M> {
-    /// One empty table, on `node`.
+    /// One empty table, on `node`, under this rule, as all that are added later.
     ///
     /// # Errors
     /// There is no frame for its root.
-    pub fn new(memory: M, node: NodeId) -> Result<Self, crate::buddy::OutOfFrames> {
-        let tables = alloc::vec![RadixTable::new(memory, node)?];
-        Ok(Self { tables })
+    pub fn new(
+        memory: M,
+        node: NodeId,
+        large: LargeLeaves,
+    ) -> Result<Self, crate::buddy::OutOfFrames> {
+        let table = RadixTable::new(memory, node)?.with_large_leaves(large);
+        Ok(Self {
+            tables: alloc::vec![table],
+        })
     }
 
     /// The replica whose translations count when nobody cares which node asks: all are alike.
@@ -350,28 +366,14 @@ impl<F: TableFormat, M: TableMemory + Clone> Replicas<F, M> {
     ///
     /// # Errors
     /// [`ReplicaError::Exists`], [`ReplicaError::Busy`], [`ReplicaError::Table`]; then nothing was changed.
-    pub fn add(&mut self, memory: M, node: NodeId) -> Result<(), ReplicaError> {
+    pub fn add(&mut self, node: NodeId) -> Result<(), ReplicaError> {
         if self.tables.iter().any(|table| table.node() == node) {
             return Err(ReplicaError::Exists(node));
         }
         self.check_idle()?;
-        let new = RadixTable::new(memory, node).map_err(|e| ReplicaError::Table(e.into()))?;
-        let mut new = new;
-        for leaf in self.first().all_leaves() {
-            let Leaf {
-                at,
-                frame,
-                size,
-                attributes,
-                ..
-            } = leaf;
-            if let Err(error) = new.map(at, frame, size, attributes) {
-                // No processor has seen it.
-                new.destroy(&crate::table::NoProcessor, |_| {});
-                return Err(ReplicaError::Table(error));
-            }
-        }
-        self.tables.push(new);
+        let twin = self.first().twin(node);
+        self.tables
+            .push(twin.map_err(|e| ReplicaError::Table(e.into()))?);
         Ok(())
     }
 

@@ -18,7 +18,8 @@
 //!   hypervisor) names it or brings the log into doubt ([`Written::doubt`]). Then the next question is answered by a search.
 //! * D that a watcher keeps as evidence ([`crate::table`]) is not cleared, so no later store is logged: doubt as well.
 
-use crate::harvest::{Bit, Cursor, Descend, Options, Progress, Touched};
+use crate::harvest::{Bit, Descend, Options, Touched};
+use crate::replica::harvest_all;
 use crate::table::{RadixTable, TableAddress, TableFormat, TableMemory};
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
@@ -131,13 +132,14 @@ impl Written {
     /// handed on what it logged.
     pub fn take<F: TableFormat, M: TableMemory>(
         &self,
-        table: &RadixTable<F, M>,
+        replicas: &[RadixTable<F, M>],
         mut visit: impl FnMut(Touched<F::Address>),
     ) -> Source {
         let mut evidence = false;
         let mut written = |leaf: Touched<F::Address>| {
             if leaf.dirty {
-                evidence |= table.keeps_dirty(leaf.at, leaf.size);
+                let keeps = |table: &RadixTable<F, M>| table.keeps_dirty(leaf.at, leaf.size);
+                evidence |= replicas.iter().any(keeps);
                 visit(leaf);
             }
         };
@@ -149,12 +151,18 @@ impl Written {
                 let each = (0..BITS).filter(|bit| named >> bit & 1 == 1);
                 each.for_each(|bit| {
                     let at = F::Address::from_offset((word * BITS + bit) * PAGE_BYTES);
-                    search(table, Cursor::new(at, PAGE_BYTES), &mut written);
+                    harvest_all(replicas, at, PAGE_BYTES, DIRTY, &mut written);
                 });
             }
         } else {
             self.trust();
-            search(table, Cursor::ALL, &mut written);
+            harvest_all(
+                replicas,
+                F::Address::from_offset(0),
+                1 << 48,
+                DIRTY,
+                &mut written,
+            );
         }
         if evidence {
             self.doubt();
@@ -166,19 +174,12 @@ impl Written {
     }
 }
 
-/// Visits and clears what is dirty there.
-fn search<F: TableFormat, M: TableMemory>(
-    table: &RadixTable<F, M>,
-    mut cursor: Cursor,
-    visit: &mut impl FnMut(Touched<F::Address>),
-) {
-    const DIRTY: Options = Options {
-        accessed: Bit::Read,
-        dirty: Bit::Clear,
-        descend: Descend::Everywhere,
-    };
-    while table.harvest(&mut cursor, DIRTY, u64::MAX, &mut *visit) == Progress::Paused {}
-}
+/// D alone.
+const DIRTY: Options = Options {
+    accessed: Bit::Read,
+    dirty: Bit::Clear,
+    descend: Descend::Everywhere,
+};
 
 impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
     /// Whether a harvest leaves D of this leaf alone, because it is somebody's evidence.

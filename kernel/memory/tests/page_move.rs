@@ -435,7 +435,7 @@ fn evidence_of_a_move_brings_the_log_of_writes_into_doubt() {
     written.note(PAGE);
     let take = |table: &Table<'_>| {
         let mut seen = Vec::new();
-        let source = written.take(table, |leaf| seen.push(leaf.at));
+        let source = written.take(core::slice::from_ref(table), |leaf| seen.push(leaf.at));
         (source, seen)
     };
     assert_eq!(take(&tables[0]), (Source::Log, vec![PAGE]));

@@ -1,9 +1,10 @@
 //! Replicas of a table under random operations: all translate alike, and no A or D is lost.
 
+use memory::harvest::{Bit, Descend, Options};
 use memory::replica::{ReplicaError, Replicas};
 use memory::table::{
-    Attributes, EptFormat, Lookup, MemoryType, NoProcessor, NptFormat, Rights, TableError,
-    TableFormat,
+    Attributes, EptFormat, LargeLeaves, Lookup, MemoryType, NoProcessor, NptFormat, Rights,
+    TableError, TableFormat,
 };
 use memory::testing::{Access, VecTables, touch};
 use proptest::prelude::*;
@@ -42,6 +43,11 @@ enum Op {
         node: u16,
         write: bool,
     },
+    Harvest {
+        accessed: bool,
+        dirty: bool,
+        granules: u64,
+    },
     Add {
         node: u16,
     },
@@ -73,6 +79,13 @@ fn op() -> impl Strategy<Value = Op> {
                 page,
                 node,
                 write,
+            }
+        }),
+        (any::<bool>(), any::<bool>(), 1u64..5).prop_map(|(accessed, dirty, granules)| {
+            Op::Harvest {
+                accessed,
+                dirty,
+                granules,
             }
         }),
         (0u16..4).prop_map(|node| Op::Add { node }),
@@ -114,7 +127,8 @@ fn random_operations<F: TableFormat<Address = Gpa>>(
     room: usize,
 ) -> Result<(), TestCaseError> {
     let memory = VecTables::new(room);
-    let mut all = Replicas::<F, _>::new(&memory, NodeId(0)).expect("room for a root");
+    let mut all = Replicas::<F, _>::new(&memory, NodeId(0), LargeLeaves::Executable)
+        .expect("room for a root");
     // Pages that were written, and touched, since they were mapped; by leaf address.
     let mut used: BTreeMap<u64, (bool, bool)> = BTreeMap::new();
     for op in ops {
@@ -155,8 +169,7 @@ fn random_operations<F: TableFormat<Address = Gpa>>(
             }
             Op::Split { granule } => match all.begin_split(place(granule, None).0, LARGE) {
                 Ok(split) => {
-                    let busy =
-                        matches!(all.add(&memory, NodeId(9)), Err(ReplicaError::Busy { .. }));
+                    let busy = matches!(all.add(NodeId(9)), Err(ReplicaError::Busy { .. }));
                     prop_assert!(busy);
                     all.finish_split(split.shoot_down(&NoProcessor))
                         .expect("frozen");
@@ -201,7 +214,33 @@ fn random_operations<F: TableFormat<Address = Gpa>>(
                 }
                 false
             }
-            Op::Add { node } => all.add(&memory, NodeId(node)).is_err(),
+            Op::Harvest {
+                accessed,
+                dirty,
+                granules,
+            } => {
+                let bit = |clear| if clear { Bit::Clear } else { Bit::Read };
+                let options = Options {
+                    accessed: bit(accessed),
+                    dirty: bit(dirty),
+                    descend: Descend::Everywhere,
+                };
+                let bytes = granules * LARGE.bytes();
+                let mut found = Vec::new();
+                all.harvest(Gpa(0), bytes, options, |leaf| {
+                    found.push((leaf.at.0, (leaf.accessed, leaf.dirty)));
+                });
+                let inside = used.range_mut(..bytes);
+                let touched = inside.filter(|(_, bits)| **bits != (false, false));
+                let mut expected = Vec::new();
+                for (at, bits) in touched {
+                    expected.push((*at, *bits));
+                    *bits = (bits.0 && !accessed, bits.1 && !dirty);
+                }
+                prop_assert_eq!(found, expected, "each once, with the bits of all");
+                false
+            }
+            Op::Add { node } => all.add(NodeId(node)).is_err(),
             Op::Drop { node } => match all.unlink(NodeId(node)) {
                 Ok(old) => {
                     all.retire(old, &NoProcessor);
@@ -260,15 +299,13 @@ proptest! {
 #[test]
 fn roots_are_added_and_dropped_by_rule() {
     let memory = VecTables::new(32);
-    let mut all = Replicas::<NptFormat, _>::new(&memory, NodeId(2)).expect("room");
+    let mut all = Replicas::<NptFormat, _>::new(&memory, NodeId(2), LargeLeaves::NotExecutable)
+        .expect("room");
     assert_eq!(
         all.unlink(NodeId(2)).map(|_| ()),
         Err(ReplicaError::Last(NodeId(2)))
     );
-    assert_eq!(
-        all.add(&memory, NodeId(2)),
-        Err(ReplicaError::Exists(NodeId(2)))
-    );
+    assert_eq!(all.add(NodeId(2)), Err(ReplicaError::Exists(NodeId(2))));
     let flush = all.map(
         Gpa(0),
         Frame(512),
@@ -277,7 +314,7 @@ fn roots_are_added_and_dropped_by_rule() {
         &NoProcessor,
     );
     flush.expect("empty").carry_out(&NoProcessor);
-    assert_eq!(all.add(&memory, NodeId(0)), Ok(()));
+    assert_eq!(all.add(NodeId(0)), Ok(()));
     assert_eq!(all.of(NodeId(0)).node(), NodeId(0));
     assert_eq!(
         all.of(NodeId(1)).node(),
@@ -306,7 +343,8 @@ fn roots_are_added_and_dropped_by_rule() {
     assert_eq!(all.first().probe(Gpa(0)), memory::probe::Probe::Accessed);
     // Without room a root is not added, and nothing is left of the attempt.
     let full = VecTables::new(4);
-    let mut all = Replicas::<NptFormat, _>::new(&full, NodeId(0)).expect("room");
+    let mut all =
+        Replicas::<NptFormat, _>::new(&full, NodeId(0), LargeLeaves::Executable).expect("room");
     let flush = all.map(
         Gpa(0),
         Frame(512),
@@ -317,7 +355,7 @@ fn roots_are_added_and_dropped_by_rule() {
     flush
         .expect("room for two more tables")
         .carry_out(&NoProcessor);
-    let refused = all.add(&full, NodeId(1));
+    let refused = all.add(NodeId(1));
     assert!(
         matches!(
             refused,

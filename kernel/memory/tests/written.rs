@@ -48,7 +48,9 @@ fn truth(table: &Table<'_>) -> Vec<(u64, PageSize)> {
 
 fn taken(written: &Written, table: &Table<'_>) -> (Source, Vec<(u64, PageSize)>) {
     let mut dirty = Vec::new();
-    let source = written.take(table, |leaf| dirty.push((leaf.at.0, leaf.size)));
+    let source = written.take(core::slice::from_ref(table), |leaf| {
+        dirty.push((leaf.at.0, leaf.size))
+    });
     (source, dirty)
 }
 

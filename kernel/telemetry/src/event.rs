@@ -222,6 +222,21 @@ pub enum Event {
         /// Why it was ordered.
         reason: String,
     },
+    /// A node has page tables of a machine's own, or has them no more.
+    RootChanged {
+        /// Whose.
+        vm: VmId,
+        /// Its name.
+        name: String,
+        /// Where.
+        node: NodeId,
+        /// It has them now.
+        own: bool,
+        /// Bytes of all page tables that the machine has now.
+        table_bytes: u64,
+        /// Why.
+        reason: String,
+    },
     /// The planner chose.
     Plan {
         /// For this machine.

@@ -143,6 +143,21 @@ impl fmt::Display for Event {
                 }
                 write!(f, "; {reason}")
             }
+            Self::RootChanged {
+                name,
+                node,
+                own,
+                table_bytes,
+                reason,
+                ..
+            } => {
+                let what = match own {
+                    true => "has page tables of its own now",
+                    false => "has no page tables of its own any more",
+                };
+                let kib = table_bytes >> 10;
+                write!(f, "{name}: {node} {what} ({kib} KiB in all); {reason}")
+            }
             Self::Plan { sentence, .. } | Self::Held { sentence, .. } => f.write_str(sentence),
             Self::Footprint {
                 name,

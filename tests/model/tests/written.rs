@@ -91,7 +91,7 @@ fn scenario(defect: Defect) {
         let flush = || machine.shootdown(Reach::Everyone).shoot_down(Flush::All);
         flush();
         let mut pages = Vec::new();
-        let source = written.take(&table, |leaf| pages.push(leaf.at));
+        let source = written.take(core::slice::from_ref(&table), |leaf| pages.push(leaf.at));
         assert_eq!(source, Source::Log);
         if defect != Defect::ForgetsNothing {
             flush();
@@ -107,7 +107,7 @@ fn scenario(defect: Defect) {
         guest.join().expect("a guest's CPU finishes");
     }
     let mut last = Vec::new();
-    written.take(&table, |leaf| last.push(leaf.at));
+    written.take(core::slice::from_ref(&table), |leaf| last.push(leaf.at));
     for page in last {
         copy.insert(page, load(page));
     }

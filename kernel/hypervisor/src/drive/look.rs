@@ -13,13 +13,12 @@ use alloc::collections::BTreeSet;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
-use footprint::lens::PAGES;
 use footprint::pages::Range;
 use footprint::sampler::{Eyes, Heat, Mapped, Orders, Seen, Sight, Tunables};
 use footprint::{
     Attribution, Coverage, Footprint, LeafSample, Operands, PageHits, PageLooks, Sampler, Window,
 };
-use memory::harvest::{Bit, Cursor, Descend, Options, Progress};
+use memory::harvest::{Bit, Descend, Options};
 use memory::probe::Probe;
 use memory::table::TableFormat;
 use units::{Gpa, Nanos, NodeId, PAGE_BYTES, PageSize};
@@ -150,19 +149,15 @@ impl Watch {
         now.since(self.last_pass) >= every
     }
 
-    /// Hands what was found since the last pass to the footprint, if that was `every` ago. Says whether it did.
+    /// Hands what was found since the last pass to the footprint. Says how long ago that was, and for how long the VM
+    /// has run on each node since.
     pub fn pass<B: Backend>(
         &mut self,
         vm: &Vm<B>,
         footprint: &mut Footprint,
-        every: Nanos,
         now: Nanos,
-    ) -> bool {
-        let length = now.since(self.last_pass);
-        if length < every {
-            return false;
-        }
-        self.last_pass = now;
+    ) -> (Nanos, Vec<Nanos>) {
+        let length = now.since(core::mem::replace(&mut self.last_pass, now));
         let heats = self.sampler.pass();
         let samples = self.samples(&vm.ram, &heats);
         let nodes = footprint.resident().len();
@@ -193,7 +188,7 @@ impl Watch {
         }
         self.heats = heats;
         self.cost.time += time::now().since(now);
-        true
+        (length, run_time)
     }
 
     /// All pages that are touched, hottest first.
@@ -302,21 +297,14 @@ impl<F: TableFormat<Address = Gpa>> Eyes for Bits<'_, F> {
         if !matches!(self.0.leaf(at), Some((_, PageSize::Size4K)) | None) {
             return Mapped::Whole;
         }
-        let mut cursor = Cursor::new(at, PageSize::Size2M.bytes());
-        // The granule's table and those above it are few entries more than its pages.
-        let budget = 2 * PAGES as u64;
-        let progress = self.0.with_table(|table| {
-            table.harvest(&mut cursor, CLOSE, budget, |leaf| {
+        self.0.with_table(|table| {
+            table.harvest(at, PageSize::Size2M.bytes(), CLOSE, |leaf| {
                 let page = (leaf.at.0 - at.0) / PAGE_BYTES;
                 if leaf.accessed && leaf.size == PageSize::Size4K {
                     touched(u16::try_from(page).unwrap_or(u16::MAX));
                 }
-            })
+            });
         });
-        debug_assert!(
-            progress == Progress::Finished,
-            "512 pages and their ancestors"
-        );
         Mapped::Pages
     }
 }

@@ -14,6 +14,7 @@ mod counters;
 mod look;
 mod moves;
 mod record;
+pub mod roots;
 mod sample;
 pub mod schedule;
 

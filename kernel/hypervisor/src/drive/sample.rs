@@ -18,6 +18,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use config::{Affinity, HostConfig};
 use core::sync::atomic::Ordering::SeqCst;
+use footprint::roots::RootPolicy;
 use footprint::{Footprint, Latencies};
 use migrate::{
     Action, Decision, HostView, MoveOutcome, MoveResult, NodeView, PageOrder, Planner, VcpuView,
@@ -52,6 +53,8 @@ pub struct VmTrack {
     pub watch: Watch,
     /// How much its virtual CPUs wait for memory, where that is counted.
     pub waits: Waits,
+    /// Which nodes are worth page tables of its own.
+    pub roots: RootPolicy,
     /// What the planner said last.
     pub last_word: String,
 }
@@ -66,6 +69,7 @@ impl Tracking {
             footprint: Footprint::new(nodes, footprint::Tunables::default()),
             watch: Watch::over(vm, shortest, time::now()),
             waits: Waits::default(),
+            roots: RootPolicy::new(nodes),
             last_word: String::from("nothing yet"),
         });
         Self {
@@ -103,6 +107,7 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
             track.footprint =
                 Footprint::new(hv.machine.nodes.len(), footprint::Tunables::default());
             track.waits = Waits::default();
+            track.roots = RootPolicy::new(hv.machine.nodes.len());
         }
         tracking.planner.handle(now, migrate::Event::VmGone(vm));
     }
@@ -119,7 +124,9 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
             if let Some(reads) = counted.as_ref().and_then(counters::Counted::reads) {
                 track.footprint.count(&reads);
             }
-            track.watch.pass(vm, &mut track.footprint, every, now);
+            let (length, run_time) = track.watch.pass(vm, &mut track.footprint, now);
+            let (policy, rule) = (&mut track.roots, hv.config.host.roots);
+            super::roots::pass(vm, policy, rule, length, &run_time);
             if let Some(counted) = &counted {
                 let (waits, footprint) = (&mut track.waits, &track.footprint);
                 waits.pass(hv, vm, counted, footprint, &tracking.latencies);

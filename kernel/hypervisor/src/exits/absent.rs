@@ -9,6 +9,7 @@
 use super::{Context, decode};
 use crate::sabotage;
 use crate::virt::{Backend, Exit, Gpr, VcpuState};
+use crate::vm::DirectTables;
 use config::Sabotage;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use guest::walk::{self, Access, AccessKind, Privilege};
@@ -75,7 +76,7 @@ pub fn hide<B: Backend>(ctx: &mut Context<'_, B>) -> Option<Hidden> {
     }
     let leaf = ctx.vm.ram.change_table(|table, shootdown| {
         let unmapped = table.unmap(page, PageSize::Size4K).ok()?;
-        Some(unmapped.finish(shootdown, table.memory()))
+        unmapped.finish(shootdown, &DirectTables)
     })?;
     Some(Hidden {
         leaf,
@@ -94,10 +95,15 @@ pub fn show<B: Backend>(ctx: &mut Context<'_, B>, hidden: Option<Hidden>, exit: 
     else {
         return;
     };
-    let back = ctx
-        .vm
-        .ram
-        .change_table(|table, _| table.map(leaf.at, leaf.frame, leaf.size, leaf.attributes));
+    let back = ctx.vm.ram.change_table(|table, _| {
+        table.map(
+            leaf.at,
+            leaf.frame,
+            leaf.size,
+            leaf.attributes,
+            &NoProcessor,
+        )
+    });
     match back {
         Ok(flush) => flush.carry_out(&NoProcessor),
         Err(why) => return log::error!("sabotage: {} did not come back: {why}", leaf.at),

@@ -277,13 +277,23 @@ pub fn footprint<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
     }
     let activity = if f.is_idle() { "idle" } else { "busy" };
     format!(
-        "{}: {activity}, {} passes, confidence {}\n{table}{}{}",
+        "{}: {activity}, {} passes, confidence {}\n{table}{}{}{}",
         vm.name,
         f.passes(),
         f.confidence(),
+        page_tables(vm),
         looks(vm, &track.watch),
         super::counters::opinion(f)
     )
+}
+
+/// Where the nested tables are that its CPUs walk.
+fn page_tables<B: Backend>(vm: &Vm<B>) -> String {
+    vm.ram.with_table(|tables| {
+        let nodes: Vec<String> = tables.all().iter().map(|t| t.node().to_string()).collect();
+        let kib = (tables.table_frames() * units::PAGE_BYTES) >> 10;
+        format!("page tables on {}: {kib} KiB\n", nodes.join(", "))
+    })
 }
 
 /// What looking costs.

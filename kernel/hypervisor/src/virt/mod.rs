@@ -50,8 +50,6 @@ impl fmt::Display for Unsupported {
 pub struct VcpuSetup {
     /// Node whose memory holds the control structures.
     pub node: NodeId,
-    /// Root of the nested page table.
-    pub nested_root: Frame,
     /// CR4 bits that the guest's CPUID offers.
     pub allowed_cr4: u64,
 }
@@ -179,6 +177,8 @@ pub trait VcpuState {
     fn stop_at(&mut self, at: Nanos) {
         arch::timer::arm(at);
     }
+    /// The guest's memory is what this table says; said before every entry. Whether it was another before.
+    fn walk_from(&mut self, root: Frame) -> bool;
     /// Whether the processor is to log which pages the guest writes, where it can; asked for before every entry.
     fn log_writes(&mut self, _wanted: bool) {}
     /// Hands on what it has logged. Asked for after every exit, before this CPU counts as outside of the guest.

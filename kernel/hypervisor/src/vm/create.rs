@@ -176,7 +176,6 @@ fn make_vcpus<B: Backend>(
     );
     let setup = VcpuSetup {
         node: home,
-        nested_root: ram.root(),
         allowed_cr4: cpuid.allowed_cr4(),
     };
     let mut vcpus = Vec::with_capacity(usize::from(shape.vcpus));

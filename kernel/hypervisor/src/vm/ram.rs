@@ -1,6 +1,7 @@
-//! A guest's memory: its nested table, and who may change it when.
+//! A guest's memory: its nested tables, and who may change them when.
 //!
-//! * Whoever changes the table holds its lock for writing while he does, and for no longer: CPUs are made to forget,
+//! * There is a table for each node that runs the guest ([`roots`]); all say the same, and change together.
+//! * Whoever changes the tables holds their lock for writing while he does, and for no longer: CPUs are made to forget,
 //!   and pages are copied, with the lock free.
 //! * The hypervisor's own accesses ([`access`]) hold it for reading from the translation to the last byte.
 //! * A page that is being moved is absent meanwhile ([`memory::page_move`]). Who finds it so waits for its
@@ -8,9 +9,11 @@
 //! * Memory is torn down when no move is under way ([`GuestRam::moving`]).
 
 mod access;
+mod roots;
 mod written;
 
 pub use access::Glimpse;
+pub use roots::RootChange;
 
 use super::arrival;
 use super::tables::DirectTables;
@@ -20,9 +23,10 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
-use memory::entry::{Generation, Generations};
+use memory::entry::Generations;
+use memory::replica::Replicas;
 use memory::table::{
-    Attributes, Flush, LargeLeaves, Lookup, RadixTable, Rights, Shootdown, TableError, TableFormat,
+    Attributes, Flush, LargeLeaves, Lookup, NoProcessor, Rights, Shootdown, TableError, TableFormat,
 };
 use memory::written::Written;
 use spin::{Once, RwLock, RwLockReadGuard};
@@ -37,8 +41,9 @@ pub struct GuestRam<F: TableFormat<Address = Gpa>> {
     vm: VmId,
     /// Bytes on each node, so that asking costs nothing however large it is.
     by_node: Vec<AtomicU64>,
-    root: Frame,
-    table: RwLock<RadixTable<F, DirectTables>>,
+    /// For each node the root that its CPUs walk.
+    roots: Vec<AtomicU64>,
+    table: RwLock<Replicas<F, DirectTables>>,
     /// Held for reading by moves that are under way.
     moving: RwLock<()>,
     generations: Generations<AtomicU64>,
@@ -95,11 +100,12 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
         nodes: usize,
         large: LargeLeaves,
     ) -> Result<Self, memory::buddy::OutOfFrames> {
-        let table = RadixTable::new(DirectTables, node)?.with_large_leaves(large);
+        let table = Replicas::new(DirectTables, node, large)?;
+        let root = table.first().root();
         Ok(Self {
             vm,
             by_node: (0..nodes).map(|_| AtomicU64::new(0)).collect(),
-            root: table.root(),
+            roots: (0..nodes).map(|_| AtomicU64::new(root.0)).collect(),
             table: RwLock::new(table),
             moving: RwLock::new(()),
             generations: Generations::of_root(
@@ -115,25 +121,15 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     /// Maps a frame, before the guest starts.
     pub fn map(&self, gpa: Gpa, frame: Frame, size: PageSize) -> Result<(), TableError> {
         let rights = Rights::READ | Rights::WRITE | Rights::EXECUTE;
-        let flush = self
-            .table
-            .write()
-            .map(gpa, frame, size, Attributes::memory(rights))?;
-        flush.carry_out(&memory::table::NoProcessor);
+        let flush =
+            self.table
+                .write()
+                .map(gpa, frame, size, Attributes::memory(rights), &NoProcessor)?;
+        flush.carry_out(&NoProcessor);
         if let Some(sum) = self.sum(mm::node_of(frame)) {
             sum.fetch_add(size.bytes(), Relaxed);
         }
         Ok(())
-    }
-
-    /// Root of the nested table.
-    pub fn root(&self) -> Frame {
-        self.root
-    }
-
-    /// What an entry compares with what its tag has seen.
-    pub fn generation(&self) -> Generation {
-        self.generations.now()
     }
 
     /// Accessed bits were cleared: translations that still say "accessed" go at the next entries, those that see the
@@ -184,7 +180,7 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
 
     /// The node that holds an address, and the size of the leaf that maps it.
     pub fn leaf(&self, at: Gpa) -> Option<(NodeId, PageSize)> {
-        match self.table.read().translate(at) {
+        match self.table.read().first().translate(at) {
             Ok(Lookup::Mapped(leaf)) => Some((mm::node_of(leaf.frame)?, leaf.size)),
             _ => None,
         }
@@ -195,15 +191,15 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
         self.table.try_read().is_none()
     }
 
-    /// The table, to read.
-    pub fn with_table<R>(&self, work: impl FnOnce(&RadixTable<F, DirectTables>) -> R) -> R {
+    /// The tables, to read.
+    pub fn with_table<R>(&self, work: impl FnOnce(&Replicas<F, DirectTables>) -> R) -> R {
         work(&self.table.read())
     }
 
-    /// The table, to change, with what makes CPUs forget.
+    /// The tables, to change, with what makes CPUs forget.
     pub fn change_table<R>(
         &self,
-        work: impl FnOnce(&mut RadixTable<F, DirectTables>, &VmShootdown<'_>) -> R,
+        work: impl FnOnce(&mut Replicas<F, DirectTables>, &VmShootdown<'_>) -> R,
     ) -> R {
         let mut table = self.table.write();
         self.doubt_log();
@@ -254,7 +250,7 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     /// A guest hit an address of its RAM that was not mapped: waits until the move is over.
     pub fn wait_until_mapped(&self, gpa: Gpa) -> Result<(), TableError> {
         self.wait_while_away(gpa);
-        match self.table.read().translate(gpa)? {
+        match self.table.read().first().translate(gpa)? {
             Lookup::Mapped(_) | Lookup::Frozen { .. } => Ok(()),
             Lookup::NotMapped { .. } => Err(TableError::NotMapped { at: gpa.0 }),
         }
@@ -265,7 +261,7 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     pub fn permit_fetch(&self, gpa: Gpa) -> Result<(), TableError> {
         self.wait_until_mapped(gpa)?;
         self.change_table(|table, shootdown| {
-            let leaf = match table.translate(gpa)? {
+            let leaf = match table.first().translate(gpa)? {
                 Lookup::Mapped(leaf) => leaf,
                 // It went away again: the guest comes back.
                 Lookup::Frozen { .. } => return Ok(()),
@@ -280,7 +276,7 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
                 // Nothing need be forgotten: the fault has dropped what this CPU knew of the page (SDM 3C 29.4.3.1), and
                 // another that does not know of the new right faults, comes here, and finds it.
                 let more = table.protect(leaf.at, leaf.size, attributes)?;
-                more.carry_out(&memory::table::NoProcessor);
+                more.carry_out(&NoProcessor);
                 return Ok(());
             }
             let split = table.begin_split(leaf.at, leaf.size)?.to_execute();
@@ -298,7 +294,12 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
 
     /// Waits until a page that is on the move has arrived. The caller holds no lock of the table.
     fn wait_while_away(&self, gpa: Gpa) {
-        let away = || matches!(self.table.read().translate(gpa), Ok(Lookup::Frozen { .. }));
+        let away = || {
+            matches!(
+                self.table.read().first().translate(gpa),
+                Ok(Lookup::Frozen { .. })
+            )
+        };
         arrival::wait(self.vm, gpa, away);
     }
 
@@ -321,8 +322,9 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
             let leaves: Vec<_> = some.collect();
             let mut frames = Vec::with_capacity(leaves.len());
             for leaf in leaves {
-                if let Ok(unmapped) = table.unmap(leaf.at, leaf.size) {
-                    let gone = unmapped.finish(shootdown, &DirectTables);
+                let unmapped = table.unmap(leaf.at, leaf.size).ok();
+                let gone = unmapped.and_then(|leaf| leaf.finish(shootdown, &DirectTables));
+                if let Some(gone) = gone {
                     if let Some(sum) = self.sum(mm::node_of(gone.frame)) {
                         sum.fetch_sub(gone.size.bytes(), Relaxed);
                     }
@@ -336,10 +338,10 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
 
 /// The frame that `at`, a leaf's first address, is mapped to.
 fn first_frame<F: TableFormat<Address = Gpa>>(
-    table: &RadixTable<F, DirectTables>,
+    table: &Replicas<F, DirectTables>,
     at: Gpa,
 ) -> Option<Frame> {
-    match table.translate(at) {
+    match table.first().translate(at) {
         Ok(Lookup::Mapped(leaf)) => Some(leaf.frame),
         _ => None,
     }

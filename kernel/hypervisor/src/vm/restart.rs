@@ -200,7 +200,6 @@ impl<B: Backend> Vm<B> {
         )?;
         let setup = VcpuSetup {
             node: self.home,
-            nested_root: self.ram.root(),
             allowed_cr4: self.cpuid.allowed_cr4(),
         };
         *self.board.lock() = create::new_board(world, &self.config);

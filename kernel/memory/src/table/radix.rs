@@ -139,6 +139,11 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         Self { large, ..self }
     }
 
+    /// The rule that it is under.
+    pub fn large_leaves(&self) -> LargeLeaves {
+        self.large
+    }
+
     /// `attributes` as far as a leaf of `size` may have them.
     pub(super) fn allowed(&self, attributes: Attributes, size: PageSize) -> Attributes {
         let rights = match self.large {
@@ -151,6 +156,50 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
             rights,
             ..attributes
         }
+    }
+
+    /// A table that says the same with A = D = 0, its frames from `node`. Nothing is frozen or watched.
+    ///
+    /// # Errors
+    /// There are not enough frames; those that were taken went back.
+    pub(crate) fn twin(&self, node: NodeId) -> Result<Self, OutOfFrames>
+    where
+        M: Clone,
+    {
+        let twin = Self::new(self.memory.clone(), node)?;
+        let mut twin = twin.with_large_leaves(self.large);
+        match twin.copy_below(twin.root, self.root, Level::ROOT) {
+            Ok(tables) => {
+                twin.tables += tables;
+                Ok(twin)
+            }
+            Err(error) => {
+                // No processor has seen it.
+                twin.destroy(&super::NoProcessor, |_| {});
+                Err(error)
+            }
+        }
+    }
+
+    /// Copies what another table has below one of its entries; says how many tables that took.
+    fn copy_below(&self, to: Frame, from: Frame, level: Level) -> Result<u64, OutOfFrames> {
+        let mut tables = 0;
+        for index in 0..ENTRIES {
+            let value = self.memory.load(from, index);
+            match (Entry::decode::<F>(value, level), level.below()) {
+                (Entry::Table(child), Some(below)) => {
+                    let own = self.memory.allocate_table(self.node)?;
+                    self.memory.store(to, index, F::table(own));
+                    tables += 1 + self.copy_below(own, child, below)?;
+                }
+                (Entry::Leaf, _) => {
+                    let unused = value & !(F::ACCESSED | F::DIRTY);
+                    self.memory.store(to, index, unused);
+                }
+                _ => {}
+            }
+        }
+        Ok(tables)
     }
 
     /// The root's frame: what CR3, nCR3 or the EPT pointer is made from.

@@ -1,7 +1,8 @@
 //! Pages that move under a guest that knows every byte of them (`tests/guests/stamps`).
 //!
 //! Four processors compare and rewrite all of the guest's memory, one of them by an emulated port as well, while the
-//! operator sends all pages from node to node: first as large leaves, then as small ones.
+//! operator sends all pages from node to node: first as large leaves, then as small ones. Each node has page tables of
+//! its own, so that every move changes several.
 
 use std::time::Duration;
 
@@ -64,6 +65,7 @@ pub fn scenarios() -> Vec<Scenario> {
         .sabotaged("slow-moves"),
         broken("map-early"),
         broken("judge-early"),
+        broken("forget-replica"),
     ]
 }
 
@@ -84,6 +86,8 @@ fn tour(scenario: Scenario, stops: Stops) -> Scenario {
             .set("cpus", "4")
             .set("memory", &format!("\"{MEMORY}M\""))
             .set("mode", "\"off\""))
+        // Page tables for each node: a move changes them all.
+        .host("roots", "\"every\"")
         .type_after("[stamps] STAMPS ", &around(stops.large))
         .type_after(
             OVER,

@@ -1,10 +1,11 @@
 //! Leaves that move together, and what becomes of each.
 
 use super::{Done, Moved, Refused, Table, Unmoved, refuse};
+use crate::sabotage;
 use crate::virt::Backend;
 use crate::vm::Vm;
 use alloc::vec::Vec;
-use core::slice;
+use config::Sabotage;
 use memory::page_move::large::LargeMove;
 use memory::page_move::{PageMove, State};
 use migrate::PageOrder;
@@ -68,10 +69,14 @@ impl Batch {
     ) -> Vec<T> {
         let mut done = Vec::with_capacity(moves.len());
         let mut refused = Vec::new();
-        vm.ram.change_table(|table, _| {
+        vm.ram.change_table(|tables, _| {
             for page in moves {
                 let at = page.at();
-                match step(page, slice::from_mut(table)) {
+                let replicas = match sabotage::on(Sabotage::ForgetReplica) {
+                    false => tables.all_mut(),
+                    true => tables.all_mut().get_mut(..1).unwrap_or_default(),
+                };
+                match step(page, replicas) {
                     Ok(next) => done.push(next),
                     Err(why) => refused.push((at, why)),
                 }

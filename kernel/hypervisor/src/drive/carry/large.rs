@@ -9,7 +9,6 @@ use crate::virt::Backend;
 use crate::vm::Vm;
 use alloc::vec::Vec;
 use config::Sabotage;
-use core::slice;
 use memory::page_move::large::{
     Armed, LargeMove, Mirrored, Planned, Quiet, Rounds, shoot_down, shoot_down_frozen,
 };
@@ -109,9 +108,7 @@ fn in_rounds<B: Backend>(
     loop {
         let (mut again, mut rounds) = (Vec::new(), Vec::new());
         for (page, mut left) in moving {
-            let written = vm
-                .ram
-                .with_table(|table| page.written(slice::from_ref(table)));
+            let written = vm.ram.with_table(|table| page.written(table.all()));
             match left.go_on(written) {
                 true => {
                     rounds.push((page.at(), left));
@@ -150,9 +147,7 @@ fn last_copy<B: Backend>(
         false => mm::copy_frames,
         true => |_, _, _| {},
     };
-    let (page, copied) = vm
-        .ram
-        .with_table(|table| page.copy(slice::from_ref(table), copy));
+    let (page, copied) = vm.ram.with_table(|table| page.copy(table.all(), copy));
     if let Some(known) = batch.page(page.at()) {
         known.again += copied;
     }

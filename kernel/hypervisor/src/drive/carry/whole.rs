@@ -5,7 +5,6 @@ use crate::arch::time;
 use crate::mm;
 use crate::virt::Backend;
 use crate::vm::Vm;
-use core::slice;
 use memory::page_move::{Displaced, PageMove, Planned};
 use migrate::PageOrder;
 use units::NodeId;
@@ -38,9 +37,9 @@ pub fn carry_out<B: Backend>(vm: &Vm<B>, order: PageOrder, to: NodeId) -> Moved 
 
 fn copy<B: Backend>(vm: &Vm<B>, page: PageMove<Planned>) -> Result<Displaced, Refused> {
     let (ram, at) = (&vm.ram, page.at());
-    let frozen = ram.change_table(|table, _| page.freeze(slice::from_mut(table)))?;
+    let frozen = ram.change_table(|table, _| page.freeze(table.all_mut()))?;
     let copied = frozen.shoot_down(&ram.shootdown()).copy(mm::copy_frames);
-    let old = ram.change_table(|table, _| copied.commit(slice::from_mut(table)));
+    let old = ram.change_table(|table, _| copied.commit(table.all_mut()));
     ram.arrived(at);
     old
 }

@@ -121,7 +121,6 @@ impl SvmVcpu {
         }
         control.v_intr = vmcb::V_INTR_MASKING;
         control.nested = vmcb::NP_ENABLE;
-        control.n_cr3 = setup.nested_root.address().0;
         vcpu.vmcb_mut().save.g_pat = PAT_RESET;
         Ok(vcpu)
     }
@@ -211,6 +210,10 @@ impl Drop for SvmVcpu {
 }
 
 impl VcpuState for SvmVcpu {
+    fn walk_from(&mut self, root: Frame) -> bool {
+        let n_cr3 = &mut self.vmcb_mut().control.n_cr3;
+        core::mem::replace(n_cr3, root.address().0) != root.address().0
+    }
     fn regs(&self) -> &Regs {
         &self.regs
     }

@@ -10,7 +10,7 @@ use crate::virt::{ControlRegister, Event, EventKind, NmiBlocking, Regs, SegmentN
 use core::arch::asm;
 use guest::EntryState;
 use guest::entry::{Segment, TableRegister};
-use units::{Gpa, Nanos};
+use units::{Frame, Gpa, Nanos};
 use vmcs::control::Primary;
 use vmcs::event::{self, Kind};
 use vmcs::reason;
@@ -222,6 +222,10 @@ impl VcpuState for VmxVcpu {
         } else {
             arch::timer::arm(at);
         }
+    }
+    fn walk_from(&mut self, root: Frame) -> bool {
+        let pointer = self.facts.caps.ept_pointer(root.address().0);
+        core::mem::replace(&mut self.ept_pointer, pointer) != pointer
     }
     fn log_writes(&mut self, wanted: bool) {
         if let Some(log) = &mut self.log {

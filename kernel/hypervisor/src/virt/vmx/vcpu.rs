@@ -68,6 +68,7 @@ struct Hot {
     entry: u32,
     tsc_offset: u64,
     vpid: u16,
+    ept_pointer: u64,
 }
 
 impl Hot {
@@ -97,6 +98,7 @@ impl Hot {
             entry -> ENTRY_CONTROLS,
             tsc_offset -> TSC_OFFSET,
             vpid -> VPID,
+            ept_pointer -> EPT_POINTER,
         }
     }
 }
@@ -117,9 +119,9 @@ pub struct ExitInformation {
 pub struct VmxVcpu {
     frame: Frame,
     serial: u64,
-    facts: Facts,
+    pub(super) facts: Facts,
     pub(super) settings: Settings,
-    ept_pointer: u64,
+    pub(super) ept_pointer: u64,
     pub(super) regs: Regs,
     /// The guest-state area; how much of it is true, the next three say.
     pub(super) guest: Guest,
@@ -188,7 +190,7 @@ impl VmxVcpu {
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             facts,
             settings,
-            ept_pointer: facts.caps.ept_pointer(setup.nested_root.address().0),
+            ept_pointer: 0,
             regs: Regs::default(),
             guest: Guest {
                 link: Guest::NO_LINK,
@@ -411,7 +413,6 @@ impl VmxVcpu {
             io_bitmap_b: io,
             msr_bitmap: image(&bitmap::MSR),
             pml_address: self.log.as_ref().map_or(0, WriteLog::address),
-            ept_pointer: self.ept_pointer,
             cr0_mask: !self.cr0_owned(),
             cr4_mask: !self.cr4_owned,
             ..Controls::default()
@@ -490,6 +491,7 @@ impl VmxVcpu {
             entry: entry.bits(),
             tsc_offset: self.tsc_offset,
             vpid: self.vpid.number,
+            ept_pointer: self.ept_pointer,
         }
     }
 

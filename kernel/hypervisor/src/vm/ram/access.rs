@@ -17,7 +17,8 @@ use core::sync::atomic::Ordering::SeqCst;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 use guest::memory::Width;
 use guest::{GuestMemory, OutOfRange};
-use memory::table::{Lookup, RadixTable, TableFormat};
+use memory::replica::Replicas;
+use memory::table::{Lookup, TableFormat};
 use units::{Gpa, Hpa};
 
 /// What an access does.
@@ -87,12 +88,12 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
 
 /// Where the first piece of a range of offsets from `gpa` is, and its length.
 fn locate<F: TableFormat<Address = Gpa>>(
-    table: &RadixTable<F, DirectTables>,
+    table: &Replicas<F, DirectTables>,
     gpa: Gpa,
     range: Range<usize>,
 ) -> Result<(Hpa, usize), Stop> {
     let at = gpa.checked_add(range.start as u64).ok_or(Stop::Nothing)?;
-    match table.translate(at) {
+    match table.first().translate(at) {
         Ok(Lookup::Mapped(leaf)) => {
             let inside = at.0 - leaf.at.0;
             let left = (leaf.size.bytes() - inside).min(range.len() as u64);
@@ -186,7 +187,7 @@ impl<F: TableFormat<Address = Gpa>> GuestMemory for GuestRam<F> {
     }
 
     fn holds(&self, gpa: Gpa) -> bool {
-        let found = self.table.read().translate(gpa);
+        let found = self.table.read().first().translate(gpa);
         matches!(found, Ok(Lookup::Mapped(_) | Lookup::Frozen { .. }))
     }
 
@@ -232,7 +233,8 @@ impl<F: TableFormat<Address = Gpa>> GuestMemory for Glimpse<'_, F> {
     }
 
     fn holds(&self, gpa: Gpa) -> bool {
-        matches!(self.0.table.read().translate(gpa), Ok(Lookup::Mapped(_)))
+        let found = self.0.table.read().first().translate(gpa);
+        matches!(found, Ok(Lookup::Mapped(_)))
     }
 
     fn size(&self) -> u64 {

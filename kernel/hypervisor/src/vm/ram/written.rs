@@ -41,8 +41,10 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
             if let Some(log) = self.written.get() {
                 log.trust();
             }
-            let mut cursor = Cursor::ALL;
-            while table.harvest(&mut cursor, FORGET, u64::MAX, |_| ()) == Progress::Paused {}
+            for replica in table.all() {
+                let mut cursor = Cursor::ALL;
+                while replica.harvest(&mut cursor, FORGET, u64::MAX, |_| ()) == Progress::Paused {}
+            }
             shootdown.shoot_down(Flush::All);
         });
     }
@@ -51,11 +53,11 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     /// still hold translations with D = 1: to ask again, make them forget.
     pub fn take_written(&self, visit: impl FnMut(Touched<Gpa>)) -> Source {
         let Some(log) = self.written.get().filter(|log| log.is_kept()) else {
-            return self.with_table(|table| Written::searched().take(table, visit));
+            return self.with_table(|table| Written::searched().take(table.all(), visit));
         };
         // Whoever leaves the guest hands on what he has logged.
         self.expel();
-        self.with_table(|table| log.take(table, visit))
+        self.with_table(|table| log.take(table.all(), visit))
     }
 
     /// Nobody asks any more.
