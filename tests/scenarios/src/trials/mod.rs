@@ -17,6 +17,7 @@ mod observed;
 pub mod operator;
 mod random;
 pub mod restarts;
+pub mod roots;
 pub mod sabotage;
 pub mod schedule;
 pub mod selftests;
@@ -36,7 +37,8 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         foreign::scenarios(),
         operator::scenarios(),
         locality::scenarios(),
-        moves::scenarios(),
+        moves::scenarios(seed),
+        roots::scenarios(),
         schedule::scenarios(),
         sabotage::scenarios(),
         counters::scenarios(),
