@@ -5,9 +5,9 @@
 #![expect(unsafe_code, reason = "memory is touched by address")]
 
 use crate::console::{self, println};
-use crate::cpu;
-use crate::mark;
 use crate::words::Words;
+use crate::{cpu, mark, second};
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use layouts::{Kind, kind};
 
 /// Bytes of the blocks of each step.
@@ -16,8 +16,67 @@ const STEPS: [(&str, u64); 2] = [("4k", 4096), ("2m", 2 << 20)];
 /// How long the operator's line has to become quiet: what it carries takes the processor out of this guest.
 const QUIET_MS: u64 = 300;
 
-/// All rounds.
-pub fn run(words: &Words<'_>) -> Result<(), &'static str> {
+/// What a round is about.
+#[derive(Clone, Copy)]
+struct Round {
+    seed: u64,
+    number: u64,
+    from: u64,
+    step: u64,
+    blocks: u64,
+}
+
+/// The same for the second processor.
+static SHARED: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
+
+impl Round {
+    fn share(self) {
+        let Self {
+            seed,
+            number,
+            from,
+            step,
+            blocks,
+        } = self;
+        for (slot, value) in SHARED.iter().zip([seed, number, from, step, blocks]) {
+            slot.store(value, SeqCst);
+        }
+    }
+
+    fn shared() -> Self {
+        let [seed, number, from, step, blocks] =
+            [0, 1, 2, 3, 4].map(|i: usize| SHARED[i].load(SeqCst));
+        Self {
+            seed,
+            number,
+            from,
+            step,
+            blocks,
+        }
+    }
+
+    /// Every so many blocks from this one on.
+    fn touch(self, first: u64, every: u64) {
+        for index in (first..self.blocks).step_by(every as usize) {
+            // Not always the block's first page or word.
+            let inside = (index.wrapping_mul(0x9e37_79b9) % self.step) & !7;
+            let at = core::ptr::with_exposed_provenance_mut::<u64>(
+                (self.from + index * self.step + inside) as usize,
+            );
+            // SAFETY: this guest's memory, which nothing else uses.
+            unsafe {
+                match kind(self.seed, self.number, index) {
+                    Kind::Untouched => {}
+                    Kind::Read => drop(at.read_volatile()),
+                    Kind::Written => at.write_volatile(index),
+                }
+            }
+        }
+    }
+}
+
+/// All rounds; where there are two processors, each touches every other block.
+pub fn run(words: &Words<'_>, cpus: u64) -> Result<(), &'static str> {
     let seed = words.number("seed").unwrap_or(1);
     let rounds = words.number("rounds").unwrap_or(2);
     let from = words.number("from").unwrap_or(32) << 20;
@@ -43,20 +102,20 @@ pub fn run(words: &Words<'_>) -> Result<(), &'static str> {
             core::hint::spin_loop();
         }
         mark::open();
-        for index in 0..bytes / step {
-            // Not always the block's first page or word.
-            let inside = (index.wrapping_mul(0x9e37_79b9) % step) & !7;
-            let at = core::ptr::with_exposed_provenance_mut::<u64>(
-                (from + index * step + inside) as usize,
-            );
-            // SAFETY: this guest's memory, which nothing else uses.
-            unsafe {
-                match kind(seed, round, index) {
-                    Kind::Untouched => {}
-                    Kind::Read => drop(at.read_volatile()),
-                    Kind::Written => at.write_volatile(index),
-                }
-            }
+        let plan = Round {
+            seed,
+            number: round,
+            from,
+            step,
+            blocks: bytes / step,
+        };
+        if cpus > 1 {
+            plan.share();
+            second::give(|| Round::shared().touch(1, 2));
+        }
+        plan.touch(0, cpus);
+        if cpus > 1 {
+            second::finished();
         }
         mark::close();
         println!("EXACT touched round={round}");

@@ -73,7 +73,7 @@ fn guest(words: &Words<'_>) -> ! {
     } else if words.has("count") {
         count::run(words)
     } else if words.has("exact") {
-        exact::run(words)
+        exact::run(words, cpus)
     } else {
         Err("the command line names nothing to do")
     };

@@ -1,6 +1,7 @@
 //! Accessed and dirty bits, exactly: what a guest reads and writes between two moments is what Perigee says.
 //!
-//! The guest `probe` reads and writes blocks that a seed draws; the hypervisor never sees the seed. Code,
+//! The guest `probe` reads and writes blocks that a seed draws, every other one by its second processor, on another node
+//! with page tables of its own; the hypervisor never sees the seed. Code,
 //! stack and page tables of the guest lie below the range that is judged. The truth is the seed's, and, where an
 //! observer counts outside, the observer's as well.
 
@@ -76,11 +77,17 @@ fn shows_something(seed: u64, round: u64, step_pages: u64) -> bool {
 }
 
 fn trial(scenario: Scenario, step: &'static str, step_pages: u64, seed: u64) -> Scenario {
-    let words = format!("exact seed={seed} rounds={ROUNDS} from={FROM_MIB} mib={MIB} step={step}");
+    let words =
+        format!("exact cpus=2 seed={seed} rounds={ROUNDS} from={FROM_MIB} mib={MIB} step={step}");
     let mut trial = scenario
         .on(Machine::row(2, 1, 512))
         .on_bochs(Machine::row(2, 1, 256))
-        .vm(Vm::probe(NAME, &words).set("mode", "\"off\""))
+        // Each of two processors touches every other block, through tables of its own node.
+        .host("roots", "\"every\"")
+        .vm(Vm::probe(NAME, &words)
+            .set("cpus", "2")
+            .set("cpu_affinity", "{ cpus = [0, 1] }")
+            .set("mode", "\"off\""))
         .observed("pages=guests,linear=128")
         .within(Duration::from_secs(420))
         .seeded(seed);
@@ -140,7 +147,7 @@ fn as_the_processor_can(e: &Evidence, step_pages: u64) -> Result<(), String> {
 
 /// Every round's record has the drawn blocks and no other.
 fn exact(e: &Evidence, seed: u64, step_pages: u64) -> Result<(), String> {
-    e.every_guest_is_well(1)?;
+    e.every_guest_is_well(2)?;
     let mut told: Vec<(Vec<PageRange>, Vec<PageRange>)> = vec![Default::default()];
     for event in e.events() {
         if let Event::Touched {
