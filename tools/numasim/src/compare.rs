@@ -12,12 +12,23 @@ use crate::scenario::Scenario;
 use crate::world::World;
 
 /// Names of all policies, Perigee first.
-pub const POLICIES: [&str; 5] = ["perigee", "no-numa", "credit", "credit2-soft", "linux-numa"];
+pub const POLICIES: [&str; 6] = [
+    "perigee",
+    "perigee-flat",
+    "no-numa",
+    "credit",
+    "credit2-soft",
+    "linux-numa",
+];
 
 /// A fresh policy by name.
 pub fn policy(name: &str, options: Options) -> Option<Box<dyn Policy>> {
     Some(match name {
         "perigee" => Box::new(Perigee::new(options)),
+        "perigee-flat" => Box::new(Perigee::new(Options {
+            nodes: false,
+            ..options
+        })),
         "no-numa" => Box::new(Blind::default()),
         "credit" => Box::new(Credit::default()),
         "credit2-soft" => Box::new(Credit2::default()),

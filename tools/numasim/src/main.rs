@@ -99,6 +99,7 @@ fn trial(s: &Scenario) -> Trial {
     Trial {
         scenario: s.name.clone(),
         seed: s.seed,
+        entitled: s.entitled(),
         outcomes: compare::all(s, Options::default()),
         optimum: optimum::best(s),
     }
@@ -131,6 +132,7 @@ fn one_seed(seed: u64, seconds: f64, say: bool) -> Result<()> {
     let trial = Trial {
         scenario: scenario.name.clone(),
         seed,
+        entitled: scenario.entitled(),
         outcomes,
         optimum: optimum::best(&scenario),
     };

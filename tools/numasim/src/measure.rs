@@ -132,11 +132,27 @@ fn progress(w: &World, vm: usize) -> f64 {
     }
 }
 
-/// Geometric mean of the ratios of two lists; throughputs of zero count as a millionth.
-pub fn geomean_ratio(a: &[f64], b: &[f64]) -> f64 {
-    let logs = a
-        .iter()
-        .zip(b)
-        .map(|(a, b)| (a.max(1e-6) / b.max(1e-6)).ln());
-    (logs.sum::<f64>() / a.len().max(1) as f64).exp()
+/// Geometric mean of the ratios of two lists, of which each counts by its entry in `parts`; throughputs of zero count
+/// as a millionth.
+pub fn geomean_ratio(a: &[f64], b: &[f64], parts: &[f64]) -> f64 {
+    let ratios = a.iter().zip(b).map(|(a, b)| a.max(1e-6) / b.max(1e-6));
+    let logs = ratios.zip(parts).map(|(ratio, part)| part * ratio.ln());
+    (logs.sum::<f64>() / parts.iter().sum::<f64>().max(1e-9)).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn by_shares_nobody_gains_by_giving_one_what_is_anothers() {
+        // Weights 1 and 3 on one CPU: as they say, and half and half.
+        let (fair, unfair) = ([0.25, 0.75], [0.5, 0.5]);
+        assert!(geomean_ratio(&fair, &unfair, &[1.0, 1.0]) < 0.9);
+        assert!(geomean_ratio(&fair, &unfair, &[1.0, 3.0]) > 1.1);
+        for other in [0.1, 0.2, 0.3, 0.6] {
+            let other = [other, 1.0 - other];
+            assert!(geomean_ratio(&fair, &other, &[1.0, 3.0]) > 1.0);
+        }
+    }
 }

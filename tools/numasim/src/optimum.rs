@@ -2,7 +2,7 @@
 //!
 //! For small machines: each VM with its vCPUs and all its memory on one node with CPUs, or spread over all; every
 //! combination is judged by a fluid model (CPU time by weight with each vCPU clamped to one CPU, latency
-//! at the load that results) and the best geometric mean over VMs wins. It shares the hardware's formulas
+//! at the load that results) and the best geometric mean over VMs, each by its weight, wins. It shares the hardware's formulas
 //! with the simulation and nothing with any policy. It moves nothing and knows everything from the
 //! start; a policy that starts badly and learns can only come near. It may also be beaten: a policy may
 //! spread one VM over two nodes, or follow phases.
@@ -24,6 +24,7 @@ pub fn best(s: &Scenario) -> Option<Vec<f64>> {
     if all > MOST {
         return None;
     }
+    let entitled = s.entitled();
     let mut best: Option<(f64, Vec<f64>)> = None;
     for code in 0..all {
         let mut rest = code;
@@ -37,7 +38,8 @@ pub fn best(s: &Scenario) -> Option<Vec<f64>> {
             })
             .collect();
         let speeds = fluid(s, &nodes, &placed);
-        let score: f64 = speeds.iter().map(|x| x.max(1e-9).ln()).sum();
+        let logs = speeds.iter().map(|x| x.max(1e-9).ln());
+        let score: f64 = logs.zip(&entitled).map(|(log, part)| log * part).sum();
         if best.as_ref().is_none_or(|(b, _)| score > *b) {
             best = Some((score, speeds));
         }

@@ -27,6 +27,9 @@ pub struct Options {
     pub plan: u64,
     /// Whether a PMU tells what a working set's refill costs.
     pub pmu: bool,
+    /// Whether it knows nodes. If not, it takes the host for one node and looks at no memory: what is left is
+    /// its fairness, so a run with nodes against one without shows what knowing them does.
+    pub nodes: bool,
     /// Whether the planner's sentences are printed.
     pub say: bool,
 }
@@ -42,6 +45,7 @@ impl Default for Options {
             sample: 100_000_000,
             plan: 1_000_000_000,
             pmu: true,
+            nodes: true,
             say: false,
         }
     }
@@ -223,7 +227,11 @@ impl Perigee {
 
 impl Policy for Perigee {
     fn name(&self) -> &'static str {
-        "perigee"
+        if self.options.nodes {
+            "perigee"
+        } else {
+            "perigee-flat"
+        }
     }
 
     fn start(&mut self, w: &World, acts: &mut Acts) {
@@ -232,7 +240,7 @@ impl Policy for Perigee {
         self.latencies = Latencies::from_fn(nodes, row);
         for (i, c) in w.machine.cpus.iter().enumerate() {
             let place = CpuPlace {
-                node: NodeId(c.node as u16),
+                node: NodeId(if self.options.nodes { c.node as u16 } else { 0 }),
                 llc: c.llc as u32,
                 core: c.core as u32,
             };
@@ -247,7 +255,7 @@ impl Policy for Perigee {
                 let spec = VcpuSpec {
                     weight: vm.weight,
                     affinity: Affinity::Any,
-                    home: Some(NodeId(vm.start as u16)),
+                    home: self.options.nodes.then_some(NodeId(vm.start as u16)),
                     ..VcpuSpec::default()
                 };
                 let id = id(w, *vcpu);
@@ -297,6 +305,9 @@ impl Policy for Perigee {
     }
 
     fn tick(&mut self, w: &World, acts: &mut Acts) -> u64 {
+        if !self.options.nodes {
+            return u64::MAX;
+        }
         if w.now >= self.sampled + self.options.sample {
             let length = w.now - self.sampled;
             self.sampled = w.now;

@@ -12,6 +12,8 @@ pub struct Trial {
     pub scenario: String,
     /// Its seed.
     pub seed: u64,
+    /// What each VM is entitled to: its weight times its vCPUs.
+    pub entitled: Vec<f64>,
     /// What each policy did, Perigee first.
     pub outcomes: Vec<Outcome>,
     /// Throughputs at the best static placement, where it was searched.
@@ -19,14 +21,22 @@ pub struct Trial {
 }
 
 /// Perigee against one other.
+///
+/// A trial's ratio is the geometric mean over VMs of the ratios of their throughputs, each VM counted by its
+/// weight times its vCPUs. Of all ways to divide a host's time, that mean is largest where each has
+/// the share that its weight says (proportional fairness; Kelly, Maulloo and Tan 1998). Counted by
+/// heads, a policy would gain by ignoring weights: who gives a VM of weight 1 what belongs to one of weight 4 doubles
+/// one and takes a quarter from the other. The mean by heads is told beside it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Against {
     /// The other.
     pub other: String,
     /// Trials compared.
     pub trials: usize,
-    /// Geometric mean over trials of the geometric mean over VMs of throughput ratios.
+    /// Geometric mean over trials.
     pub geomean: f64,
+    /// The same, and the worst trial's, if each VM counts the same whatever its weight.
+    pub by_heads: (f64, f64),
     /// The worst trial: ratio and scenario.
     pub worst: (f64, String),
     /// The best trial.
@@ -70,18 +80,26 @@ fn against(
     other: &str,
     of: impl Fn(&Trial) -> Option<Vec<f64>>,
 ) -> Option<Against> {
-    let ratio = |t: &Trial| {
-        Some((
-            geomean_ratio(&t.outcomes.first()?.throughput, &of(t)?),
-            t.scenario.clone(),
-        ))
+    let ratio = |t: &Trial, parts: &[f64]| {
+        let ours = &t.outcomes.first()?.throughput;
+        Some(geomean_ratio(ours, &of(t)?, parts))
     };
-    let ratios: Vec<(f64, String)> = trials.iter().filter_map(ratio).collect();
+    let by_shares = |t: &Trial| Some((ratio(t, &t.entitled)?, t.scenario.clone()));
+    let ratios: Vec<(f64, String)> = trials.iter().filter_map(by_shares).collect();
+    let heads = |t: &Trial| ratio(t, &vec![1.0; t.entitled.len()]);
+    let heads: Vec<f64> = trials.iter().filter_map(heads).collect();
+    let mean = |logs: &mut dyn Iterator<Item = f64>| {
+        (logs.sum::<f64>() / ratios.len().max(1) as f64).exp()
+    };
     let by = |a: &&(f64, String), b: &&(f64, String)| a.0.total_cmp(&b.0);
     Some(Against {
         other: other.into(),
         trials: ratios.len(),
-        geomean: (ratios.iter().map(|r| r.0.ln()).sum::<f64>() / ratios.len().max(1) as f64).exp(),
+        geomean: mean(&mut ratios.iter().map(|r| r.0.ln())),
+        by_heads: (
+            mean(&mut heads.iter().map(|r| r.ln())),
+            heads.iter().copied().fold(f64::INFINITY, f64::min),
+        ),
         worst: ratios.iter().min_by(by)?.clone(),
         best: ratios.iter().max_by(by)?.clone(),
         regressions: ratios.iter().filter(|r| r.0 < 0.98).count(),
@@ -136,12 +154,22 @@ impl Report {
 
     /// As a table for a terminal.
     pub fn table(&self) -> String {
-        let mut text = String::from("throughput of perigee, geometric mean over VMs and trials\n");
+        let mut text = String::from(
+            "throughput of perigee, geometric mean over VMs by weight, and over trials\n",
+        );
         for a in &self.against {
             let _ = writeln!(
                 text,
-                "  against {:<13} x{:.3} in {} trials, {} below 0.98; worst x{:.3} ({}); best x{:.3}",
-                a.other, a.geomean, a.trials, a.regressions, a.worst.0, a.worst.1, a.best.0
+                "  against {:<13} x{:.3} in {} trials, {} below 0.98; worst x{:.3} ({}); best x{:.3}; by heads x{:.3}, worst x{:.3}",
+                a.other,
+                a.geomean,
+                a.trials,
+                a.regressions,
+                a.worst.0,
+                a.worst.1,
+                a.best.0,
+                a.by_heads.0,
+                a.by_heads.1
             );
         }
         let _ = writeln!(

@@ -152,6 +152,12 @@ impl Scenario {
         Ok(())
     }
 
+    /// What each VM is entitled to: its weight times its vCPUs.
+    pub fn entitled(&self) -> Vec<f64> {
+        let of = |vm: &VmSpec| f64::from(vm.weight) * vm.vcpus as f64;
+        self.vms.iter().map(of).collect()
+    }
+
     /// A random machine of 2 to 8 nodes with a random mix.
     ///
     /// VMs start as they do in the field: most on one node with their memory, some with their memory on
@@ -211,7 +217,8 @@ impl Scenario {
         }
     }
 
-    /// A large host: 64 nodes, 1,024 CPUs, `vms` VMs that mostly sleep.
+    /// A large host: 64 nodes, 1,024 CPUs, `vms` VMs of which three quarters have nothing to do, as on a host that is sold
+    /// ten times over; the rest asks for nearly twice the CPUs that there are.
     pub fn large(vms: usize, seconds: f64) -> Self {
         let shape = Shape {
             shape: "mesh".into(),
@@ -228,7 +235,8 @@ impl Scenario {
                 0 => Kind::Memory,
                 1 => Kind::Cpu,
                 2 => Kind::Bursty,
-                _ => Kind::Sleeper,
+                3 | 4 => Kind::Sleeper,
+                _ => Kind::Idle,
             };
             let start = i % 64;
             let memory = if rng.below(5) == 0 {

@@ -1,4 +1,4 @@
-//! What runs: machines (VMs) of eight kinds, and how they touch memory.
+//! What runs: machines (VMs) of several kinds, and how they touch memory.
 //!
 //! A vCPU does *work*, counted in ns on an unstalled core; each microsecond of work misses the last-level
 //! cache some number of times, and a miss costs the loaded latency divided by how many misses overlap.
@@ -28,10 +28,12 @@ pub enum Kind {
     Locky,
     /// All vCPUs work on the same memory.
     Sharing,
+    /// Has nothing to do but to serve its own timers, some twenty times a second.
+    Idle,
 }
 
 impl Kind {
-    /// All of them.
+    /// Those that random mixes are made of.
     pub const ALL: [Self; 7] = [
         Self::Cpu,
         Self::Memory,
@@ -49,7 +51,7 @@ impl Kind {
             Self::Memory | Self::Phases => 40.0,
             Self::Sharing => 30.0,
             Self::Bursty => 15.0,
-            Self::Sleeper | Self::Locky => 4.0,
+            Self::Sleeper | Self::Locky | Self::Idle => 4.0,
         }
     }
 
@@ -67,6 +69,7 @@ impl Kind {
         match self {
             Self::Bursty => Some((4e6, 4e6)),
             Self::Sleeper => Some((150e3, 5e6)),
+            Self::Idle => Some((50e3, 50e6)),
             _ => None,
         }
     }
@@ -83,7 +86,7 @@ impl Kind {
     pub const fn working_set(self) -> f64 {
         match self {
             Self::Cpu => 1e6,
-            Self::Sleeper | Self::Locky => 256e3,
+            Self::Sleeper | Self::Locky | Self::Idle => 256e3,
             _ => 2e6,
         }
     }

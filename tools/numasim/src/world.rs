@@ -46,6 +46,8 @@ pub struct Vcpu {
     pub cycle: Cycle,
     /// Part of its misses by node.
     pub spread: Vec<f64>,
+    /// Nodes that have such a part, with it: on a large host, few.
+    pub touched: Vec<(usize, f64)>,
     /// Work done, in ns.
     pub work: f64,
     /// Times around the lock.
@@ -133,6 +135,7 @@ impl World {
                     woken: None,
                     cycle: Cycle::Outside,
                     spread: Vec::new(),
+                    touched: Vec::new(),
                     work: 0.0,
                     rounds: 0,
                     ran: 0,
@@ -162,7 +165,10 @@ impl World {
         let nodes = self.machine.nodes();
         let v = &self.vms[vm];
         for (index, vcpu) in v.vcpus.iter().enumerate() {
-            self.vcpus[*vcpu].spread = spread(&v.pages, nodes, index, v.kind.shared());
+            let spread = spread(&v.pages, nodes, index, v.kind.shared());
+            let parts = spread.iter().copied().enumerate();
+            self.vcpus[*vcpu].touched = parts.filter(|(_, part)| *part > 0.0).collect();
+            self.vcpus[*vcpu].spread = spread;
         }
     }
 
@@ -198,7 +204,7 @@ impl World {
     pub fn time_per_work(&self, vcpu: usize, cpu: usize) -> f64 {
         let v = &self.vcpus[vcpu];
         let row = &self.latency[self.node_of(cpu)];
-        let ns: f64 = v.spread.iter().zip(row).map(|(part, ns)| part * ns).sum();
+        let ns: f64 = v.touched.iter().map(|(n, part)| part * row[*n]).sum();
         let alone = 1.0 + self.vms[v.vm].kind.misses() / 1000.0 * ns / OVERLAP;
         let sibling = self.machine.cpus[cpu].sibling;
         if sibling.is_some_and(|s| self.running[s].is_some()) {
@@ -226,12 +232,10 @@ impl World {
             }
             let rate = self.kind(vcpu).misses() / 1000.0 * LINE / self.time_per_work(vcpu, cpu);
             let k = self.node_of(cpu);
-            for (n, part) in self.vcpus[vcpu].spread.iter().enumerate() {
-                if *part > 0.0 {
-                    controller[n] += rate * part;
-                    for l in &self.machine.routes[k][n] {
-                        link[*l] += rate * part;
-                    }
+            for (n, part) in &self.vcpus[vcpu].touched {
+                controller[*n] += rate * part;
+                for l in &self.machine.routes[k][*n] {
+                    link[*l] += rate * part;
                 }
             }
         }
