@@ -3,6 +3,7 @@
 use super::record::record;
 use crate::virt::Backend;
 use crate::vm::{RootChange, Vm};
+use alloc::vec::Vec;
 use config::Roots;
 use footprint::roots::{RootPolicy, RootWish};
 use telemetry::Event;
@@ -41,6 +42,21 @@ pub fn give_all<B: Backend>(vm: &Vm<B>, nodes: impl Iterator<Item = NodeId>) {
             RootChange::Done => tell(vm, node, true, &"the configuration wants it"),
             RootChange::Later => log::warn!("{}: {node} gets no page tables of its own", vm.name),
             RootChange::Refused(why) => log::warn!("{}: {why}", vm.name),
+        }
+    }
+}
+
+/// The VM has ended and has no memory: one root is enough for its next life, which may be elsewhere.
+pub fn end<B: Backend>(vm: &Vm<B>, rule: Roots) {
+    if rule != Roots::Auto {
+        return;
+    }
+    let nodes: Vec<NodeId> = vm
+        .ram
+        .with_table(|tables| tables.all().iter().map(|table| table.node()).collect());
+    for node in nodes.into_iter().skip(1) {
+        if let RootChange::Done = vm.ram.drop_root(node) {
+            tell(vm, node, false, &"its VM has ended");
         }
     }
 }

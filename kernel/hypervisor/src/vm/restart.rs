@@ -103,7 +103,7 @@ impl<B: Backend> Vm<B> {
             return true;
         }
         if chores.filling.is_none() && !self.ram.is_empty() {
-            self.give_memory_back();
+            self.give_memory_back(hv);
             return starting || !self.ram.is_empty();
         }
         if starting {
@@ -113,7 +113,7 @@ impl<B: Backend> Vm<B> {
     }
 
     /// Gives a part of its memory back.
-    fn give_memory_back(&self) {
+    fn give_memory_back(&self, hv: &Hypervisor<B>) {
         let began = time::now();
         while time::now().since(began) < GO && !self.ram.is_empty() {
             let taken = self.ram.take_leaves(STEP_BYTES);
@@ -123,6 +123,7 @@ impl<B: Backend> Vm<B> {
                 crate::mm::free(frame, size);
             }
             if last {
+                crate::drive::roots::end(self, hv.config.host.roots);
                 let nodes = crate::mm::stats();
                 let free: Vec<String> = nodes
                     .iter()

@@ -3,7 +3,8 @@
 use super::radix::leaf;
 use core::fmt;
 
-use super::{Entry, Leaf, RadixTable, TableAddress, TableFormat, TableMemory};
+use super::{ENTRIES, Entry, Leaf, Level, RadixTable, TableAddress, TableFormat, TableMemory};
+use units::Frame;
 
 /// Iterator over the leaves of a table, frozen ones included; see [`RadixTable::leaves`].
 pub struct Leaves<'t, F, M> {
@@ -41,15 +42,20 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
 impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
     /// The first address that is frozen, as a leaf or as a table.
     pub(crate) fn first_frozen(&self) -> Option<u64> {
-        let mut next = 0;
-        while next < 1 << super::address::INPUT_BITS {
-            let slot = self.find(next);
-            if F::is_frozen(slot.value) {
-                return Some(F::Address::from_offset(next).bits());
+        let offset = self.frozen_below(self.root(), Level::ROOT, 0)?;
+        Some(F::Address::from_offset(offset).bits())
+    }
+
+    fn frozen_below(&self, table: Frame, level: Level, start: u64) -> Option<u64> {
+        (0..ENTRIES).find_map(|index| {
+            let value = self.memory.load(table, index);
+            let at = start + index as u64 * level.span();
+            match (Entry::decode::<F>(value, level), level.below()) {
+                (Entry::FrozenLeaf | Entry::FrozenTable(_), _) => Some(at),
+                (Entry::Table(child), Some(below)) => self.frozen_below(child, below, at),
+                _ => None,
             }
-            next = (next & !(slot.level.span() - 1)) + slot.level.span();
-        }
-        None
+        })
     }
 }
 
