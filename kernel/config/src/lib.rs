@@ -39,7 +39,7 @@
 //! | `start_node` | node number | the planner's choice | where the vCPUs start |
 //! | `cpu_affinity` | `"auto"`, `{ nodes = [0] }`, `{ cpus = [0, 1] }` | `"auto"` | where the vCPUs may run at all |
 //! | `weight` | 1 to 65535 | 256 | share of CPU time under contention |
-//! | `cap` | percent of one CPU (100 is one whole CPU) | 0 | upper bound of CPU time; 0 is none |
+//! | `cap` | percent of one CPU (100 is one whole CPU) | 0 | upper bound of the CPU time of all vCPUs together; 0 is none |
 //! | `priority` | `"low"` `"normal"` `"high"` | `"normal"` | scheduling class |
 //! | `mode` | as in `[host]` | the host's | what the planner may move of this VM |
 //! | `vnuma` | boolean | `false` | show the guest one node per entry of `memory_nodes` |

@@ -93,7 +93,7 @@ pub struct Vm {
     pub affinity: Affinity,
     /// Share of CPU time under contention, 1 to 65535.
     pub weight: u16,
-    /// Upper bound of CPU time in percent of one CPU, 0 for none.
+    /// Upper bound of the CPU time of all its vCPUs together, in percent of one CPU; 0 for none.
     pub cap_percent: u32,
     /// Scheduling class.
     pub priority: Priority,

@@ -3,7 +3,7 @@
 //! Five reasons move a vCPU here, in this order. Its machine's preferred node has room for it.
 //! Load is uneven and moving (or swapping) it makes the sum of squared loads smaller by more than
 //! the proximity it would lose ([`crate::even`]). A core has two busy threads while another has none.
-//! One vCPU needs another's node more than that one does ([`crate::swap`]).
+//! One vCPU needs another's node more than that one does, or two machines lie across two nodes ([`crate::swap`]).
 //! Or everything is as even as it can be and still one vCPU falls behind, like the third of three
 //! equals on two CPUs: then it changes places with the one that is most ahead.
 
@@ -38,7 +38,9 @@ impl Scheduler {
         let moved = self.even_out(now, out);
         self.spread_cores(now, out);
         if !moved {
-            self.swap_for_proximity(now, out);
+            if !self.swap_for_proximity(now, out) {
+                self.swap_to_gather(now, out);
+            }
             for i in 0..self.nodes.len() {
                 if let Some(node) = self.nodes.get(i).copied() {
                     self.rotate(now, node, out);

@@ -50,6 +50,26 @@ impl Scheduler {
             }
         }
         self.level_accounts(&wanting);
+        self.share_limits();
+    }
+
+    /// How much of a CPU each vCPU of a limited machine can use at most: an equal part for each that wants to run.
+    fn share_limits(&mut self) {
+        let limited = self.vcpus.vms().filter_map(|(id, vm)| {
+            let cap = u128::from(vm.purse.as_ref()?.cap().0);
+            let wants = self.vcpus.of(id).filter(|(_, v)| v.wants);
+            let wants: Vec<VcpuId> = wants.map(|(id, _)| id).collect();
+            Some((cap, wants))
+        });
+        let limited: Vec<(u128, Vec<VcpuId>)> = limited.collect();
+        for (cap, wants) in limited {
+            let part = Score::ratio(cap, 1000 * wants.len().max(1) as u128).min(Score::ONE);
+            for id in wants {
+                if let Some(v) = self.vcpus.get_mut(id) {
+                    v.most = part;
+                }
+            }
+        }
     }
 
     /// What sleepers left over was taken by others and is no debt: accounts sum to 0.

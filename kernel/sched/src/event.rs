@@ -45,7 +45,8 @@ impl Affinity {
 pub struct VcpuSpec {
     /// Its share against others of its class; [`crate::DEFAULT_WEIGHT`] is ordinary, 0 counts as 1.
     pub weight: u32,
-    /// At most this much of one CPU; None is no limit.
+    /// At most this much, in thousandths of one CPU, for all vCPUs of its machine together; None is no limit. The last one
+    /// that was told of a machine's vCPUs holds.
     pub cap: Option<PerMille>,
     /// Its priority class.
     pub class: Class,

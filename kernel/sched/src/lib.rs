@@ -39,7 +39,7 @@
 //! # Where to read next
 //! [`queue`] for the arithmetic, [`pick`] for the decision, [`place`] for wake-ups, [`pull`] for idle
 //! CPUs, [`balance`], [`even`] and [`gate`] for moves, [`smt`] for hardware threads, [`donate`] for those
-//! that spin, [`trace`] for a run as data. This is the only crate that moves vCPUs: the planner (`migrate`) names a preferred
+//! that spin, `limits` for caps, [`trace`] for a run as data. This is the only crate that moves vCPUs: the planner (`migrate`) names a preferred
 //! node and this crate goes there when it has room.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -56,6 +56,7 @@ mod limits;
 pub mod pick;
 pub mod place;
 pub mod pull;
+mod purse;
 pub mod queue;
 pub mod report;
 pub mod scheduler;

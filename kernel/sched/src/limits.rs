@@ -1,11 +1,134 @@
-//! How long a slice lasts, and those who wait for their limit to fill up.
+//! Limits: how much CPU time all vCPUs of a machine may use together, and those who wait for more.
+//!
+//! A limit is one purse for the whole machine ([`crate::purse`]). Who starts to run is granted a slice from it, and gives
+//! back what it did not use; so what is granted never exceeds what came in, however many run at a
+//! time. Who finds too little stands in line outside of the queues, and those in line have their turn before others of the
+//! machine are granted anything, so that no vCPU lives on what another one waits for.
 
 use alloc::vec::Vec;
-use units::{CpuId, Nanos, VcpuId};
+use units::{CpuId, Credits, Nanos, PerMille, VcpuId, VmId};
 
+use crate::event::Commands;
+use crate::purse::Purse;
 use crate::scheduler::Scheduler;
 
 impl Scheduler {
+    /// The limit that a vCPU's specification sets for its machine.
+    pub(crate) fn set_limit(&mut self, now: Nanos, vm: VmId, cap: Option<PerMille>) {
+        let Some(vm) = self.vcpus.vm_mut(vm) else {
+            return;
+        };
+        if vm.purse.as_ref().map(Purse::cap) != cap {
+            vm.purse = cap.map(|cap| Purse::new(cap, now));
+        }
+    }
+
+    fn purse_mut(&mut self, vm: VmId) -> Option<&mut Purse> {
+        self.vcpus.vm_mut(vm)?.purse.as_mut()
+    }
+
+    /// Others of the machine that run.
+    fn others_running(&self, vcpu: VcpuId) -> u64 {
+        let others = self.vcpus.of(vcpu.vm).filter(|(id, _)| *id != vcpu);
+        others.filter(|(_, v)| v.on_cpu.is_some()).count() as u64
+    }
+
+    /// Whether its machine's limit leaves `vcpu` nothing that is worth an entry.
+    fn is_exhausted(&mut self, vcpu: VcpuId, now: Nanos) -> bool {
+        if self.vcpus.vm(vcpu.vm).is_none_or(|vm| vm.purse.is_none()) {
+            return false;
+        }
+        let running = self.others_running(vcpu) + 1;
+        let (request, worth) = (self.tunables.request, self.limit_grain());
+        let Some(purse) = self.purse_mut(vcpu.vm) else {
+            return false;
+        };
+        purse.fill(now, request, worth);
+        // Whose turn has come was told that a whole grain is there; who goes on may do so with less.
+        let enough = if purse.in_line(vcpu) {
+            worth.0
+        } else {
+            worth.0 / 8
+        };
+        !purse.covers(vcpu, running) && purse.left_for(vcpu, worth).0 < enough
+    }
+
+    /// Takes a vCPU that nobody runs out of its queue if its machine's limit is used up; true if it was.
+    pub(crate) fn hold_if_exhausted(&mut self, now: Nanos, vcpu: VcpuId) -> bool {
+        if !self.is_exhausted(vcpu, now) {
+            return false;
+        }
+        let Some(v) = self.vcpus.get_mut(vcpu) else {
+            return false;
+        };
+        v.throttled = true;
+        let at = v.cpu;
+        self.dequeue(now, vcpu);
+        if let Some(purse) = self.purse_mut(vcpu.vm) {
+            purse.stand_in_line(vcpu);
+        }
+        if let Some(c) = self.cpus.get_mut(at) {
+            c.throttled.push(vcpu);
+        }
+        true
+    }
+
+    /// A vCPU no longer waits for its machine's limit, whatever the reason.
+    pub(crate) fn leave_line(&mut self, vcpu: VcpuId) {
+        if let Some(v) = self.vcpus.get_mut(vcpu) {
+            v.throttled = false;
+        }
+        if self.vcpus.vm(vcpu.vm).is_some()
+            && let Some(purse) = self.purse_mut(vcpu.vm)
+        {
+            purse.leave_line(vcpu);
+        }
+    }
+
+    /// Grants `vcpu` a slice of at most `wanted`, which its machine pays in advance.
+    pub(crate) fn grant(&mut self, vcpu: VcpuId, wanted: Nanos, now: Nanos) -> Nanos {
+        if self.vcpus.vm(vcpu.vm).is_none_or(|vm| vm.purse.is_none()) {
+            return wanted;
+        }
+        let running = self.others_running(vcpu) + 1;
+        let (request, worth) = (self.tunables.request, self.limit_grain());
+        let Some(purse) = self.purse_mut(vcpu.vm) else {
+            return wanted;
+        };
+        purse.fill(now, request, worth);
+        let granted = wanted.min(purse.lasts(vcpu, running, worth)).max(Nanos(1));
+        purse.leave_line(vcpu);
+        purse.pay(Credits::for_time(granted).0);
+        if let Some(v) = self.vcpus.get_mut(vcpu) {
+            v.granted = Credits::for_time(granted).0;
+        }
+        granted
+    }
+
+    /// `vcpu` has left its CPU: what was granted beyond what it ran goes back, and who waits for it is told.
+    pub(crate) fn settle_grant(&mut self, vcpu: VcpuId, now: Nanos, out: &mut Commands) {
+        let Some(v) = self.vcpus.get_mut(vcpu) else {
+            return;
+        };
+        let left = v.on_cpu;
+        let rest = core::mem::take(&mut v.granted);
+        let (request, worth) = (self.tunables.request, self.limit_grain());
+        if self.vcpus.vm(vcpu.vm).is_none_or(|vm| vm.purse.is_none()) {
+            return;
+        }
+        let Some(purse) = self.purse_mut(vcpu.vm) else {
+            return;
+        };
+        purse.pay(rest.saturating_neg());
+        purse.fill(now, request, worth);
+        // It counted on a later time; its own CPU is about to look anyway.
+        let next = purse.first().filter(|_| rest > 0 && purse.left() >= worth);
+        let at = next.and_then(|id| Some(self.vcpus.get(id)?.cpu));
+        if let Some(cpu) = at.filter(|cpu| Some(*cpu) != left) {
+            self.kick(cpu, out);
+        }
+    }
+
     /// Lets those run again whose limit has filled up.
     pub(crate) fn end_limits(&mut self, cpu: CpuId, now: Nanos) {
         let (request, worth) = (self.tunables.request, self.limit_grain());
@@ -18,19 +141,19 @@ impl Scheduler {
         let all: Vec<VcpuId> = core::mem::take(&mut c.throttled);
         let (mut ready, mut rest) = (Vec::new(), Vec::new());
         for id in all {
-            let Some(v) = self.vcpus.get_mut(id) else {
-                continue;
-            };
             // Respecified or moved meanwhile: no longer this list's.
-            if !v.throttled || v.cpu != cpu {
+            if self
+                .vcpus
+                .get(id)
+                .is_none_or(|v| !v.throttled || v.cpu != cpu)
+            {
                 continue;
             }
-            let filled = v.limit.as_mut().is_none_or(|limit| {
-                limit.fill(now, request);
-                limit.left() >= worth
+            let filled = self.purse_mut(id.vm).is_none_or(|purse| {
+                purse.fill(now, request, worth);
+                purse.left() >= purse.needs(id, worth)
             });
             if filled {
-                v.throttled = false;
                 ready.push(id);
             } else {
                 rest.push(id);
@@ -39,25 +162,27 @@ impl Scheduler {
         if let Some(c) = self.cpus.get_mut(cpu) {
             c.throttled = rest;
         }
+        // They keep their places in line until something is granted to them.
         for id in ready {
+            if let Some(v) = self.vcpus.get_mut(id) {
+                v.throttled = false;
+            }
             self.enqueue(now, id, cpu);
         }
     }
 
-    /// A capped vCPU saves up this much before it runs again, so that slices stay worth a switch.
+    /// A machine that has used up its limit saves up this much before a vCPU of it runs again, so that
+    /// slices stay worth a switch.
     fn limit_grain(&self) -> Nanos {
         self.tunables.min_run
     }
 
-    /// Until its request is done, its limit is used up, or a capped neighbour is ready.
+    /// Until its request is done or a vCPU that waits for its limit is ready.
     pub(crate) fn slice(&self, cpu: CpuId, vcpu: VcpuId, now: Nanos) -> Nanos {
         let Some(v) = self.vcpus.get(vcpu) else {
             return self.tunables.min_run;
         };
         let mut slice = v.remaining.min(self.tunables.request);
-        if let Some(limit) = &v.limit {
-            slice = slice.min(limit.lasts());
-        }
         if let Some(at) = self.next_limit_end(cpu) {
             slice = slice.min(at.since(now).max(self.tunables.min_run));
         }
@@ -67,11 +192,12 @@ impl Scheduler {
     pub(crate) fn next_limit_end(&self, cpu: CpuId) -> Option<Nanos> {
         let worth = self.limit_grain();
         let throttled = &self.cpus.get(cpu)?.throttled;
-        throttled
-            .iter()
-            .filter_map(|id| self.vcpus.get(*id))
-            .filter(|v| v.cpu == cpu && v.throttled && v.wants && !v.paused)
-            .filter_map(|v| Some(v.limit.as_ref()?.ready_at(worth)))
-            .min()
+        let waits = |id: &VcpuId| {
+            let v = self.vcpus.get(*id)?;
+            let waits = v.cpu == cpu && v.throttled && v.wants && !v.paused;
+            let purse = self.vcpus.vm(id.vm)?.purse.as_ref().filter(|_| waits)?;
+            Some(purse.ready_at(purse.needs(*id, worth)))
+        };
+        throttled.iter().filter_map(waits).min()
     }
 }

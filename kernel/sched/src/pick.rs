@@ -89,10 +89,10 @@ impl Scheduler {
                 vcpu: d.to,
                 rival: self.best(cpu, None).filter(|b| b.vcpu != d.to),
             }),
-            None => self.choose(cpu, now, continuing.map(|(vcpu, _)| vcpu)),
+            None => self.choose_paid(cpu, now, continuing),
         };
         if choice.is_none() && self.pull(cpu, now, out) {
-            choice = self.choose(cpu, now, None);
+            choice = self.choose_paid(cpu, now, None);
         }
         let protected = continuing.filter(|(vcpu, _)| choice.is_some_and(|c| c.vcpu == *vcpu));
         if let Some(c) = self.cpus.get_mut(cpu) {
@@ -109,13 +109,14 @@ impl Scheduler {
 
     /// The CPU has left its vCPU. Returns the vCPU if it may be protected from preemption, and what it ran.
     fn release(&mut self, cpu: CpuId, now: Nanos, out: &mut Commands) -> Option<(VcpuId, Nanos)> {
-        let (min_run, request) = (self.tunables.min_run, self.tunables.request);
+        let min_run = self.tunables.min_run;
         let c = self.cpus.get_mut(cpu)?;
         c.kicked = false;
         c.idle_until = None;
         let (ran, donated) = (c.protected + c.ran, c.payer.take().is_some());
         c.protected = Nanos::ZERO;
         let vcpu = c.current.take()?;
+        self.settle_grant(vcpu, now, out);
         let v = self.vcpus.get_mut(vcpu)?;
         v.on_cpu = None;
         if v.removed {
@@ -126,17 +127,9 @@ impl Scheduler {
         v.waiting_since = now;
         let pending = v.move_to.take();
         let fresh = ran < min_run && !v.yielded && !donated;
-        if let Some(limit) = &mut v.limit {
-            limit.fill(now, request);
-            // A rest that is not worth another entry is saved.
-            if v.queued && limit.left().0 < min_run.0 / 8 {
-                v.throttled = true;
-                let at = v.cpu;
-                self.dequeue(now, vcpu);
-                if let Some(c) = self.cpus.get_mut(at) {
-                    c.throttled.push(vcpu);
-                }
-            }
+        // A rest that is not worth another entry is saved.
+        if self.vcpus.get(vcpu).is_some_and(|v| v.queued) {
+            self.hold_if_exhausted(now, vcpu);
         }
         self.reindex(vcpu);
         if let Some((to, reason)) = pending.filter(|(to, _)| self.allowed(vcpu, *to)) {
@@ -222,23 +215,54 @@ impl Scheduler {
         Some(self.best_of_queues(cpu, only)?.0)
     }
 
+    /// Whether a vCPU that was given the CPU a moment ago leaves it to `best` all the same: that one is through before its
+    /// turn would come, so that to wait costs it more than to let it pass costs the other.
+    ///
+    /// A tenth of the protected time remains protected, so that a switch is worth its price.
+    fn lets_pass(&self, ran: Nanos, best: &Candidate) -> bool {
+        let short = Nanos(self.tunables.min_run.0 / 2);
+        let enough = Nanos(self.tunables.min_run.0 / 10);
+        best.terms.remaining <= short && best.terms.credit.0 >= 0 && ran >= enough
+    }
+
+    /// Whom `cpu` runs and who is next best, among those whose machines' limits leave them something.
+    fn choose_paid(
+        &mut self,
+        cpu: CpuId,
+        now: Nanos,
+        continuing: Option<(VcpuId, Nanos)>,
+    ) -> Option<Choice> {
+        loop {
+            let choice = self.choose(cpu, now, continuing)?;
+            if !self.hold_if_exhausted(now, choice.vcpu) {
+                return Some(choice);
+            }
+        }
+    }
+
     /// Whom `cpu` runs and who is next best.
-    fn choose(&self, cpu: CpuId, now: Nanos, continuing: Option<VcpuId>) -> Option<Choice> {
+    fn choose(
+        &self,
+        cpu: CpuId,
+        now: Nanos,
+        continuing: Option<(VcpuId, Nanos)>,
+    ) -> Option<Choice> {
         let only = self.core_owner(cpu);
         if only.is_some() && self.core_is_due(cpu, now) {
             return None;
         }
         let (best, next) = self.best_of_queues(cpu, only)?;
         let class = |id: VcpuId| self.vcpus.get(id).map(|v| v.spec.class);
-        let stays = continuing.filter(|id| {
+        let stays = continuing.filter(|(id, ran)| {
             class(*id) == class(best.vcpu)
+                && !self.lets_pass(*ran, &best)
                 && only.is_none_or(|vm| vm == id.vm)
                 && self
                     .vcpus
                     .get(*id)
                     .is_some_and(|v| v.queued && v.cpu == cpu)
         });
-        let vcpu = stays.unwrap_or(best.vcpu);
+        let vcpu = stays.map_or(best.vcpu, |(id, _)| id);
         let rival = if vcpu == best.vcpu { next } else { Some(best) };
         Some(Choice { vcpu, rival })
     }
@@ -299,6 +323,7 @@ impl Scheduler {
                 slice
             };
         }
+        let slice = self.grant(vcpu, slice, now);
         let why = self.explain(cpu, vcpu, slice, choice.rival);
         let core_since = self.core_since(cpu, now);
         if let Some(c) = self.cpus.get_mut(cpu) {

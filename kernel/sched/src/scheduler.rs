@@ -3,10 +3,11 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use telemetry::MoveReason;
-use units::{CpuId, Nanos, NodeId, Score, VcpuId, VmId};
+use units::{CpuId, Credits, Nanos, NodeId, Score, VcpuId, VmId};
 
 use crate::event::{Command, Commands, CpuPlace, Event, Refusal, VcpuSpec};
 use crate::gate::Gates;
+use crate::purse::Purse;
 use crate::queue::{Cpu, join_bound};
 use crate::score::mean;
 use crate::table::{Cpus, MAX_CPUS, Vcpus};
@@ -23,6 +24,8 @@ pub(crate) struct Vm {
     pub(crate) mean: Score,
     pub(crate) preferred: Option<NodeId>,
     pub(crate) paused: bool,
+    /// Its limit, if it has one.
+    pub(crate) purse: Option<Purse>,
 }
 
 /// Scheduler of all CPUs of a host.
@@ -177,6 +180,7 @@ impl Scheduler {
         let cpu = self.first_cpu(&spec).ok_or(Refusal::NowhereToRun(vcpu))?;
         let mut v = Vcpu::new(spec, cpu, now, &self.tunables);
         v.paused = self.vcpus.vm_mut(vcpu.vm).is_some_and(|vm| vm.paused);
+        self.set_limit(now, vcpu.vm, v.spec.cap);
         self.vcpus.insert(vcpu, v);
         if let Some(c) = self.cpus.get_mut(cpu) {
             c.residents.push(vcpu);
@@ -209,6 +213,7 @@ impl Scheduler {
         {
             c.residents.retain(|id| *id != vcpu);
         }
+        self.leave_line(vcpu);
         self.vcpus.remove(vcpu);
     }
 
@@ -246,9 +251,11 @@ impl Scheduler {
         }
         // Out and in again: class and weight are the queue's business.
         let queued = self.dequeue(now, vcpu);
+        self.set_limit(now, vcpu.vm, spec.cap);
+        // Whoever waited for the old limit asks again.
+        self.leave_line(vcpu);
         let v = self.advance(now, vcpu)?;
-        v.respecify(spec, now);
-        v.throttled = v.throttled && v.limit.is_some();
+        v.respecify(spec);
         let (at, runnable) = (v.cpu, v.runnable());
         let stays = self.allowed(vcpu, at);
         if queued || runnable {
@@ -300,6 +307,8 @@ impl Scheduler {
         v.advance(now, &tunables);
         v.ran += ran;
         v.burst += ran;
+        // What goes beyond the grant, after a late interruption, the machine owes.
+        v.granted = v.granted.saturating_sub(Credits::for_time(ran).0);
         let class = v.spec.class;
         // A donor that has left the queue meanwhile cannot pay there: who runs pays.
         let queued =

@@ -4,9 +4,15 @@
 //! longest. To one that stalls on memory half of its time distance costs much, to one that computes in its
 //! caches nothing. So the one that loses most by being away changes places with the one on its node that
 //! would lose least, if the difference is worth two refills and both have rested.
+//!
+//! If nobody gains so much, machines are gathered. Of two machines that are both spread over two nodes, whichever holds their
+//! memory, pages can follow neither; exchanged so that one is here and the other there, both can have theirs
+//! near. So two vCPUs change places as well if their machines' vCPUs are closer together after it and the way to
+//! memory is no longer in sum.
 
+use alloc::vec::Vec;
 use telemetry::MoveReason;
-use units::{CpuId, Nanos, NodeId, Score, VcpuId};
+use units::{CpuId, Nanos, NodeId, Score, VcpuId, VmId};
 
 use crate::event::Commands;
 use crate::scheduler::Scheduler;
@@ -15,6 +21,8 @@ use crate::scheduler::Scheduler;
 const WORTH: Score = Score(Score::ONE.0 / 10);
 /// Time for which a vCPU rests after a move before it is moved for this.
 const REST: Nanos = Nanos::from_secs(1);
+/// vCPUs whose machines would gain most by being gathered that are tried in one look.
+const GATHERED: usize = 8;
 
 impl Scheduler {
     fn may_swap(&self, now: Nanos, vcpu: VcpuId) -> bool {
@@ -33,10 +41,10 @@ impl Scheduler {
         (gain >= WORTH).then_some((gain, best))
     }
 
-    /// The change of places that gains most, once in a look.
-    pub(crate) fn swap_for_proximity(&mut self, now: Nanos, out: &mut Commands) {
+    /// The change of places that gains most, once in a look; false if none is worth it.
+    pub(crate) fn swap_for_proximity(&mut self, now: Nanos, out: &mut Commands) -> bool {
         if self.nodes.len() < 2 {
-            return;
+            return false;
         }
         let known = |id: VcpuId| {
             let vm = self.vcpus.vm(id.vm);
@@ -50,14 +58,26 @@ impl Scheduler {
         });
         let most = away.max_by_key(|(gain, id, ..)| (*gain, core::cmp::Reverse(*id)));
         let Some((gain, away, from, node)) = most else {
-            return;
+            return false;
         };
         let Some((lost, there, to)) = self.least_attached(now, away, from, node) else {
-            return;
+            return false;
         };
         if gain.above(lost) < WORTH {
-            return;
+            return false;
         }
+        self.swap(now, (away, from), (there, to), out);
+        true
+    }
+
+    /// `away` gets the place of `there` and the other way round.
+    fn swap(
+        &mut self,
+        now: Nanos,
+        (away, from): (VcpuId, CpuId),
+        (there, to): (VcpuId, CpuId),
+        out: &mut Commands,
+    ) {
         let score = |cpu| {
             self.node_of(cpu)
                 .map_or(Score::ONE, |n| self.score(away, n))
@@ -74,6 +94,73 @@ impl Scheduler {
         self.send(now, there, from, back, out);
     }
 
+    /// The change of places that brings machines most together, once in a look.
+    pub(crate) fn swap_to_gather(&mut self, now: Nanos, out: &mut Commands) {
+        if self.nodes.len() < 2 {
+            return;
+        }
+        let mut candidates: Vec<(i64, VcpuId, CpuId, NodeId)> = Vec::new();
+        for (vm, _) in self.vcpus.vms().filter(|(_, vm)| !vm.scores.is_empty()) {
+            let places = self.places(vm);
+            if places.len() < 2 {
+                continue;
+            }
+            for (id, v) in self.vcpus.of(vm).filter(|(id, _)| self.may_swap(now, *id)) {
+                let Some(from) = self.node_of(v.cpu) else {
+                    continue;
+                };
+                let elsewhere = places.iter().filter(|(node, _)| *node != from);
+                let closer = elsewhere.map(|(node, _)| (closer(&places, from, *node), *node));
+                let best = closer.max_by_key(|(gain, node)| (*gain, core::cmp::Reverse(*node)));
+                if let Some((gain, node)) = best.filter(|(gain, _)| *gain > 0) {
+                    candidates.push((gain, id, v.cpu, node));
+                }
+            }
+        }
+        candidates.sort_unstable_by_key(|(gain, id, ..)| (core::cmp::Reverse(*gain), *id));
+        for (gain, away, from, node) in candidates.into_iter().take(GATHERED) {
+            if let Some((there, to)) = self.gives_place(now, gain, (away, from), node) {
+                self.swap(now, (away, from), (there, to), out);
+                return;
+            }
+        }
+    }
+
+    /// Who on `node` should change places with `away`, which gains `gain` in togetherness: whoever loses less of it, and in
+    /// sum with `away` no proximity; the best of them.
+    fn gives_place(
+        &self,
+        now: Nanos,
+        gain: i64,
+        (away, from): (VcpuId, CpuId),
+        node: NodeId,
+    ) -> Option<(VcpuId, CpuId)> {
+        let back = self.node_of(from)?;
+        let better = self.peers(now, away, from, node).filter_map(|(id, to)| {
+            let together = gain + closer(&self.places(id.vm), node, back);
+            let lost = self.loss(away, from, to).0 + self.loss(id, to, from).0;
+            let won = self.loss(away, to, from).0 + self.loss(id, from, to).0;
+            let net = i64::from(won) - i64::from(lost);
+            (together > 0 && net >= 0).then_some((together, net, core::cmp::Reverse(id), to))
+        });
+        better.max().map(|(_, _, id, to)| (id.0, to))
+    }
+
+    /// How many of a machine's vCPUs that want to run are on which node.
+    fn places(&self, vm: VmId) -> Vec<(NodeId, i64)> {
+        let mut places: Vec<(NodeId, i64)> = Vec::new();
+        for (_, v) in self.vcpus.of(vm).filter(|(_, v)| v.runnable()) {
+            let Some(node) = self.node_of(v.cpu) else {
+                continue;
+            };
+            match places.iter_mut().find(|(n, _)| *n == node) {
+                Some((_, count)) => *count += 1,
+                None => places.push((node, 1)),
+            }
+        }
+        places
+    }
+
     /// Who on `node` would lose least in the place of `away`: of its class and about its weight.
     fn least_attached(
         &self,
@@ -82,24 +169,47 @@ impl Scheduler {
         from: CpuId,
         node: NodeId,
     ) -> Option<(Score, VcpuId, CpuId)> {
-        let a = self.vcpus.get(away)?;
-        let cpus = self.node_cpus.get(&node)?.iter().copied();
-        let residents = cpus.flat_map(|cpu| {
-            let of = self.cpus.get(cpu).map_or(&[][..], |c| &c.residents);
-            of.iter().map(move |id| (*id, cpu))
-        });
-        residents
-            .filter(|(id, cpu)| {
-                self.vcpus.get(*id).is_some_and(|v| {
-                    v.spec.class == a.spec.class
-                        && v.load_weight <= a.load_weight.saturating_mul(2)
-                        && a.load_weight <= v.load_weight.saturating_mul(2)
-                }) && id.vm != away.vm
-                    && self.may_swap(now, *id)
-                    && self.allowed(away, *cpu)
-                    && self.allowed(*id, from)
-            })
+        let peers = self.peers(now, away, from, node);
+        peers
             .map(|(id, cpu)| (self.loss(id, cpu, from), id, cpu))
             .min()
     }
+
+    /// Those on `node` that could change places with `away`: of its class and about its weight.
+    fn peers(
+        &self,
+        now: Nanos,
+        away: VcpuId,
+        from: CpuId,
+        node: NodeId,
+    ) -> impl Iterator<Item = (VcpuId, CpuId)> + '_ {
+        let kind = self.vcpus.get(away).map(|a| (a.spec.class, a.load_weight));
+        let cpus = self.node_cpus.get(&node).map_or(&[][..], Vec::as_slice);
+        let residents = cpus.iter().copied().flat_map(|cpu| {
+            let of = self.cpus.get(cpu).map_or(&[][..], |c| &c.residents);
+            of.iter().map(move |id| (*id, cpu))
+        });
+        residents.filter(move |(id, cpu)| {
+            let (Some(v), Some((class, weight))) = (self.vcpus.get(*id), kind) else {
+                return false;
+            };
+            v.spec.class == class
+                && v.load_weight <= weight.saturating_mul(2)
+                && weight <= v.load_weight.saturating_mul(2)
+                && id.vm != away.vm
+                && self.may_swap(now, *id)
+                && self.allowed(away, *cpu)
+                && self.allowed(*id, from)
+        })
+    }
+}
+
+/// How much closer together a machine with these places is once one of its vCPUs went from one node to another: half of
+/// what that adds to the sum of the squares.
+fn closer(places: &[(NodeId, i64)], from: NodeId, to: NodeId) -> i64 {
+    let on = |node| {
+        let place = places.iter().find(|(n, _)| *n == node);
+        place.map_or(0, |(_, count)| *count)
+    };
+    on(to) - on(from) + 1
 }

@@ -1,73 +1,10 @@
 //! What the scheduler remembers of one vCPU.
 
 use telemetry::{Class, MoveReason};
-use units::{CpuId, Credits, Nanos, NodeId, PerMille, Score};
+use units::{CpuId, Credits, Nanos, NodeId, Score};
 
 use crate::event::VcpuSpec;
 use crate::tunables::{MAX_WEIGHT, Tunables};
-
-/// A limit on CPU time: a bucket that fills at the rate of the cap and empties by running.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limit {
-    cap: PerMille,
-    /// May be negative after a late interruption.
-    tokens_ns: i64,
-    /// Income below one nanosecond, kept for the next filling.
-    thousandths: u16,
-    filled_at: Nanos,
-}
-
-impl Limit {
-    fn new(cap: PerMille, now: Nanos) -> Self {
-        Self {
-            cap: PerMille(cap.0.clamp(1, 1000)),
-            tokens_ns: 0,
-            thousandths: 0,
-            filled_at: now,
-        }
-    }
-
-    /// Fills up to one request's worth, so that idle time does not become a long burst.
-    pub(crate) fn fill(&mut self, now: Nanos, burst: Nanos) {
-        let income = u128::from(now.since(self.filled_at).0) * u128::from(self.cap.0)
-            + u128::from(self.thousandths);
-        self.filled_at = self.filled_at.max(now);
-        self.thousandths = u16::try_from(income % 1000).unwrap_or(0);
-        let income = income / 1000;
-        let income = i64::try_from(income).unwrap_or(i64::MAX);
-        let burst = i64::try_from(burst.0).unwrap_or(i64::MAX);
-        self.tokens_ns = self.tokens_ns.saturating_add(income).min(burst);
-    }
-
-    pub(crate) fn pay(&mut self, ran: Nanos) {
-        self.tokens_ns = self.tokens_ns.saturating_sub(Credits::for_time(ran).0);
-    }
-
-    /// How long it may run from now on: what was saved, and what comes in meanwhile.
-    pub(crate) fn lasts(&self) -> Nanos {
-        let left = u128::from(self.left().0) * 1000;
-        let drain = u128::from(1000 - self.cap.0.min(1000));
-        Nanos(
-            left.checked_div(drain)
-                .map_or(u64::MAX, |t| u64::try_from(t).unwrap_or(u64::MAX)),
-        )
-    }
-
-    /// What has been saved.
-    pub(crate) fn left(&self) -> Nanos {
-        Nanos(u64::try_from(self.tokens_ns).unwrap_or(0))
-    }
-
-    /// When `want` will have been saved up.
-    pub(crate) fn ready_at(&self, want: Nanos) -> Nanos {
-        let missing = Credits::for_time(want)
-            .0
-            .saturating_sub(self.tokens_ns)
-            .max(0);
-        let wait = u128::from(missing.unsigned_abs()) * 1000 / u128::from(self.cap.0) + 1;
-        self.filled_at + Nanos(u64::try_from(wait).unwrap_or(u64::MAX))
-    }
-}
 
 /// One vCPU.
 #[derive(Clone, Debug)]
@@ -109,7 +46,10 @@ pub(crate) struct Vcpu {
     pub(crate) indexed: Option<(NodeId, Class, Nanos)>,
     /// Since when it is queued without running.
     pub(crate) waiting_since: Nanos,
-    pub(crate) limit: Option<Limit>,
+    /// What is left of the time that its machine's limit granted it for this slice; below 0 after a late interruption.
+    pub(crate) granted: i64,
+    /// Part of a CPU that it can use at most, by its machine's limit.
+    pub(crate) most: Score,
     /// Where it goes when its CPU has left it.
     pub(crate) move_to: Option<(CpuId, MoveReason)>,
     pub(crate) moved_at: Nanos,
@@ -134,7 +74,8 @@ impl Vcpu {
     pub(crate) fn new(spec: VcpuSpec, cpu: CpuId, now: Nanos, tunables: &Tunables) -> Self {
         let weight = spec.weight.clamp(1, MAX_WEIGHT);
         Self {
-            limit: spec.cap.map(|cap| Limit::new(cap, now)),
+            granted: 0,
+            most: most_of(&spec),
             spec,
             weight,
             wants: false,
@@ -174,7 +115,7 @@ impl Vcpu {
     /// it is charged and eligible as everybody else, so it gets no more for it (EEVDF: a request's length
     /// buys latency, never share).
     pub(crate) fn request(&self, tunables: &Tunables) -> Nanos {
-        let least = Nanos(tunables.request.0 / 10);
+        let least = Nanos(tunables.request.0 / 50);
         (self.usual_burst + self.usual_burst)
             .max(least)
             .min(tunables.request)
@@ -192,10 +133,8 @@ impl Vcpu {
     }
 
     /// Takes over a changed specification.
-    pub(crate) fn respecify(&mut self, spec: VcpuSpec, now: Nanos) {
-        if spec.cap != self.spec.cap {
-            self.limit = spec.cap.map(|cap| Limit::new(cap, now));
-        }
+    pub(crate) fn respecify(&mut self, spec: VcpuSpec) {
+        self.most = most_of(&spec);
         self.weight = spec.weight.clamp(1, MAX_WEIGHT);
         self.load_weight = self.weight;
         self.spec = spec;
@@ -221,10 +160,7 @@ impl Vcpu {
         if active {
             let earned = i64::try_from(self.entitled.of(dt.0)).unwrap_or(i64::MAX);
             self.account = self.account.saturating_add(earned);
-            let most = self
-                .spec
-                .cap
-                .map_or(Score::ONE, |cap| Score::from_per_mille(cap.0));
+            let most = self.most;
             let rise = part.of(most.above(self.demand).0.into());
             self.demand.0 = self
                 .demand
@@ -249,9 +185,6 @@ impl Vcpu {
             self.usual_burst = self.usual_burst.max(self.burst);
             self.remaining = self.request(tunables);
         }
-        if let Some(limit) = &mut self.limit {
-            limit.pay(ran);
-        }
     }
 
     /// Debt left after the time spent out of the queue, had it stayed and earned its share.
@@ -268,31 +201,8 @@ impl Vcpu {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_limit_pays_out_exactly_its_rate() {
-        let mut limit = Limit::new(PerMille(333), Nanos::ZERO);
-        let (mut ran, mut now) = (0u64, Nanos::ZERO);
-        for _ in 0..10_000 {
-            now += Nanos(999_983);
-            limit.fill(now, Nanos::from_millis(5));
-            let run = limit.left();
-            limit.pay(run);
-            ran += run.0;
-        }
-        let exact = now.0 * 333 / 1000;
-        assert!(ran.abs_diff(exact) < 1000, "{ran} instead of {exact}");
-    }
-
-    #[test]
-    fn a_limit_says_when_it_is_ready() {
-        let mut limit = Limit::new(PerMille(250), Nanos::ZERO);
-        let at = limit.ready_at(Nanos::from_millis(1));
-        limit.fill(at, Nanos::from_millis(5));
-        assert!(limit.left() >= Nanos::from_millis(1));
-        assert!(at <= Nanos::from_millis(5));
-    }
+/// What a vCPU can use if it is the only one of its machine.
+fn most_of(spec: &VcpuSpec) -> Score {
+    spec.cap
+        .map_or(Score::ONE, |cap| Score::from_per_mille(cap.0.min(1000)))
 }

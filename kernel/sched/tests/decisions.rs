@@ -520,3 +520,64 @@ fn who_needs_a_full_node_more_changes_places_with_who_needs_it_less() {
     assert_eq!(end([600, 50]), ([0, 1], 0), "the first does, and is there");
     assert_eq!(end([600, 600]), ([0, 1], 0), "equals stay");
 }
+
+#[test]
+fn two_machines_that_both_lie_across_two_nodes_get_one_each() {
+    // Both have their memory on node 0, and one CPU of each node has a vCPU of each.
+    let mut sim = Sim::new(2, 2, 5);
+    let at = |cpu| VcpuSpec {
+        affinity: Affinity::Cpus(vec![CpuId(cpu)]),
+        ..VcpuSpec::default()
+    };
+    for vm in 0..2u16 {
+        for index in 0..2u16 {
+            let spec = at(u32::from(index) * 2 + u32::from(vm));
+            sim.add(vcpu(vm, index), spec, Load::Busy);
+        }
+        let scores = vec![Score::ONE, Score(Score::ONE.0 / 2)];
+        sim.event(Event::ProximityUpdated {
+            vm: VmId(vm),
+            scores,
+        });
+    }
+    sim.run(Nanos::from_millis(100));
+    for vm in 0..2u16 {
+        for index in 0..2u16 {
+            sim.event(Event::Respecified {
+                vcpu: vcpu(vm, index),
+                spec: VcpuSpec::default(),
+            });
+        }
+    }
+    sim.run(Nanos::from_secs(5));
+    for vm in 0..2u16 {
+        assert_eq!(sim.node(vcpu(vm, 0)), sim.node(vcpu(vm, 1)), "vm{vm}");
+    }
+    assert_ne!(sim.node(vcpu(0, 0)), sim.node(vcpu(1, 0)));
+    let crossed = |m: &&(Nanos, VcpuId, CpuId, CpuId, MoveReason)| m.2.0 / 2 != m.3.0 / 2;
+    let moves = sim.moves.iter().filter(crossed).count();
+    assert_eq!(
+        moves, 2,
+        "one change of places, and no more: {:?}",
+        sim.moves
+    );
+}
+
+#[test]
+fn one_that_runs_for_a_moment_need_not_wait_for_the_protection_of_one_that_computes() {
+    let mut sim = Sim::new(1, 1, 3);
+    let rivals = 3;
+    (0..rivals).for_each(|i| sim.busy(vcpu(i, 0), 256));
+    let nap = Load::Bursts {
+        run: Nanos::from_micros(100),
+        sleep: Nanos::from_millis(10),
+    };
+    (rivals..rivals + 3).for_each(|i| sim.add(vcpu(i, 0), VcpuSpec::default(), nap));
+    sim.run(Nanos::from_secs(2));
+    let waits = || (rivals..rivals + 3).map(|i| sim.waits(vcpu(i, 0)));
+    let sum: u64 = waits().map(|w| w.0.0).sum();
+    let wakes: u64 = waits().map(|w| w.1).sum();
+    let mean = Nanos(sum / wakes.max(1));
+    assert!(wakes > 500, "{wakes}");
+    assert!(mean < Nanos::from_micros(250), "{mean} after a wake-up");
+}

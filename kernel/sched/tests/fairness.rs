@@ -157,6 +157,56 @@ proptest! {
             prop_assert!(off_by(others, 10_000_000_000 - expected) <= 10, "the rest goes to the others");
         }
     }
+
+    #[test]
+    fn a_cap_is_for_all_vcpus_of_a_machine_together(
+        percent in 5u64..600, vcpus in 1u16..8, cpus in 1u32..7, sleepers in any::<bool>(), seed: u64,
+    ) {
+        let mut sim = Sim::new(1, cpus, seed);
+        let spec = VcpuSpec {
+            cap: Some(PerMille(percent as u16 * 10)),
+            weight: 4096,
+            ..VcpuSpec::default()
+        };
+        for i in 0..vcpus {
+            sim.add(vcpu(0, i), spec.clone(), Load::Busy);
+        }
+        // Some of the same machine that hardly run neither gain nor lose the others anything.
+        if sleepers {
+            let load = Load::Bursts { run: Nanos::from_micros(100), sleep: Nanos::from_millis(30) };
+            (vcpus..vcpus + 2).for_each(|i| sim.add(vcpu(0, i), spec.clone(), load));
+        }
+        // A rival of little weight keeps all CPUs busy.
+        (0..cpus as u16).for_each(|i| sim.busy(vcpu(1 + i, 0), 1));
+        sim.run(Nanos::from_secs(10));
+        let known = if sleepers { vcpus + 2 } else { vcpus };
+        let all: u64 = (0..known).map(|i| sim.ran(vcpu(0, i)).0).sum();
+        let cap = 100_000_000 * percent;
+        prop_assert!(all <= cap + cap / 100, "{all} of {cap}");
+        // Where its vCPUs could use twice the cap and CPUs are plenty, they use all of it, each its part.
+        if u64::from(vcpus) * 50 >= percent && u64::from(cpus) * 50 >= percent {
+            prop_assert!(off_by(all, cap) <= 10, "{all} of {cap}");
+            let busy: Vec<u64> = (0..vcpus).map(|i| sim.ran(vcpu(0, i)).0).collect();
+            let fair = all / u64::from(vcpus);
+            let least = busy.iter().min().copied().unwrap_or(0);
+            prop_assert!(least >= fair * 8 / 10, "{busy:?}: one lives on the others' waiting");
+        }
+    }
+
+    #[test]
+    fn a_cap_that_a_machine_does_not_use_does_not_hold_its_vcpus(seed: u64) {
+        // All four together use about 15 % of a CPU; a quarter of 50 % each would hold them again and again.
+        let ran = |cap| {
+            let mut sim = Sim::new(1, 2, seed);
+            let spec = VcpuSpec { cap, ..VcpuSpec::default() };
+            let load = Load::Bursts { run: Nanos::from_micros(800), sleep: Nanos::from_millis(20) };
+            (0..4).for_each(|i| sim.add(vcpu(0, i), spec.clone(), load));
+            sim.run(Nanos::from_secs(10));
+            (0..4).map(|i| sim.ran(vcpu(0, i)).0).sum::<u64>()
+        };
+        let (free, capped) = (ran(None), ran(Some(PerMille(500))));
+        prop_assert!(off_by(capped, free) <= 30, "{capped} of {free}");
+    }
 }
 
 /// Busy vCPUs on one CPU of two nodes; proximity and cache penalties change at random.

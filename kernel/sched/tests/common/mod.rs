@@ -63,6 +63,8 @@ struct Guest {
     waits_since: Option<Nanos>,
     wakes_at: Option<Nanos>,
     longest_wait: Nanos,
+    /// All of its waits, and how many.
+    waits: (Nanos, u64),
     affinity: Affinity,
 }
 
@@ -184,6 +186,7 @@ impl Sim {
             waits_since: None,
             wakes_at: None,
             longest_wait: Nanos::ZERO,
+            waits: (Nanos::ZERO, 0),
             affinity: spec.affinity.clone(),
         };
         self.guests.insert(vcpu, guest);
@@ -269,7 +272,9 @@ impl Sim {
                 self.check_core(cpu, vcpu.vm);
                 let guest = self.guests.get_mut(&vcpu).expect("known");
                 if let Some(since) = guest.waits_since.take() {
-                    guest.longest_wait = guest.longest_wait.max(self.now.since(since));
+                    let wait = self.now.since(since);
+                    guest.longest_wait = guest.longest_wait.max(wait);
+                    guest.waits = (guest.waits.0 + wait, guest.waits.1 + 1);
                 }
                 let until = self.now + slice.min(guest.left);
                 self.doing.insert(
@@ -396,6 +401,10 @@ impl Sim {
         self.sched.vcpu(vcpu).expect("known").ran
     }
 
+    /// How long it waited in all, and how often.
+    pub fn waits(&self, vcpu: VcpuId) -> (Nanos, u64) {
+        self.guests[&vcpu].waits
+    }
     pub fn longest_wait(&self, vcpu: VcpuId) -> Nanos {
         self.guests[&vcpu].longest_wait
     }
