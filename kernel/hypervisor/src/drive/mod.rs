@@ -229,10 +229,10 @@ fn take_ended() -> Vec<VmId> {
     core::mem::take(&mut *ENDED.lock())
 }
 
-/// Ends the run when all VMs are off for good.
+/// Ends the run when all VMs are off for good, and their ends have been told.
 pub fn tidy<B: Backend>(hv: &Hypervisor<B>) {
     let off = |vm: &Vm<B>| matches!(vm.state(), VmState::Off(_));
-    if hv.config.host.poweroff && hv.vms.iter().all(off) {
+    if hv.config.host.poweroff && hv.vms.iter().all(off) && !crate::vm::any_ending() {
         crate::start::shutdown(hv);
     }
 }

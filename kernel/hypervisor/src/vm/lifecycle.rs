@@ -6,10 +6,18 @@ use alloc::format;
 use alloc::string::String;
 use config::AtEnd;
 use core::fmt;
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use devices::PowerEvent;
 use telemetry::{Event, OffReason, TestVerdict, VmEvent};
 use units::VcpuId;
+
+/// VMs that are off, or about to be, and whose end has not been told yet.
+static ENDING: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether a VM that is seen to be off has more to say about it. Ask after its state, not before.
+pub fn any_ending() -> bool {
+    ENDING.load(SeqCst) > 0
+}
 
 /// What a VM is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +123,13 @@ impl<B: Backend> Vm<B> {
     }
 
     fn end(&self, hv: &Hypervisor<B>, outcome: Outcome, reason: OffReason) {
+        // Counted before anybody can see the new state, so that nobody switches the host off in between.
+        ENDING.fetch_add(1, SeqCst);
+        self.end_counted(hv, outcome, reason);
+        ENDING.fetch_sub(1, SeqCst);
+    }
+
+    fn end_counted(&self, hv: &Hypervisor<B>, outcome: Outcome, reason: OffReason) {
         let again = self.after(outcome) == AtEnd::Restart;
         {
             let mut state = self.state.lock();

@@ -44,7 +44,7 @@ mod tables;
 pub use bus::{apic_now, board_due, deliver, notify, with_board};
 pub use create::{Images, World, build};
 pub use dump::{dump_all, dump_if_wanted};
-pub use lifecycle::VmState;
+pub use lifecycle::{VmState, any_ending};
 pub use place::Taken;
 pub use ram::{Glimpse, GuestRam, RootChange};
 pub use restart::chores;
