@@ -4,7 +4,8 @@
 //! kernel tells them a simulated host tells them here, and what they command happens to it. The host has
 //! nodes, caches, hardware threads, controllers and links of finite bandwidth whose latency grows with
 //! load ([`machine`], [`world`]); its VMs compute, miss their caches, sleep, take locks and share memory
-//! ([`workload`]). The same scenario runs under four baselines ([`baseline`]), and small ones are compared
+//! ([`workload`]). The same scenario runs under four baselines ([`baseline`]) and under our own
+//! scheduler without knowledge of nodes; small ones are compared
 //! with the best static placement, found by trying all ([`optimum`]).
 //!
 //! What it is good for: comparing policies, finding where ours loses, sizes from 1 to 64 nodes. What it

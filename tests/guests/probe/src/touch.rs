@@ -98,13 +98,14 @@ pub fn run(words: &Words<'_>, cpus: u64) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Sleeps for `seconds`, woken once a second, between two marks.
+/// Sleeps for `seconds`, woken once a second or every so many `ms`, between two marks; then until it is let go, or `ends`.
 pub fn idle(words: &Words<'_>) -> Result<(), &'static str> {
     mark::open();
+    let every = words.number("ms").unwrap_or(1000).clamp(1, 1000);
     let nap = |seconds: u64| {
-        for _ in 0..seconds {
+        for _ in 0..seconds * 1000 / every {
             let seen = apic::TIMERS.load(SeqCst);
-            apic::arm_ms(1000);
+            apic::arm_ms(every);
             while apic::TIMERS.load(SeqCst) == seen {
                 cpu::halt();
             }
@@ -113,7 +114,7 @@ pub fn idle(words: &Words<'_>) -> Result<(), &'static str> {
     nap(words.number("seconds").unwrap_or(10));
     mark::close();
     println!("PROBE window closed layout=idle");
-    while console::read() != Some(b'g') {
+    while !words.has("ends") && console::read() != Some(b'g') {
         nap(1);
     }
     Ok(())
