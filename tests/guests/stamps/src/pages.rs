@@ -54,7 +54,7 @@ fn write_to(few: u64) {
         rounds += 1;
         (0..few).for_each(|page| cpu::poke(FROM + page * PAGE, rounds));
         // Looking for keys leaves the guest, which is not what it is watched for.
-        if rounds % 4096 == 0 {
+        if rounds.is_multiple_of(4096) {
             obey();
         }
     }
