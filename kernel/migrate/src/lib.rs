@@ -54,4 +54,4 @@ pub mod view;
 pub use order::{Action, Decision, Event, MoveOutcome, MoveResult, PageOrder};
 pub use planner::Planner;
 pub use tunables::Tunables;
-pub use view::{HostView, Mode, NodeView, VcpuView, VmView};
+pub use view::{HostView, LinkView, Mode, NodeView, VcpuView, VmView};

@@ -215,6 +215,7 @@ impl Lab {
                     demand: cpus.iter().map(|c| ((c.demand * 1000) >> 16) as u32).sum(),
                     free_bytes: self.free(n.into()),
                     total_bytes: self.total[usize::from(n)],
+                    memory_load: None,
                 }
             })
             .collect();
@@ -248,6 +249,7 @@ impl Lab {
         let host = HostView {
             latencies: &self.latencies,
             nodes: &nodes,
+            links: &[],
             link_bytes_per_s: self.link,
         };
         let decisions = self.planner.plan(self.sim.now, &host, &views);

@@ -174,6 +174,7 @@ impl Perigee {
         let host = HostView {
             latencies: &self.latencies,
             nodes: &nodes,
+            links: &[],
             link_bytes_per_s: u64::MAX,
         };
         let views: Vec<VmView<'_>> = vcpus
@@ -220,6 +221,7 @@ impl Perigee {
             demand: ((demand[n] * 1000) >> 16) as u32,
             free_bytes: w.free[n] as u64 * PAGE,
             total_bytes: w.machine.pages[n] as u64 * PAGE,
+            memory_load: None,
         };
         (0..w.machine.nodes()).map(view).collect()
     }

@@ -164,6 +164,7 @@ fn plan<B: Backend>(hv: &Hypervisor<B>, tracking: &mut Tracking, now: Nanos) {
     let host = HostView {
         latencies: &tracking.latencies,
         nodes: &nodes,
+        links: &[],
         link_bytes_per_s: u64::MAX,
     };
     let decisions = tracking.planner.plan(now, &host, &vms);
@@ -379,6 +380,7 @@ fn node_views<B: Backend>(hv: &Hypervisor<B>) -> Vec<NodeView> {
                 .unwrap_or(u32::MAX),
             free_bytes: mm::free_bytes(node),
             total_bytes: hv.machine.node(node).map_or(0, |n| n.memory_bytes()),
+            memory_load: None,
         }
     };
     hv.machine.nodes.iter().map(|n| view(n.id)).collect()
