@@ -83,7 +83,7 @@ impl Guest {
                 let done = self.next_look.since(self.now).0 * WORDS / self.pace.visit.0;
                 looks.push(self.look(page, WORDS - done.min(WORDS - 1)));
                 let pause = self.random.below(self.pace.look.0 * 2);
-                self.next_look = self.next_look + Nanos(pause);
+                self.next_look += Nanos(pause);
             }
             self.now = next;
         }

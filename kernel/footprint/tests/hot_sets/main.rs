@@ -41,7 +41,7 @@ fn f1(layout: Layout, seed: u64, pace: Pace) -> u64 {
     let (mut now, mut last_pass) = (Nanos::ZERO, Nanos::ZERO);
     let mut window = false;
     while now < WARM_UP + WINDOW {
-        now = now + sampler.interval();
+        now += sampler.interval();
         if !window && now > WARM_UP {
             window = true;
             guest.counted.fill(0);
