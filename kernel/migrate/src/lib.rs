@@ -43,12 +43,14 @@
 
 extern crate alloc;
 
+pub mod adapt;
 pub mod budget;
 pub mod order;
 pub mod planner;
 pub mod price;
 mod sentence;
 pub mod tunables;
+mod useful;
 pub mod view;
 
 pub use order::{Action, Decision, Event, MoveOutcome, MoveResult, PageOrder};

@@ -199,6 +199,16 @@ impl Perigee {
                 println!("{:>7.3} s {}: {}", w.now as f64 / 1e9, d.vm, d.event);
             }
         }
+        let turned = self.planner.take_told();
+        if self.options.say {
+            for event in &turned {
+                println!("{:>7.3} s {event}", w.now as f64 / 1e9);
+            }
+        }
+        let part = self.planner.adapter().settings().bonus;
+        if self.sched.tunables().proximity_per_mille != part.0 {
+            self.tell(w, Event::BonusWeighed { part }, acts);
+        }
         for decision in decisions.into_iter().filter(|d| d.acts()) {
             let wish = Event::PreferredNode {
                 vm: decision.vm,

@@ -79,12 +79,15 @@ impl Tracking {
             latencies: Latencies::from_fn(nodes, |from, to| machine.latency_ns(from, to)),
             capacities: load::capacities(machine),
             vms: vms.collect(),
-            planner: Planner::new(migrate::Tunables::default()),
+            planner: Planner::new(migrate::Tunables {
+                adapt: config.host.adapt,
+                ..migrate::Tunables::default()
+            }),
             next_plan: time::now() + Nanos::from_millis(config.host.plan_ms.into()),
         }
     }
 
-    /// Who plans.
+    /// Who plans, and what it follows.
     pub const fn planner(&self) -> &Planner {
         &self.planner
     }
@@ -179,6 +182,7 @@ fn plan<B: Backend>(hv: &Hypervisor<B>, tracking: &mut Tracking, now: Nanos) {
         link_bytes_per_s: load::copy_bytes_per_s(&tracking.capacities),
     };
     let decisions = tracking.planner.plan(now, &host, &vms);
+    adapt(hv, tracking);
     for decision in decisions {
         if let Some(track) = tracking.vms.iter_mut().find(|t| t.vm == decision.vm) {
             let said = decision.event.to_string();
@@ -189,6 +193,20 @@ fn plan<B: Backend>(hv: &Hypervisor<B>, tracking: &mut Tracking, now: Nanos) {
             track.last_word = said;
         }
         act(hv, decision);
+    }
+}
+
+/// Puts thresholds that the load has changed into effect.
+fn adapt<B: Backend>(hv: &Hypervisor<B>, tracking: &mut Tracking) {
+    tracking.planner.take_told().into_iter().for_each(record);
+    let settings = *tracking.planner.adapter().settings();
+    for track in &mut tracking.vms {
+        track.watch.set_stretch(settings.interval_times);
+    }
+    let given = hv.sched.lock().tunables().proximity_per_mille;
+    if given != settings.bonus.0 {
+        let part = settings.bonus;
+        tell(hv, sched::Event::BonusWeighed { part });
     }
 }
 

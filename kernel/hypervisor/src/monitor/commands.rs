@@ -1,6 +1,6 @@
 //! Commands that an operator types. Whatever is typed, the answer is text.
 
-use super::{counters, report, touched};
+use super::{counters, report, thresholds, touched};
 use crate::console;
 use crate::drive;
 use crate::virt::Backend;
@@ -16,7 +16,7 @@ use units::NodeId;
 type Entry = (&'static str, &'static str, &'static str);
 
 #[rustfmt::skip] // a table, a line each
-const COMMANDS: [Entry; 20] = [
+const COMMANDS: [Entry; 21] = [
     ("help", "", "this list"),
     ("topology", "", "nodes with their memory and CPUs, latencies between them"),
     ("memory", "", "free memory of each node"),
@@ -29,6 +29,7 @@ const COMMANDS: [Entry; 20] = [
     ("proximity", "[NAME]", "how near each CPU is to what a VM touches"),
     ("where", "NAME ADDRESS", "where a VM's memory at an address lies, and how hot it is"),
     ("why", "[NAME[.VCPU]]", "the planner's last word, and the scheduler's sum for each vCPU"),
+    ("thresholds", "", "thresholds that follow the load: what they are, what they follow, when they changed last"),
     ("migrate", "NAME NODE", "moves all pages of a VM to a node"),
     ("migrate", "NAME around STOPS", "moves them from node to node, so many times"),
     ("hot", "NAME", "records the pages that a VM touches most, for tools"),
@@ -77,6 +78,7 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
         ("where", [name, at]) => with_vm(hv, name, |vm| touched::place(hv, vm, at)),
         ("why", []) => every(|hv, vm| report::why(hv, vm, None)),
         ("why", [what]) => why(hv, what),
+        ("thresholds", []) => thresholds::report(hv),
         ("migrate", [name, "around", stops]) => with_vm(hv, name, |vm| around(hv, vm, stops)),
         ("migrate", [name, node]) => with_vm(hv, name, |vm| migrate(hv, vm, node)),
         ("hot", [name]) => with_vm(hv, name, |vm| touched::hot(hv, vm)),

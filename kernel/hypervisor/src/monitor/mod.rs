@@ -14,6 +14,7 @@ mod counters;
 mod mux;
 mod report;
 mod table;
+mod thresholds;
 mod touched;
 
 use crate::arch::time;
