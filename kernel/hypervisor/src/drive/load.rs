@@ -1,6 +1,7 @@
 //! How busy nodes are: their CPUs, their memory, and the links between them.
 
 use super::sample::Tracking;
+use crate::counters::bandwidth;
 use crate::mm;
 use crate::virt::Backend;
 use crate::vm::{Hypervisor, VmState};
@@ -8,7 +9,7 @@ use alloc::vec::Vec;
 use footprint::load::{Capacities, Traffic};
 use migrate::{LinkView, NodeView};
 use topology::Machine;
-use units::NodeId;
+use units::{Nanos, NodeId};
 
 /// What copying pages may take of the slowest link.
 const COPY_SHARE: u64 = 10;
@@ -20,8 +21,8 @@ pub fn capacities(machine: &Machine) -> Capacities {
     })
 }
 
-/// What running VMs cause now.
-pub fn traffic<B: Backend>(hv: &Hypervisor<B>, tracking: &Tracking) -> Traffic {
+/// What goes on now: counted where processors count it, else what running VMs are estimated to cause.
+pub fn traffic<B: Backend>(hv: &Hypervisor<B>, tracking: &Tracking, now: Nanos) -> Traffic {
     let mut traffic = Traffic::new(hv.machine.nodes.len());
     let assumed_per_s = tracking.planner().tunables().accesses_per_s;
     for track in &tracking.vms {
@@ -29,6 +30,9 @@ pub fn traffic<B: Backend>(hv: &Hypervisor<B>, tracking: &Tracking) -> Traffic {
         if runs {
             traffic.add(&track.footprint, assumed_per_s);
         }
+    }
+    for node in &hv.machine.nodes {
+        traffic.correct(node.id, bandwidth::counted(node.id, now));
     }
     traffic
 }
@@ -58,16 +62,23 @@ pub fn node_views<B: Backend>(
     hv.machine.nodes.iter().map(|n| view(n.id)).collect()
 }
 
+/// From each node with CPUs to each other one with memory.
+pub fn pairs(machine: &Machine) -> impl Iterator<Item = (NodeId, NodeId)> {
+    let readers = machine.nodes.iter().filter(|node| node.has_cpus());
+    readers.flat_map(|from| {
+        let others = machine.nodes.iter().filter(|to| to.has_memory());
+        let others = others.filter(move |to| to.id != from.id);
+        others.map(move |to| (from.id, to.id))
+    })
+}
+
 /// All links whose capacity is known.
 pub fn links(machine: &Machine, traffic: &Traffic, capacities: &Capacities) -> Vec<LinkView> {
-    let readers = machine.nodes.iter().filter(|node| node.has_cpus());
-    let pairs = readers.flat_map(|from| machine.nodes.iter().map(move |to| (from.id, to.id)));
     let load = |(from, to)| {
-        let load = capacities.link_load(traffic, from, to)?;
-        let load = Some(load);
+        let load = Some(capacities.link_load(traffic, from, to)?);
         Some(LinkView { from, to, load })
     };
-    pairs.filter_map(load).collect()
+    pairs(machine).filter_map(load).collect()
 }
 
 /// What copying may use of any link, in bytes per second; no limit where no link's capacity is known.

@@ -158,7 +158,7 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
 
 /// Asks the planner, and does what it says.
 fn plan<B: Backend>(hv: &Hypervisor<B>, tracking: &mut Tracking, now: Nanos) {
-    let traffic = load::traffic(hv, tracking);
+    let traffic = load::traffic(hv, tracking, now);
     let nodes = load::node_views(hv, &traffic, &tracking.capacities);
     let links = load::links(hv.machine, &traffic, &tracking.capacities);
     let inputs: Vec<Input> = hv

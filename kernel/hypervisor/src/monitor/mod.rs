@@ -11,6 +11,7 @@
 
 mod commands;
 mod counters;
+mod load;
 mod mux;
 mod report;
 mod table;
