@@ -7,6 +7,9 @@
 //! The neighbour comes to the spinner's CPU if it waits on another one of the same node; from another
 //! node the way would cost more than a slice.
 //!
+//! No more is left than the donor can pay for within the bound of its lag, and nothing while somebody else presses
+//! (`guard`).
+//!
 //! Nobody else pays: the donor's credit, limit and account are charged for what the neighbour runs,
 //! so a machine gains no time by spinning and other machines' lags are what they would be.
 
@@ -37,7 +40,7 @@ impl Scheduler {
         v.spun = true;
         let (cpu, slice) = (v.on_cpu, v.remaining);
         let to = cpu
-            .filter(|_| self.tunables.donate)
+            .filter(|cpu| self.tunables.donate && self.may_pay(*cpu, vcpu))
             .and_then(|cpu| Some((cpu, self.preempted_neighbour(vcpu, cpu)?)));
         let Some((cpu, to)) = to else {
             // As if it had yielded.
@@ -46,7 +49,7 @@ impl Scheduler {
         };
         let from = self.vcpus.get(to).map_or(cpu, |v| v.cpu);
         if from != cpu {
-            self.transfer(now, to, cpu);
+            self.transfer(now, to, cpu, out);
             out.push(Command::Migrate {
                 vcpu: to,
                 from,
@@ -90,6 +93,7 @@ impl Scheduler {
                 .get(id)
                 .is_some_and(|v| v.waiting() && v.cpu == cpu)
         };
-        (here(donation.to) && here(donation.donor)).then_some(donation)
+        let holds = here(donation.to) && here(donation.donor) && self.may_pay(cpu, donation.donor);
+        holds.then_some(donation)
     }
 }

@@ -33,11 +33,12 @@
 //!
 //! # Invariants (each a property test)
 //! * A vCPU is never on two CPUs: between a pick and the next pick of the same CPU nobody else gets it.
-//! * Inside a queue and class, credits sum to 0 but for entry and exit, and `|lag| <= Q`.
+//! * Inside a queue and class, credits sum to 0 but for entry and exit, and `|lag| <= Q`, however members come and go:
+//!   the argument is in `guard`.
 //! * Work is conserved within 5 ms; nobody who may run starves.
 //!
 //! # Where to read next
-//! [`queue`] for the arithmetic, [`pick`] for the decision, [`place`] for wake-ups, [`pull`] for idle
+//! [`queue`] for the arithmetic, `ledger` for who is charged, `guard` for the bound, [`pick`] for the decision, [`place`] for wake-ups, [`pull`] for idle
 //! CPUs, [`balance`], [`even`] and [`gate`] for moves, [`smt`] for hardware threads, [`donate`] for those
 //! that spin, `limits` for caps, [`trace`] for a run as data. This is the only crate that moves vCPUs: the planner (`migrate`) names a preferred
 //! node and this crate goes there when it has room.
@@ -52,6 +53,8 @@ mod entitle;
 pub mod even;
 pub mod event;
 pub mod gate;
+mod guard;
+mod ledger;
 mod limits;
 pub mod pick;
 pub mod place;

@@ -54,7 +54,12 @@ impl Scheduler {
     }
 
     /// Takes a vCPU that nobody runs out of its queue if its machine's limit is used up; true if it was.
-    pub(crate) fn hold_if_exhausted(&mut self, now: Nanos, vcpu: VcpuId) -> bool {
+    pub(crate) fn hold_if_exhausted(
+        &mut self,
+        now: Nanos,
+        vcpu: VcpuId,
+        out: &mut Commands,
+    ) -> bool {
         if !self.is_exhausted(vcpu, now) {
             return false;
         }
@@ -63,7 +68,7 @@ impl Scheduler {
         };
         v.throttled = true;
         let at = v.cpu;
-        self.dequeue(now, vcpu);
+        self.dequeue(now, vcpu, out);
         if let Some(purse) = self.purse_mut(vcpu.vm) {
             purse.stand_in_line(vcpu);
         }
@@ -130,7 +135,7 @@ impl Scheduler {
     }
 
     /// Lets those run again whose limit has filled up.
-    pub(crate) fn end_limits(&mut self, cpu: CpuId, now: Nanos) {
+    pub(crate) fn end_limits(&mut self, cpu: CpuId, now: Nanos, out: &mut Commands) {
         let (request, worth) = (self.tunables.request, self.limit_grain());
         let Some(c) = self.cpus.get_mut(cpu) else {
             return;
@@ -167,7 +172,7 @@ impl Scheduler {
             if let Some(v) = self.vcpus.get_mut(id) {
                 v.throttled = false;
             }
-            self.enqueue(now, id, cpu);
+            self.enqueue(now, id, cpu, out);
         }
     }
 

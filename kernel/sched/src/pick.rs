@@ -18,10 +18,12 @@ pub(crate) struct Candidate {
     /// `remaining - credit - bonus + penalty`, not yet divided by the weight.
     numerator: i128,
     yielded: bool,
+    /// Comes before every order: see [`crate::guard`].
+    presses: bool,
 }
 
 impl Candidate {
-    /// Who comes first. The eligible before those in debt; those who did not yield before those who
+    /// Who comes first. Those who press, by how much; the eligible before those in debt; those who did not yield before those who
     /// did; among the eligible the smaller key, among debtors the smaller debt; then by name.
     ///
     /// A yield gives way to those who are owed time as well. Were it to let debtors run, one that
@@ -33,11 +35,12 @@ impl Candidate {
             let b = other.numerator * i128::from(self.terms.weight);
             a.cmp(&b)
         };
-        let by_debt = || other.terms.credit.cmp(&self.terms.credit);
-        eligible(other)
-            .cmp(&eligible(self))
-            .then_with(|| self.yielded.cmp(&other.yielded))
-            .then_with(|| if eligible(self) { by_key() } else { by_debt() })
+        let by_credit = || other.terms.credit.cmp(&self.terms.credit);
+        let by_deadline = eligible(self) && !self.presses;
+        (other.presses.cmp(&self.presses))
+            .then_with(|| eligible(other).cmp(&eligible(self)))
+            .then_with(|| (self.yielded && !self.presses).cmp(&(other.yielded && !other.presses)))
+            .then_with(|| if by_deadline { by_key() } else { by_credit() })
             .then_with(|| self.vcpu.cmp(&other.vcpu))
     }
 }
@@ -72,7 +75,7 @@ impl Scheduler {
     /// What `cpu` does next. It has left its last vCPU, charged for it, and saved its state.
     pub fn pick(&mut self, cpu: CpuId, now: Nanos, out: &mut Commands) -> Next {
         let continuing = self.release(cpu, now, out);
-        self.end_limits(cpu, now);
+        self.end_limits(cpu, now, out);
         if now.since(self.balanced_at) >= self.tunables.balance_period {
             self.balance(now, out);
         }
@@ -89,10 +92,10 @@ impl Scheduler {
                 vcpu: d.to,
                 rival: self.best(cpu, None).filter(|b| b.vcpu != d.to),
             }),
-            None => self.choose_paid(cpu, now, continuing),
+            None => self.choose_paid(cpu, now, continuing, out),
         };
         if choice.is_none() && self.pull(cpu, now, out) {
-            choice = self.choose_paid(cpu, now, None);
+            choice = self.choose_paid(cpu, now, None, out);
         }
         let protected = continuing.filter(|(vcpu, _)| choice.is_some_and(|c| c.vcpu == *vcpu));
         if let Some(c) = self.cpus.get_mut(cpu) {
@@ -129,7 +132,7 @@ impl Scheduler {
         let fresh = ran < min_run && !v.yielded && !donated;
         // A rest that is not worth another entry is saved.
         if self.vcpus.get(vcpu).is_some_and(|v| v.queued) {
-            self.hold_if_exhausted(now, vcpu);
+            self.hold_if_exhausted(now, vcpu, out);
         }
         self.reindex(vcpu);
         if let Some((to, reason)) = pending.filter(|(to, _)| self.allowed(vcpu, *to)) {
@@ -184,6 +187,7 @@ impl Scheduler {
                 terms,
                 numerator,
                 yielded: v.yielded,
+                presses: self.tunables.presses(terms.credit.0),
             };
             if first.is_none_or(|f| this.order(&f).is_lt()) {
                 second = first.replace(this);
@@ -231,10 +235,11 @@ impl Scheduler {
         cpu: CpuId,
         now: Nanos,
         continuing: Option<(VcpuId, Nanos)>,
+        out: &mut Commands,
     ) -> Option<Choice> {
         loop {
             let choice = self.choose(cpu, now, continuing)?;
-            if !self.hold_if_exhausted(now, choice.vcpu) {
+            if !self.hold_if_exhausted(now, choice.vcpu, out) {
                 return Some(choice);
             }
         }
@@ -252,9 +257,14 @@ impl Scheduler {
             return None;
         }
         let (best, next) = self.best_of_queues(cpu, only)?;
+        // What the core's owner may still have is not worth another's lag.
+        if only.is_some() && !self.may_pay(cpu, best.vcpu) {
+            return None;
+        }
         let class = |id: VcpuId| self.vcpus.get(id).map(|v| v.spec.class);
         let stays = continuing.filter(|(id, ran)| {
             class(*id) == class(best.vcpu)
+                && !best.presses
                 && !self.lets_pass(*ran, &best)
                 && only.is_none_or(|vm| vm == id.vm)
                 && self
@@ -323,6 +333,7 @@ impl Scheduler {
                 slice
             };
         }
+        let slice = self.guarded(cpu, donation.map_or(vcpu, |d| d.donor), slice);
         let slice = self.grant(vcpu, slice, now);
         let why = self.explain(cpu, vcpu, slice, choice.rival);
         let core_since = self.core_since(cpu, now);
@@ -336,8 +347,9 @@ impl Scheduler {
                 }
             }
             c.current = Some(vcpu);
-            c.picked_at = now;
+            c.until = now + slice;
             c.charged_at = now;
+            c.charged_ahead = Nanos::ZERO;
             c.ran = Nanos::ZERO;
             c.payer = donation.map(|d| d.donor);
             c.core_since = core_since;

@@ -59,7 +59,7 @@ impl Scheduler {
             return;
         };
         let (from, ran_before) = (v.cpu, v.last_cpu.is_some());
-        self.enqueue(now, vcpu, to);
+        self.enqueue(now, vcpu, to, out);
         if from != to && ran_before {
             out.push(Command::Migrate {
                 vcpu,
@@ -206,8 +206,8 @@ impl Scheduler {
     }
 
     /// Moves a vCPU that nobody runs into another queue.
-    pub(crate) fn transfer(&mut self, now: Nanos, vcpu: VcpuId, to: CpuId) {
-        let queued = self.dequeue(now, vcpu);
+    pub(crate) fn transfer(&mut self, now: Nanos, vcpu: VcpuId, to: CpuId, out: &mut Commands) {
+        let queued = self.dequeue(now, vcpu, out);
         let Some(v) = self.vcpus.get_mut(vcpu) else {
             return;
         };
@@ -215,7 +215,7 @@ impl Scheduler {
         v.moved_at = now;
         self.settle_on(vcpu, to);
         if queued {
-            self.enqueue(now, vcpu, to);
+            self.enqueue(now, vcpu, to, out);
             // It goes on waiting: a move does not make it younger.
             if let Some(v) = self.vcpus.get_mut(vcpu) {
                 v.waiting_since = since;
@@ -245,7 +245,7 @@ impl Scheduler {
             self.kick(on, out);
             return;
         }
-        self.transfer(now, vcpu, to);
+        self.transfer(now, vcpu, to, out);
         out.push(Command::Migrate {
             vcpu,
             from,

@@ -152,7 +152,7 @@ impl Scheduler {
         {
             self.gates.pay(a, b);
         }
-        self.transfer(now, vcpu, cpu);
+        self.transfer(now, vcpu, cpu, out);
         out.push(Command::Migrate {
             vcpu,
             from,

@@ -40,8 +40,11 @@ pub(crate) struct Cpu {
     classes: [ClassQueue; Class::ALL.len()],
     /// Whom it runs.
     pub(crate) current: Option<VcpuId>,
-    pub(crate) picked_at: Nanos,
+    /// When its slice ends.
+    pub(crate) until: Nanos,
     pub(crate) charged_at: Nanos,
+    /// What the current one was charged that its CPU has not yet told of.
+    pub(crate) charged_ahead: Nanos,
     /// What the current one ran since it was picked.
     pub(crate) ran: Nanos,
     /// What the current one ran before that, if it was left on the CPU against the order.
@@ -76,8 +79,9 @@ impl Cpu {
             place,
             classes: Default::default(),
             current: None,
-            picked_at: Nanos::ZERO,
+            until: Nanos::ZERO,
             charged_at: Nanos::ZERO,
+            charged_ahead: Nanos::ZERO,
             ran: Nanos::ZERO,
             protected: Nanos::ZERO,
             idle_until: None,
@@ -164,11 +168,10 @@ fn share_out(amount: i64, members: &[VcpuId], total: u64, vcpus: &mut Vcpus) {
     }
 }
 
-/// Lag up to which a joining vCPU may push others: a request and the largest bonus, so that what
-/// their own waiting adds to it stays below Q.
+/// Lag up to which a joining vCPU may push others: half a request and the largest bonus, so that what they pay
+/// for a request of their own after it leaves them within Q ([`crate::guard`]).
 pub(crate) fn join_bound(tunables: &Tunables) -> i64 {
-    let bonus = tunables.quantum.0 / u64::from(tunables.bonus_divisor.max(1));
-    Credits::for_time(tunables.request + Nanos(bonus)).0 / 2
+    Credits::for_time(tunables.request + tunables.most_bonus()).0 / 2
 }
 
 impl ClassQueue {
@@ -265,13 +268,9 @@ pub(crate) fn bonus_and_penalty(
     move_cost: Nanos,
     tunables: &Tunables,
 ) -> (i64, i64) {
-    let bound = Credits::for_time(Nanos(
-        tunables.quantum.0 / u64::from(tunables.bonus_divisor.max(1)),
-    ))
-    .0;
+    let bound = Credits::for_time(tunables.most_bonus()).0;
     let difference = i64::from(proximity.0) - i64::from(mean.0);
-    let given = i128::from(bound) * i128::from(tunables.proximity_per_mille.min(1000)) / 1000;
-    let pull = given * i128::from(difference) / i128::from(Score::ONE.0);
+    let pull = i128::from(bound) * i128::from(difference) / i128::from(Score::ONE.0);
     let bonus = i64::try_from(pull)
         .unwrap_or(0)
         .saturating_sub(Credits::for_time(move_cost).0);

@@ -3,12 +3,12 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use telemetry::MoveReason;
-use units::{CpuId, Credits, Nanos, NodeId, Score, VcpuId, VmId};
+use units::{CpuId, Nanos, NodeId, Score, VcpuId, VmId};
 
 use crate::event::{Command, Commands, CpuPlace, Event, Refusal, VcpuSpec};
 use crate::gate::Gates;
 use crate::purse::Purse;
-use crate::queue::{Cpu, join_bound};
+use crate::queue::Cpu;
 use crate::score::mean;
 use crate::table::{Cpus, MAX_CPUS, Vcpus};
 use crate::tunables::Tunables;
@@ -82,7 +82,7 @@ impl Scheduler {
                 let v = self.advance(now, vcpu)?;
                 v.wants = false;
                 v.note_sleep();
-                self.dequeue(now, vcpu);
+                self.dequeue(now, vcpu, out);
             }
             Event::Yield { vcpu } => {
                 self.advance(now, vcpu)?.yielded = true;
@@ -96,7 +96,6 @@ impl Scheduler {
                     (vm.scores, vm.mean) = (scores, mean);
                 }
             }
-            Event::BonusWeighed { part } => self.tunables.proximity_per_mille = part.0,
             Event::CachePenalty {
                 vcpu,
                 stall,
@@ -191,7 +190,7 @@ impl Scheduler {
 
     fn remove(&mut self, now: Nanos, vcpu: VcpuId, out: &mut Commands) -> Result<(), Refusal> {
         self.known(vcpu)?;
-        self.dequeue(now, vcpu);
+        self.dequeue(now, vcpu, out);
         let v = self.known(vcpu)?;
         v.removed = true;
         match v.on_cpu {
@@ -251,7 +250,7 @@ impl Scheduler {
             return Err(Refusal::NowhereToRun(vcpu));
         }
         // Out and in again: class and weight are the queue's business.
-        let queued = self.dequeue(now, vcpu);
+        let queued = self.dequeue(now, vcpu, out);
         self.set_limit(now, vcpu.vm, spec.cap);
         // Whoever waited for the old limit asks again.
         self.leave_line(vcpu);
@@ -260,7 +259,7 @@ impl Scheduler {
         let (at, runnable) = (v.cpu, v.runnable());
         let stays = self.allowed(vcpu, at);
         if queued || runnable {
-            self.enqueue(now, vcpu, at);
+            self.enqueue(now, vcpu, at, out);
         }
         if !stays && let Some(to) = self.place(vcpu) {
             self.send(now, vcpu, to, MoveReason::Affinity, out);
@@ -282,7 +281,7 @@ impl Scheduler {
             v.paused = paused;
             let (on_cpu, runnable) = (v.on_cpu, v.runnable());
             if paused {
-                self.dequeue(now, id);
+                self.dequeue(now, id, out);
                 if let Some(cpu) = on_cpu {
                     self.kick(cpu, out);
                 }
@@ -290,97 +289,6 @@ impl Scheduler {
                 self.start(now, id, out);
             }
         }
-    }
-
-    fn charge(&mut self, now: Nanos, cpu: CpuId, vcpu: VcpuId, ran: Nanos) -> Result<(), Refusal> {
-        let tunables = self.tunables;
-        let c = self.cpus.get_mut(cpu).ok_or(Refusal::UnknownCpu(cpu))?;
-        if c.current != Some(vcpu) {
-            return Err(Refusal::NotRunningHere(vcpu, cpu));
-        }
-        let ran = ran.min(now.since(c.charged_at));
-        c.charged_at = now;
-        c.ran += ran;
-        let donor = c.payer;
-        let Some(v) = self.vcpus.get_mut(vcpu) else {
-            return Err(Refusal::UnknownVcpu(vcpu));
-        };
-        v.advance(now, &tunables);
-        v.ran += ran;
-        v.burst += ran;
-        // What goes beyond the grant, after a late interruption, the machine owes.
-        v.granted = v.granted.saturating_sub(Credits::for_time(ran).0);
-        let class = v.spec.class;
-        // A donor that has left the queue meanwhile cannot pay there: who runs pays.
-        let queued =
-            |id: VcpuId, all: &Vcpus| all.get(id).is_some_and(|v| v.queued && v.cpu == cpu);
-        let payer = donor.filter(|d| queued(*d, &self.vcpus)).unwrap_or(vcpu);
-        if let Some(v) = self.vcpus.get_mut(payer) {
-            v.advance(now, &tunables);
-            v.pay(ran, &tunables);
-        }
-        if queued(payer, &self.vcpus) {
-            c.class(class).charge(payer, ran, &mut self.vcpus);
-        }
-        c.note_floor(class, ran, &tunables);
-        Ok(())
-    }
-
-    /// Puts a runnable vCPU into the queue of `cpu`.
-    pub(crate) fn enqueue(&mut self, now: Nanos, vcpu: VcpuId, cpu: CpuId) {
-        let bound = self.tunables.request;
-        if self
-            .vcpus
-            .get(vcpu)
-            .is_none_or(|v| v.queued || !v.runnable())
-            || self.cpus.get(cpu).is_none()
-        {
-            return;
-        }
-        self.settle_on(vcpu, cpu);
-        let (Some(v), Some(c)) = (self.vcpus.get_mut(vcpu), self.cpus.get_mut(cpu)) else {
-            return;
-        };
-        v.waiting_since = now;
-        let (class, credit) = (v.spec.class, v.credit_on_return(now, bound));
-        c.class_mut(class)
-            .join(vcpu, credit, join_bound(&self.tunables), &mut self.vcpus);
-        self.reindex(vcpu);
-        self.reindex_cpu(cpu);
-    }
-
-    /// A vCPU gives up the rest of its request: the next one begins behind those of the others. A
-    /// claim beyond what a newcomer may bring is forgiven: who yields again and again while others
-    /// run would pile it up without bound.
-    pub(crate) fn give_up(&mut self, now: Nanos, vcpu: VcpuId) {
-        let Some(v) = self.vcpus.get_mut(vcpu) else {
-            return;
-        };
-        v.remaining = v.request(&self.tunables);
-        let most = join_bound(&self.tunables);
-        let (cpu, class) = (v.cpu, v.spec.class);
-        if !v.queued || v.credit <= most {
-            return;
-        }
-        if let Some(c) = self.cpus.get_mut(cpu) {
-            let queue = c.class_mut(class);
-            queue.leave(vcpu, now, &mut self.vcpus);
-            queue.join(vcpu, most, most, &mut self.vcpus);
-        }
-    }
-
-    /// Takes a vCPU out of its queue; false if it was in none.
-    pub(crate) fn dequeue(&mut self, now: Nanos, vcpu: VcpuId) -> bool {
-        let Some(v) = self.vcpus.get(vcpu) else {
-            return false;
-        };
-        let (queued, class, cpu) = (v.queued, v.spec.class, v.cpu);
-        if queued && let Some(c) = self.cpus.get_mut(cpu) {
-            c.class_mut(class).leave(vcpu, now, &mut self.vcpus);
-            self.reindex(vcpu);
-            self.reindex_cpu(cpu);
-        }
-        queued
     }
 
     pub(crate) fn kick(&mut self, cpu: CpuId, out: &mut Commands) {

@@ -106,7 +106,7 @@ impl Scheduler {
         };
         let Waiting { since, vcpu, .. } = theirs;
         if own.is_none_or(|own| theirs.has_waited_longer(own, self.tunables.request)) {
-            self.transfer(now, vcpu, cpu);
+            self.transfer(now, vcpu, cpu, out);
             out.push(crate::Command::Migrate {
                 vcpu,
                 from,

@@ -116,6 +116,16 @@ fn the_slice_goes_to_the_neighbour_and_the_donor_pays() {
 }
 
 #[test]
+fn when_the_donor_leaves_the_donated_slice_ends() {
+    let (mut s, next) = spin_case(Tunables::default());
+    assert_eq!(next, vcpu(0, 1));
+    let out = tell(&mut s, 1_100_002, Event::VcpuRemoved { vcpu: vcpu(0, 0) });
+    assert_eq!(out.as_slice(), [Command::Kick { cpu: ONE }]);
+    let heir = s.vcpu(vcpu(0, 1)).expect("known").credit.0;
+    assert!(heir > 0, "up to now the donor has paid: {heir}");
+}
+
+#[test]
 fn without_donation_the_next_by_key_runs() {
     let off = Tunables {
         donate: false,

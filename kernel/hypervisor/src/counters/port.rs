@@ -4,7 +4,7 @@ use crate::arch::pmu::{self as processor, Registers};
 use pmu::{CpuidValues, Fault, MsrPort};
 
 #[cfg(feature = "sabotage")]
-use pmu::{bandwidth::simulated::SimulatedCache, simulated::SimulatedPmu};
+use pmu::simulated::SimulatedPmu;
 
 /// The calling CPU's registers.
 #[derive(Debug)]
@@ -14,9 +14,6 @@ pub enum Port {
     /// Simulated ones.
     #[cfg(feature = "sabotage")]
     Injected(spin::MutexGuard<'static, SimulatedPmu>),
-    /// Simulated ones of its last-level cache.
-    #[cfg(feature = "sabotage")]
-    InjectedCache(spin::MutexGuard<'static, SimulatedCache>),
 }
 
 /// The way to the calling CPU's counters.
@@ -28,22 +25,11 @@ pub fn here() -> Port {
     Port::Processor(Registers)
 }
 
-/// The way to the counts of the calling CPU's last-level cache.
-pub fn cache_here() -> Port {
-    #[cfg(feature = "sabotage")]
-    if let Some(cache) = super::injected::caches::here() {
-        return Port::InjectedCache(cache);
-    }
-    Port::Processor(Registers)
-}
-
 /// What CPUID says of them.
 pub fn cpuid() -> CpuidValues {
     #[cfg(feature = "sabotage")]
     if let Some(pmu) = super::injected::here() {
-        let mut values = pmu.cpuid();
-        super::injected::caches::describe(&mut values);
-        return values;
+        return pmu.cpuid();
     }
     processor::cpuid()
 }
@@ -62,8 +48,6 @@ impl MsrPort for Port {
             Self::Processor(registers) => registers.read(register),
             #[cfg(feature = "sabotage")]
             Self::Injected(pmu) => pmu.read(register),
-            #[cfg(feature = "sabotage")]
-            Self::InjectedCache(cache) => cache.read(register),
         }
     }
 
@@ -72,8 +56,6 @@ impl MsrPort for Port {
             Self::Processor(registers) => registers.write(register, value),
             #[cfg(feature = "sabotage")]
             Self::Injected(pmu) => pmu.write(register, value),
-            #[cfg(feature = "sabotage")]
-            Self::InjectedCache(cache) => cache.write(register, value),
         }
     }
 }

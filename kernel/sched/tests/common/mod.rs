@@ -35,6 +35,8 @@ pub enum Load {
     Bursts { run: Nanos, sleep: Nanos },
     /// Runs for up to `run`, then spins in a PAUSE loop until it is put down.
     Spins { run: Nanos },
+    /// Runs for up to `run`, then gives up the rest of its turn.
+    Yields { run: Nanos },
 }
 
 /// Cases of a property test: a few in the quick set, `PERIGEE_DEEP` times as many in a deep run.
@@ -147,6 +149,7 @@ impl Sim {
             .handle(self.now, event, &mut self.out)
             .expect("the harness tells the truth");
         self.obey();
+        self.note_lag();
     }
 
     fn obey(&mut self) {
@@ -194,6 +197,25 @@ impl Sim {
         self.wake(vcpu);
     }
 
+    /// A machine goes on; what of it is runnable waits from now on.
+    pub fn resume(&mut self, vm: VmId) {
+        self.event(Event::Resumed { vm });
+        for (id, guest) in &mut self.guests {
+            let runnable = self.sched.vcpu(*id).expect("known").runnable;
+            if id.vm == vm && runnable && guest.waits_since.is_none() {
+                guest.waits_since = Some(self.now);
+            }
+        }
+    }
+
+    /// A vCPU is gone, unless a CPU is inside it.
+    pub fn remove(&mut self, vcpu: VcpuId) {
+        if !self.sched.vcpu(vcpu).expect("known").running {
+            self.guests.remove(&vcpu);
+            self.event(Event::VcpuRemoved { vcpu });
+        }
+    }
+
     pub fn busy(&mut self, vcpu: VcpuId, weight: u32) {
         self.add(
             vcpu,
@@ -210,7 +232,9 @@ impl Sim {
         guest.wakes_at = None;
         guest.left = match guest.load {
             Load::Busy => Nanos::MAX,
-            Load::Bursts { run, .. } | Load::Spins { run } => Nanos(1 + self.rng.below(run.0)),
+            Load::Bursts { run, .. } | Load::Spins { run } | Load::Yields { run } => {
+                Nanos(1 + self.rng.below(run.0))
+            }
         };
         self.event(Event::Wake { vcpu });
         let r = self.sched.vcpu(vcpu).expect("known");
@@ -240,6 +264,11 @@ impl Sim {
                 guest.left = Nanos(1 + self.rng.below(run.0));
                 self.spins += 1;
                 self.event(Event::Spin { vcpu });
+            } else if guest.left == Nanos::ZERO
+                && let Load::Yields { run } = guest.load
+            {
+                guest.left = Nanos(1 + self.rng.below(run.0));
+                self.event(Event::Yield { vcpu });
             } else if guest.left == Nanos::ZERO {
                 guest.waits_since = None;
                 if let Load::Bursts { sleep, .. } = guest.load {
@@ -247,7 +276,6 @@ impl Sim {
                 }
                 self.event(Event::Block { vcpu });
             }
-            self.note_lag();
         }
         let was_idle = match self.doing[&cpu] {
             Doing::Idle { since, .. } => since,
@@ -262,6 +290,7 @@ impl Sim {
         );
         let next = self.sched.pick(cpu, self.now, &mut self.out);
         self.obey();
+        self.note_lag();
         match next {
             Next::Run { vcpu, slice, why } => {
                 assert_eq!(why.vcpu, vcpu);
@@ -412,4 +441,18 @@ impl Sim {
     pub fn node(&self, vcpu: VcpuId) -> NodeId {
         self.sched.vcpu(vcpu).expect("known").node
     }
+}
+
+/// Scores that change whenever they like, as the worst possible footprint would make them.
+pub fn adversary(sim: &mut Sim, vms: u16, nodes: usize) -> Nanos {
+    let vm = VmId(sim.rng.below(vms.into()) as u16);
+    let scores = (0..nodes)
+        .map(|_| match sim.rng.below(3) {
+            0 => Score::ZERO,
+            1 => Score::ONE,
+            _ => Score(sim.rng.below(65537) as u32),
+        })
+        .collect();
+    sim.event(Event::ProximityUpdated { vm, scores });
+    sim.now + Nanos(1 + sim.rng.below(3_000_000))
 }

@@ -11,7 +11,6 @@ pub mod exact;
 pub mod foreign;
 pub mod guests;
 pub mod hostile;
-pub mod load;
 pub mod locality;
 pub mod moves;
 mod observed;
@@ -43,7 +42,6 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         schedule::scenarios(),
         sabotage::scenarios(),
         counters::scenarios(),
-        load::scenarios(),
         starved::scenarios(),
         vmcs::scenarios(seed),
         controls::scenarios(),
