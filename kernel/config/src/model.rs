@@ -44,6 +44,8 @@ pub struct Host {
     pub counters: u8,
     /// Which nodes have page tables of a VM's.
     pub roots: Roots,
+    /// Whether thresholds follow the load and the use that moves were of.
+    pub adapt: bool,
     /// Whether every step of the scheduler is recorded, for a replay.
     pub trace: bool,
 }
@@ -64,6 +66,7 @@ impl Default for Host {
             share_cores: false,
             counters: 4,
             roots: Roots::default(),
+            adapt: true,
             trace: false,
         }
     }

@@ -92,6 +92,8 @@ fn every_key_arrives_where_it_belongs() {
     let every = parse("[host]\nroots = \"every\"").expect("valid");
     assert!(every.host.roots == Roots::Every && parse(&every.to_string()) == Ok(every));
     assert!(parse("[host]\nroots = \"two\"").is_err());
+    let frozen = parse("[host]\nadapt = false").expect("valid");
+    assert!(config.host.adapt && !frozen.host.adapt && parse(&frozen.to_string()) == Ok(frozen));
     let shared = parse("[host]\nshare_cores = true").expect("valid");
     assert!(shared.host.share_cores && parse(&shared.to_string()) == Ok(shared));
     let [far, near] = &config.vms[..] else {

@@ -34,6 +34,10 @@
 //! Only that costs anything. Where the processor counts reads of near and of far memory, they correct how a node's touches divide
 //! between the two, and where they contradict there is less confidence ([`counters`]). Without counters nothing changes.
 //!
+//! # How busy memories and links are
+//! The same matrix says how traffic divides among them; where processors count what leaves their caches, that says how much there
+//! is ([`load`]).
+//!
 //! # Whose touch was it?
 //! With one nested root for the whole machine the bit does not tell who touched; touches are
 //! attributed to nodes by where the machine ran ([`Attribution::ByRunTime`]). With one root per
@@ -57,6 +61,7 @@ pub mod evidence;
 mod fading;
 pub mod latency;
 pub mod lens;
+pub mod load;
 pub mod matrix;
 pub mod operands;
 pub mod pages;

@@ -41,6 +41,7 @@ pub struct Sampler {
     lenses: Vec<Lens>,
     pages: BTreeMap<u32, PageHits>,
     interval: Nanos,
+    stretch: u16,
     now: u64,
     judged: u16,
     /// Granules found touched, and looked at, since the interval was steered last.
@@ -70,6 +71,7 @@ impl Sampler {
         }
         Self {
             interval: tunables.shortest,
+            stretch: 1,
             regions: Regions::new(granules, tunables.regions),
             tunables,
             runs,
@@ -84,8 +86,13 @@ impl Sampler {
     }
 
     /// Length of an interval now.
-    pub const fn interval(&self) -> Nanos {
-        self.interval
+    pub fn interval(&self) -> Nanos {
+        Nanos(self.interval.0.saturating_mul(self.stretch.into()))
+    }
+
+    /// Makes all intervals so many times as long as they would be: a busy host has less time for looks.
+    pub fn set_stretch(&mut self, times: u16) {
+        self.stretch = times.max(1);
     }
 
     /// Whether most of the heat of the last pass rests on close looks.
@@ -192,7 +199,7 @@ impl Sampler {
             lens.observe(fresh, &touched);
             if lens.is_done() {
                 orders.join.push(at);
-                self.learn(lens.granule, lens.found(self.interval));
+                self.learn(lens.granule, lens.found(self.interval()));
             } else {
                 self.lenses.push(lens);
             }
@@ -232,7 +239,7 @@ impl Sampler {
         if self.pages.len() >= self.tunables.remembered && !self.pages.contains_key(&granule) {
             self.pages.pop_first();
         }
-        let interval = self.interval;
+        let interval = self.interval();
         match self.pages.get_mut(&granule) {
             Some(pages) => pages.add(found, interval),
             None => drop(self.pages.insert(granule, PageHits::first(found, interval))),
@@ -277,7 +284,7 @@ impl Sampler {
     /// Heat of what was touched lately, by granule; empty before there is enough to say. A region's heat is
     /// carried by those of its granules that were seen.
     pub fn pass(&mut self) -> Vec<Heat> {
-        let (interval, least) = (self.interval, self.tunables.least);
+        let (interval, least) = (self.interval(), self.tunables.least);
         let rate = |r: &Region| at_least(r.hits.into(), r.observed.into(), interval);
         let enough = |r: &&Region| u32::from(r.observed) >= least && r.hits > 0;
         let rates: Vec<(u64, &Region)> = self

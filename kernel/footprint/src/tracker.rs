@@ -203,6 +203,10 @@ impl Footprint {
         if let Some(e) = self.evidence.get_mut(to.index()) {
             *e = e.saturating_add(moved);
         }
+        // The machine does what it did before: moving its pages is no new pattern.
+        if self.home.is_some() {
+            self.home = self.most_touched();
+        }
     }
 
     fn fade(&mut self, length: Nanos) {
@@ -315,12 +319,17 @@ impl Footprint {
         self.pages = merged;
     }
 
-    /// Names the node whose memory is touched most and restarts the clock when that changes.
-    fn note_home(&mut self, length: Nanos) {
+    /// The node whose memory is touched most.
+    fn most_touched(&self) -> Option<NodeId> {
         let weights = self.matrix.by_memory();
         let most = weights.iter().copied().max().unwrap_or(0);
         let home = weights.iter().position(|w| *w == most && most > 0);
-        let home = home.and_then(|n| u16::try_from(n).ok()).map(NodeId);
+        home.and_then(|n| u16::try_from(n).ok()).map(NodeId)
+    }
+
+    /// Names the node whose memory is touched most and restarts the clock when that changes.
+    fn note_home(&mut self, length: Nanos) {
+        let home = self.most_touched();
         if self.idle || home != self.home {
             self.age = Nanos::ZERO;
         }
@@ -427,6 +436,12 @@ impl Footprint {
         let mut pages: Vec<HotPage> = self.pages.iter().copied().filter(|p| on(p.node)).collect();
         pages.sort_by_key(|p| (core::cmp::Reverse(p.heat), p.gpa));
         pages
+    }
+
+    /// The touched page that begins at an address.
+    pub fn page(&self, gpa: Gpa) -> Option<&HotPage> {
+        let i = self.pages.binary_search_by_key(&gpa, |p| p.gpa).ok()?;
+        self.pages.get(i)
     }
 
     /// Bytes of touched pages on each node.

@@ -1,5 +1,8 @@
 //! Heat of single pages against synthetic guests whose every access is counted.
 
+mod common;
+
+use common::{agreement, four_fifths};
 use footprint::lens::{Found, INTERVALS, Lens, PAGES};
 use footprint::pages::{Range, Standing, heats, standing};
 use footprint::sampler::Heat;
@@ -101,22 +104,8 @@ impl Watched {
             (r.first..r.first + r.pages).map(move |page| (page, each))
         }));
         let truth = four_fifths(self.truth.iter().map(|(p, n)| (*p, *n)));
-        let both = truth.intersection(&believed).count();
-        (2000 * both / (truth.len() + believed.len()).max(1)) as u64
+        agreement(&truth, &believed)
     }
-}
-
-fn four_fifths(pages: impl Iterator<Item = (u64, u64)>) -> BTreeSet<u64> {
-    let mut sorted: Vec<(u64, u64)> = pages.map(|(page, heat)| (heat, page)).collect();
-    sorted.sort_unstable_by(|a, b| b.cmp(a));
-    let total: u64 = sorted.iter().map(|(heat, _)| heat).sum();
-    let mut sum = 0;
-    let hot = sorted.into_iter().take_while(|(heat, _)| {
-        let more = sum * 5 < total * 4;
-        sum += heat;
-        more
-    });
-    hot.map(|(_, page)| page).collect()
 }
 
 /// 81 % to some pages, the rest anywhere.

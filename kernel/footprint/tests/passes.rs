@@ -241,11 +241,14 @@ fn a_moved_page_takes_its_history_along() {
     assert_eq!(f.home(), Some(NodeId(0)));
     assert!(f.shares()[0].0 >= 990, "{:?}", f.shares());
     assert!(f.confidence().0 + 20 >= before.0);
-    // The same by being told.
+    // The same by being told. What the machine does is as old as it was.
+    let age = f.age();
     for i in 0..64u64 {
         f.relocated(Gpa(i << 21), NodeId(2));
     }
     assert!(f.shares()[2].0 >= 990, "{:?}", f.shares());
+    f.record(&window(&busy_on(0)), leaves(&[2; 64], |_| true));
+    assert_eq!((f.home(), f.age()), (Some(NodeId(2)), age + SECOND));
 }
 
 #[test]

@@ -41,6 +41,7 @@ pub fn cpu_main<B: Backend>(hv: &Hypervisor<B>, mut hw: B::Cpu) -> ! {
         let now = time::now();
         percpu::current().come_round();
         percpu::current().beat(now);
+        counters::bandwidth::poll(now);
         if sabotage::on(Sabotage::HangCpu) {
             sabotage::hang_if_last(now);
         }

@@ -157,7 +157,7 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
              changes (IA32_ARCH_CAPABILITIES bit 6 is clear)"
         );
     }
-    counters::prepare(&config);
+    counters::prepare(machine, &config);
     let world = World {
         machine,
         tsc_hz: tsc::hz(),

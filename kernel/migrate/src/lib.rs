@@ -43,15 +43,17 @@
 
 extern crate alloc;
 
+pub mod adapt;
 pub mod budget;
 pub mod order;
 pub mod planner;
 pub mod price;
 mod sentence;
 pub mod tunables;
+mod useful;
 pub mod view;
 
 pub use order::{Action, Decision, Event, MoveOutcome, MoveResult, PageOrder};
 pub use planner::Planner;
 pub use tunables::Tunables;
-pub use view::{HostView, Mode, NodeView, VcpuView, VmView};
+pub use view::{HostView, LinkView, Mode, NodeView, VcpuView, VmView};

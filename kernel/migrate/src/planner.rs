@@ -1,15 +1,18 @@
 //! Evidence, choice, and memory of what was done.
 
 use alloc::collections::BTreeMap;
+use alloc::string::ToString;
 use alloc::vec::Vec;
 use telemetry::{Choice, Hold};
-use units::{Gpa, Nanos, NodeId, Score, VmId};
+use units::{Gpa, Nanos, NodeId, PerMille, Score, VmId};
 
+use crate::adapt::{Adapter, Wanted};
 use crate::budget::Bucket;
 use crate::order::{Action, Decision, Event, MoveOutcome, MoveResult, PageOrder};
 use crate::price::{Obstacle, Place, Pricer, Quote};
 use crate::sentence;
 use crate::tunables::Tunables;
+use crate::useful::Usefulness;
 use crate::view::{HostView, Mode, VmView};
 
 /// Pages moved or failed that are remembered for one machine; the oldest are forgotten first.
@@ -65,6 +68,9 @@ struct History {
     bounced: Option<Nanos>,
     notes: BTreeMap<Gpa, PageNote>,
     buckets: BTreeMap<(NodeId, NodeId), Bucket>,
+    useful: Usefulness,
+    /// What would have paid to be moved in the last pass.
+    wanted: Wanted,
 }
 
 /// Decides for all machines of a host.
@@ -72,6 +78,9 @@ struct History {
 pub struct Planner {
     tunables: Tunables,
     vms: BTreeMap<VmId, History>,
+    adapter: Adapter,
+    /// What is to be told besides decisions.
+    told: Vec<telemetry::Event>,
 }
 
 impl Planner {
@@ -80,7 +89,24 @@ impl Planner {
         Self {
             tunables,
             vms: BTreeMap::new(),
+            adapter: Adapter::default(),
+            told: Vec::new(),
         }
+    }
+
+    /// The thresholds that follow the load, and what they follow.
+    pub const fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    /// Of a machine's pages that were moved and followed, the part that was of use, and how many were followed.
+    pub fn usefulness(&self, vm: VmId) -> Option<(PerMille, u32)> {
+        self.vms.get(&vm).map(|history| history.useful.average())
+    }
+
+    /// What has changed since this was asked last: [`telemetry::Event::Adapted`] and [`telemetry::Event::Usefulness`].
+    pub fn take_told(&mut self) -> Vec<telemetry::Event> {
+        core::mem::take(&mut self.told)
     }
 
     /// The constants in force.
@@ -113,6 +139,7 @@ impl Planner {
         let Some(history) = self.vms.get_mut(&result.vm) else {
             return;
         };
+        let ordered = history.in_flight > 0;
         history.in_flight = history.in_flight.saturating_sub(1);
         // Slow is not lost.
         history.lost_at = now + lost_after;
@@ -122,6 +149,11 @@ impl Planner {
         });
         match result.outcome {
             MoveOutcome::Moved => {
+                // What an operator moves is nobody's promise.
+                if ordered {
+                    let horizon = self.tunables.horizon;
+                    history.useful.moved(&result.order, now, horizon);
+                }
                 *note = PageNote {
                     rests_until: now + page_rest,
                     failures: 0,
@@ -149,6 +181,13 @@ impl Planner {
     /// One decision for each machine with a pass that was not judged before; none for machines
     /// whose mode is [`Mode::Off`].
     pub fn plan(&mut self, now: Nanos, host: &HostView<'_>, vms: &[VmView<'_>]) -> Vec<Decision> {
+        if self.tunables.adapt {
+            let wanted = self.vms.values().map(|history| history.wanted).sum();
+            let told = self
+                .adapter
+                .tick(now, host, wanted, self.tunables.rate(host));
+            self.told.extend(told);
+        }
         vms.iter()
             .filter_map(|vm| self.judge(now, host, vm))
             .collect()
@@ -166,10 +205,14 @@ impl Planner {
         }
         history.pass = vm.footprint.passes();
         history.forget(now, &tunables);
-        let pricer = Pricer::new(host, vm, &tunables);
+        let pricer = Pricer::new(host, vm, &tunables, &self.adapter);
+        if tunables.adapt {
+            self.told.extend(history.judge_moved(now, &pricer));
+        }
         if let Some(hold) = history.unfit(host, vm) {
             // An order that is still being carried out says nothing against going on with it.
             if !matches!(hold, Hold::Settling { .. }) {
+                history.wanted = Wanted::default();
                 history.agreed = None;
                 history.under_way = None;
             }
@@ -181,6 +224,7 @@ impl Planner {
             tunables.gamma
         };
         let quotes = history.quotes(now, &pricer, gamma);
+        history.wanted = quotes.iter().map(Quote::wanted).max().unwrap_or_default();
         Some(history.decide(now, &pricer, quotes))
     }
 }
@@ -226,6 +270,20 @@ impl History {
         None
     }
 
+    /// Judges pages that were moved a while ago; tells if that changes whether more may.
+    fn judge_moved(&mut self, now: Nanos, pricer: &Pricer<'_>) -> Option<telemetry::Event> {
+        let (vm, latencies) = (pricer.vm, pricer.host.latencies);
+        let changed = self.useful.judge(now, &pricer.now, vm.footprint, latencies);
+        let (useful, followed) = self.useful.average();
+        changed.then(|| telemetry::Event::Usefulness {
+            vm: vm.vm,
+            name: vm.name.to_string(),
+            on: self.useful.stays_until(now).is_none(),
+            useful,
+            followed,
+        })
+    }
+
     /// All options, those that cannot be taken included, best saving first.
     fn quotes(&mut self, now: Nanos, pricer: &Pricer<'_>, gamma: u32) -> Vec<Quote> {
         let (vcpus, pages) = match pricer.vm.mode {
@@ -240,7 +298,8 @@ impl History {
                 .get(&p.gpa)
                 .is_some_and(|note| note.rests_until > now)
         };
-        let follow = pages.then_some(gamma);
+        let useless = self.useful.stays_until(now).is_some();
+        let follow = (pages && !useless).then_some(gamma);
         let mut quotes = Vec::new();
         for node in pricer.host.nodes.iter().map(|n| n.node) {
             if vcpus && let Some(mut quote) = pricer.vcpus_to(node, follow) {
@@ -249,8 +308,11 @@ impl History {
                 }
                 quotes.push(quote);
             }
-            if pages {
-                quotes.extend(pricer.pages_to(node, gamma, resting));
+            if pages && let Some(mut quote) = pricer.pages_to(node, gamma, resting) {
+                if useless {
+                    quote.obstacle = Some(Obstacle::Useless);
+                }
+                quotes.push(quote);
             }
         }
         quotes.sort_by_key(|q| core::cmp::Reverse(q.benefit_ns_per_s));
@@ -289,7 +351,7 @@ impl History {
         if let Some((_, until)) = self.settling {
             return sentence::held(pricer.vm, Hold::Settling { until }, pricer, &quotes);
         }
-        match self.choose(pricer, &quotes) {
+        match self.choose(now, pricer, &quotes) {
             Err(hold) => {
                 self.agreed = None;
                 self.under_way = None;
@@ -318,7 +380,12 @@ impl History {
     }
 
     /// The option to take now, or why there is none.
-    fn choose<'q>(&self, pricer: &Pricer<'_>, quotes: &'q [Quote]) -> Result<&'q Quote, Hold> {
+    fn choose<'q>(
+        &self,
+        now: Nanos,
+        pricer: &Pricer<'_>,
+        quotes: &'q [Quote],
+    ) -> Result<&'q Quote, Hold> {
         let t = pricer.tunables;
         let best_gain = quotes.iter().map(|q| q.gain).max().unwrap_or(Score::ZERO);
         let near = || Hold::Near {
@@ -347,7 +414,15 @@ impl History {
             .filter(|q| q.obstacle.is_none())
             .collect();
         if possible.is_empty() {
-            return Err(Hold::NoRoom { node: best.target });
+            let node = best.target;
+            let stays = self.useful.stays_until(now);
+            return Err(match (best.obstacle, stays) {
+                (Some(Obstacle::Useless), Some(until)) => Hold::Useless {
+                    useful: self.useful.average().0,
+                    until,
+                },
+                _ => Hold::NoRoom { node },
+            });
         }
         let paying = || {
             possible
@@ -413,14 +488,18 @@ impl History {
         pages: &[PageOrder],
     ) -> (Vec<PageOrder>, Option<Nanos>) {
         let t = pricer.tunables;
-        let rate = t
-            .budget_bytes_per_s
-            .min(pricer.host.link_bytes_per_s)
-            .max(1);
+        let part = u128::from(pricer.adapter.settings().budget.0);
+        let rate = u128::from(t.rate(pricer.host)) * part / 1000;
+        let rate = u64::try_from(rate).unwrap_or(u64::MAX).max(1);
+        // To see whether moves are of use again, a hundredth will do.
+        let most = match self.useful.probes(now) {
+            true => t.order_bytes / 100,
+            false => t.order_bytes,
+        };
         let (mut orders, mut bytes, mut blocked) = (Vec::new(), 0u64, None);
         for page in pages {
             let size = page.size.bytes();
-            if bytes.saturating_add(size) > t.order_bytes.max(LARGEST_PAGE) {
+            if bytes.saturating_add(size) > most.max(LARGEST_PAGE) {
                 break;
             }
             let bucket = self

@@ -12,6 +12,7 @@ use footprint::{HotPage, Latencies, proximity};
 use telemetry::Choice;
 use units::{Nanos, NodeId, PageSize, Score};
 
+use crate::adapt::{Adapter, Wanted};
 use crate::order::PageOrder;
 use crate::tunables::Tunables;
 use crate::view::{HostView, VmView};
@@ -81,7 +82,7 @@ impl Place {
     }
 
     /// Latency of an access to memory of `n` from where the machine runs, in picoseconds.
-    fn latency_to(&self, n: NodeId, latencies: &Latencies) -> u64 {
+    pub(crate) fn latency_to(&self, n: NodeId, latencies: &Latencies) -> u64 {
         let mut touch = vec![0; self.touch.len()];
         if let Some(w) = touch.get_mut(n.index()) {
             *w = 1;
@@ -103,6 +104,10 @@ pub(crate) enum Obstacle {
     Memory,
     /// It was ordered, and the scheduler found no room.
     Stuck,
+    /// Moving pages of this machine was of no use lately.
+    Useless,
+    /// The memory on either side or the way between carries too much already.
+    Busy,
 }
 
 /// An option with its price.
@@ -122,10 +127,22 @@ pub(crate) struct Quote {
     pub(crate) follow_bytes: u64,
     /// The pages, hottest first, if it moves pages.
     pub(crate) pages: Vec<PageOrder>,
+    /// Bytes of them that would still pay if the hot threshold were a step higher.
+    pub(crate) hotter_bytes: u64,
     pub(crate) obstacle: Option<Obstacle>,
 }
 
 impl Quote {
+    /// Bytes that it would move.
+    pub(crate) fn wanted(&self) -> Wanted {
+        let bytes = match self.choice {
+            Choice::MovePages { bytes, .. } => bytes,
+            Choice::MoveVcpus { .. } => 0,
+        };
+        let hotter = self.hotter_bytes;
+        Wanted { bytes, hotter }
+    }
+
     /// When it pays back, for comparison with other options.
     ///
     /// A step that does most of the good by itself is weighed alone: what would follow is decided by
@@ -146,6 +163,8 @@ pub(crate) struct Pricer<'a> {
     pub(crate) host: &'a HostView<'a>,
     pub(crate) vm: &'a VmView<'a>,
     pub(crate) tunables: &'a Tunables,
+    /// Thresholds as the load has set them.
+    pub(crate) adapter: &'a Adapter,
     pub(crate) now: Place,
     /// How long a benefit is believed to last.
     pub(crate) lasts: Nanos,
@@ -160,19 +179,29 @@ fn pays_back(cost: Nanos, benefit_ns_per_s: u64) -> Nanos {
 /// What moves pages to a node would do.
 struct Haul {
     pages: Vec<PageOrder>,
+    /// They would come, but memory or the way is busy: `pages` is empty.
+    busy: bool,
+    /// Bytes that would still pay if the hot threshold were a step higher.
+    hotter: u64,
     bytes: u64,
     cost: Nanos,
     after: Place,
 }
 
 impl<'a> Pricer<'a> {
-    pub(crate) fn new(host: &'a HostView<'a>, vm: &'a VmView<'a>, tunables: &'a Tunables) -> Self {
+    pub(crate) fn new(
+        host: &'a HostView<'a>,
+        vm: &'a VmView<'a>,
+        tunables: &'a Tunables,
+        adapter: &'a Adapter,
+    ) -> Self {
         let now = Place::of(vm, host.latencies.nodes());
         let lasts = vm.footprint.age().min(tunables.horizon);
         Self {
             host,
             vm,
             tunables,
+            adapter,
             now,
             lasts,
         }
@@ -227,6 +256,7 @@ impl<'a> Pricer<'a> {
             all_cost: cost,
             follow_bytes: 0,
             pages: Vec::new(),
+            hotter_bytes: 0,
             obstacle: None,
         }
     }
@@ -293,8 +323,12 @@ impl<'a> Pricer<'a> {
         };
         let mut quote = self.quote(choice, target, &haul.after, haul.cost);
         if haul.pages.is_empty() {
-            quote.obstacle = Some(Obstacle::Memory);
+            quote.obstacle = Some(match haul.busy {
+                true => Obstacle::Busy,
+                false => Obstacle::Memory,
+            });
         }
+        quote.hotter_bytes = haul.hotter;
         quote.pages = haul.pages;
         Some(quote)
     }
@@ -326,17 +360,20 @@ impl<'a> Pricer<'a> {
             .map(|p| p.heat)
             .sum::<u64>()
             .max(1);
-        let pays = |p: &HotPage| {
+        let step = u64::from(self.adapter.settings().hot_step);
+        // The hot threshold: each step asks for a quarter more.
+        let pays_at = |p: &HotPage, step: u64| {
             let part = Score::ratio(p.heat.into(), heat.into());
             let benefit = part.of(self.benefit(saved_on(p.node)));
-            self.saving(benefit).0 > self.page_cost(p.size).0.saturating_mul(gamma.into())
+            let quarters = u64::from(gamma) * (4 + step);
+            self.saving(benefit).0 > self.page_cost(p.size).0.saturating_mul(quarters) / 4
         };
         let candidates: Vec<HotPage> = self
             .vm
             .footprint
             .hot(farther)
             .into_iter()
-            .filter(|p| p.size != PageSize::Size1G && !resting(p) && pays(p))
+            .filter(|p| p.size != PageSize::Size1G && !resting(p) && pays_at(p, step))
             .collect();
         if candidates.is_empty() {
             return None;
@@ -345,13 +382,22 @@ impl<'a> Pricer<'a> {
             n.free_bytes
                 .saturating_sub(self.tunables.reserve.of(n.total_bytes))
         });
+        let hotter = candidates.iter().filter(|p| pays_at(p, step + 1));
         let mut haul = Haul {
             pages: Vec::new(),
+            busy: false,
+            hotter: hotter.map(|p| p.size.bytes()).sum(),
             bytes: 0,
             cost: Nanos::ZERO,
             after: place,
         };
-        for p in candidates {
+        let passable = |p: &&HotPage| self.adapter.passable(p.node, target);
+        let mut coming: Vec<&HotPage> = candidates.iter().filter(passable).collect();
+        if coming.is_empty() {
+            haul.busy = true;
+            coming = candidates.iter().collect();
+        }
+        for p in coming {
             let Some(rest) = room.checked_sub(p.size.bytes()) else {
                 continue;
             };
@@ -372,6 +418,9 @@ impl<'a> Pricer<'a> {
             if let Some(w) = touch.get_mut(target.index()) {
                 *w = w.saturating_add(weight);
             }
+        }
+        if haul.busy {
+            haul.pages.clear();
         }
         Some(haul)
     }

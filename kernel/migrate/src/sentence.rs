@@ -53,6 +53,8 @@ fn refusal(obstacle: Option<Obstacle>) -> &'static str {
         Some(Obstacle::Cpu) => "its CPUs are busy",
         Some(Obstacle::Memory) => "its memory is full",
         Some(Obstacle::Stuck) => "the scheduler found no room there",
+        Some(Obstacle::Useless) => "pages that were moved before were of no use",
+        Some(Obstacle::Busy) => "memory there or here or the way between is busy, so pages stay",
         None => "",
     }
 }

@@ -2,6 +2,8 @@
 
 use units::{Nanos, Score};
 
+use crate::view::HostView;
+
 /// What the planner decides by. Sources: MECHANISMS sections 4 and 9.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tunables {
@@ -53,8 +55,17 @@ pub struct Tunables {
     pub budget_bytes_per_s: u64,
     /// Part of a node's memory that moves leave free.
     pub reserve: Score,
+    /// Whether thresholds follow the load and the use that moves were of, see [`crate::adapt`]; else they stay as they are.
+    pub adapt: bool,
     /// Use of a node's CPUs, in thousandths, up to which it has room for vCPUs.
     pub cpu_room_per_mille: u32,
+}
+
+impl Tunables {
+    /// The whole copy budget of a machine and pair of nodes, in bytes per second.
+    pub fn rate(&self, host: &HostView<'_>) -> u64 {
+        self.budget_bytes_per_s.min(host.link_bytes_per_s).max(1)
+    }
 }
 
 impl Default for Tunables {
@@ -82,6 +93,7 @@ impl Default for Tunables {
             order_bytes: 64 << 20,
             budget_bytes_per_s: 1 << 30,
             reserve: Score::from_per_mille(30),
+            adapt: true,
             cpu_room_per_mille: 1000,
         }
     }

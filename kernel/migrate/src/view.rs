@@ -32,6 +32,9 @@ pub struct NodeView {
     pub free_bytes: u64,
     /// All its memory, in bytes.
     pub total_bytes: u64,
+    /// What is read from its memory and written to it, as a part of what the controller can do; None where that is not
+    /// known, which counts as not busy.
+    pub memory_load: Option<PerMille>,
 }
 
 impl NodeView {
@@ -43,6 +46,17 @@ impl NodeView {
     }
 }
 
+/// The way from one node to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkView {
+    /// The node whose CPUs access.
+    pub from: NodeId,
+    /// The node whose memory is accessed.
+    pub to: NodeId,
+    /// What goes over it, as a part of what it can carry; None where that is not known.
+    pub load: Option<PerMille>,
+}
+
 /// The host.
 #[derive(Clone, Copy, Debug)]
 pub struct HostView<'a> {
@@ -50,6 +64,8 @@ pub struct HostView<'a> {
     pub latencies: &'a Latencies,
     /// All nodes.
     pub nodes: &'a [NodeView],
+    /// Ways between nodes whose load is known.
+    pub links: &'a [LinkView],
     /// What copying may use of the slowest link, in bytes per second (10 % of it, or
     /// `u64::MAX` where bandwidth is not known).
     pub link_bytes_per_s: u64,

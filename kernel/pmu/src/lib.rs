@@ -14,6 +14,7 @@
 //!   tries. Registers are reached through an [`MsrPort`], so that the same code runs on a processor, on a
 //!   simulated PMU in host tests, and on one that is injected into the booted kernel.
 //! * A [`Course`] is a virtual CPU's place in the rotation of groups. It goes with the virtual CPU from CPU to CPU.
+//! * A [`bandwidth::Meter`] is what goes through a last-level cache to memory, whoever causes it.
 //! * A [`Tally`] is what was counted, and for how much of the time: `count x enabled / running` is the estimate.
 //!
 //! # What a virtual CPU's counts are
@@ -34,12 +35,14 @@
 //! * No interrupt is ever asked for: overflow is noticed when counters are read.
 //!
 //! # Where to read next
-//! [`unit`], [`events`], [`plan`], [`bank`], [`tally`], [`stall`] for what counts mean to a scheduler.
+//! [`unit`], [`events`], [`plan`], [`bank`], [`tally`], [`stall`] for what counts mean to a scheduler;
+//! [`bandwidth`] stands for itself.
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+pub mod bandwidth;
 pub mod bank;
 pub mod events;
 pub mod plan;

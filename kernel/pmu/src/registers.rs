@@ -1,6 +1,7 @@
 //! Numbers and bits of the registers.
 //!
-//! Intel: SDM 3B 20.2 (architectural performance monitoring; in the numbering where 16 is machine checks), SDM 4 table 2-2. AMD: APM 2 13.2, appendix A.
+//! Intel: SDM 3B 20.2 (architectural performance monitoring; in the numbering where 16 is machine checks) and 18.18 (monitoring of shared
+//! resources), SDM 4 table 2-2. AMD: APM 2 13.2, 19.3, appendix A.
 
 use crate::events::Event;
 
@@ -20,6 +21,13 @@ pub const IA32_PERF_GLOBAL_CTRL: u32 = 0x38f;
 pub const IA32_PERF_GLOBAL_OVF_CTRL: u32 = 0x390;
 /// IA32_A_PMC0: another way to IA32_PMC0 by which all bits of the counter's width can be written.
 pub const IA32_A_PMC0: u32 = 0x4c1;
+
+/// IA32_QM_EVTSEL: of which event (7:0) and RMID (from 32 on) [`IA32_QM_CTR`] tells (SDM 3B 18.18.7; APM 2 19.3.1.2).
+pub const IA32_QM_EVTSEL: u32 = 0xc8d;
+/// IA32_QM_CTR: a count, or why there is none.
+pub const IA32_QM_CTR: u32 = 0xc8e;
+/// IA32_PQR_ASSOC: the calling CPU's RMID, and from bit 32 on its class of service (SDM 3B 18.18.6; APM 2 19.3.1.1).
+pub const IA32_PQR_ASSOC: u32 = 0xc8f;
 
 /// PERF_CTL0 of the extended counters; PERF_CTR0 follows, then PERF_CTL1 (APM 2 13.2.1).
 pub const PERF_CTL0: u32 = 0xc001_0200;
@@ -56,6 +64,12 @@ pub const fn may_be_written(register: u32, value: u64) -> bool {
     let select = inside(register, IA32_PERFEVTSEL0, MOST) || (amd && register.is_multiple_of(2));
     if select {
         return value & INT == 0;
+    }
+    // Any event, and RMID 0 for both.
+    match register {
+        IA32_QM_EVTSEL => return value >> 8 == 0,
+        IA32_PQR_ASSOC => return value as u32 == 0,
+        _ => {}
     }
     amd || inside(register, IA32_PMC0, MOST)
         || inside(register, IA32_A_PMC0, MOST)
@@ -153,6 +167,9 @@ mod tests {
         assert!(may_be_written(0xc001_0200, EN) && !may_be_written(0xc001_020a, INT));
         // A counter's value may have any bit.
         assert!(may_be_written(0xc001_0201, u64::MAX) && may_be_written(0xc1, u64::MAX));
+        assert!(may_be_written(IA32_QM_EVTSEL, 3) && !may_be_written(IA32_QM_EVTSEL, 1 << 32 | 3));
+        assert!(may_be_written(IA32_PQR_ASSOC, 7 << 32) && !may_be_written(IA32_PQR_ASSOC, 1));
+        assert!(!may_be_written(IA32_QM_CTR, 0));
         // IA32_APIC_BASE, EFER, IA32_MISC_ENABLE, IA32_DEBUGCTL, VM_HSAVE_PA, status registers.
         for register in [
             0x1b,

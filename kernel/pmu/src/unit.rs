@@ -27,21 +27,36 @@ pub struct CpuidValues {
     pub leaf_0: CpuidLeaf,
     /// Family, model, PDCM (SDM 2A CPUID).
     pub leaf_1: CpuidLeaf,
+    /// Whether resources are monitored (SDM 2A CPUID; APM 3 E.3.6).
+    pub leaf_7: CpuidLeaf,
     /// Architectural performance monitoring (SDM 3B 20.2.1).
     pub leaf_a: CpuidLeaf,
+    /// Which resources are monitored (SDM 3B 18.18.4; APM 2 19.2).
+    pub leaf_f: CpuidLeaf,
+    /// How the L3 cache is (SDM 3B 18.18.5; APM 2 19.2).
+    pub leaf_f_1: CpuidLeaf,
     /// PerfCtrExtCore (APM 3 E.4.2).
     pub leaf_8000_0001: CpuidLeaf,
     /// PerfMonV2 and its counters (APM 3 E.4.24).
     pub leaf_8000_0022: CpuidLeaf,
 }
 
+/// Who makes processors that count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vendor {
+    Intel,
+    Amd,
+    /// Its processors are AMD's first Zen.
+    Hygon,
+}
+
 impl CpuidValues {
-    /// Asks CPUID (EAX; ECX = 0), and only for leaves that it says to have: beyond them Intel answers with those of
+    /// Asks CPUID (EAX, ECX), and only for leaves that it says to have: beyond them Intel answers with those of
     /// another leaf.
-    pub fn ask(mut cpuid: impl FnMut(u32) -> CpuidLeaf) -> Self {
-        let leaf_0 = cpuid(0);
-        let extended = cpuid(0x8000_0000).eax;
-        let mut known = |leaf: u32| {
+    pub fn ask(mut cpuid: impl FnMut(u32, u32) -> CpuidLeaf) -> Self {
+        let leaf_0 = cpuid(0, 0);
+        let extended = cpuid(0x8000_0000, 0).eax;
+        let mut known = |leaf: u32, subleaf: u32| {
             let last = if leaf >> 31 == 0 {
                 leaf_0.eax
             } else {
@@ -49,17 +64,33 @@ impl CpuidValues {
             };
             // An answer below the range is no maximum.
             if (leaf & 0x8000_0000..=last).contains(&leaf) {
-                cpuid(leaf)
+                cpuid(leaf, subleaf)
             } else {
                 CpuidLeaf::default()
             }
         };
         Self {
             leaf_0,
-            leaf_1: known(1),
-            leaf_a: known(0xa),
-            leaf_8000_0001: known(0x8000_0001),
-            leaf_8000_0022: known(0x8000_0022),
+            leaf_1: known(1, 0),
+            leaf_7: known(7, 0),
+            leaf_a: known(0xa, 0),
+            leaf_f: known(0xf, 0),
+            leaf_f_1: known(0xf, 1),
+            leaf_8000_0001: known(0x8000_0001, 0),
+            leaf_8000_0022: known(0x8000_0022, 0),
+        }
+    }
+
+    /// Who made it, if that is somebody known here.
+    pub(crate) const fn vendor(&self) -> Option<Vendor> {
+        match (self.leaf_0.ebx, self.leaf_0.edx, self.leaf_0.ecx) {
+            // GenuineIntel
+            (0x756e_6547, 0x4965_6e69, 0x6c65_746e) => Some(Vendor::Intel),
+            // AuthenticAMD
+            (0x6874_7541, 0x6974_6e65, 0x444d_4163) => Some(Vendor::Amd),
+            // HygonGenuine
+            (0x6f67_7948, 0x6e65_476e, 0x656e_6975) => Some(Vendor::Hygon),
+            _ => None,
         }
     }
 
@@ -182,15 +213,10 @@ const AMD_WIDTH: u8 = 48;
 /// Why it has nothing that can be used.
 pub fn detect(cpuid: &CpuidValues) -> Result<Unit, Absent> {
     let (family, model) = cpuid.family_model();
-    let vendor = cpuid.leaf_0;
-    match (vendor.ebx, vendor.edx, vendor.ecx) {
-        // GenuineIntel
-        (0x756e_6547, 0x4965_6e69, 0x6c65_746e) => intel(cpuid, family, model),
-        // AuthenticAMD and HygonGenuine
-        (0x6874_7541, 0x6974_6e65, 0x444d_4163) | (0x6f67_7948, 0x6e65_476e, 0x656e_6975) => {
-            amd(cpuid, family, model)
-        }
-        _ => Err(Absent::UnknownVendor),
+    match cpuid.vendor() {
+        Some(Vendor::Intel) => intel(cpuid, family, model),
+        Some(Vendor::Amd | Vendor::Hygon) => amd(cpuid, family, model),
+        None => Err(Absent::UnknownVendor),
     }
 }
 

@@ -131,6 +131,11 @@ pub enum Event {
         /// One score per node.
         scores: Vec<Score>,
     },
+    /// From now on so much of the bonus for proximity is given ([`crate::Tunables::proximity_per_mille`]).
+    BonusWeighed {
+        /// The part.
+        part: PerMille,
+    },
     /// What memory costs a vCPU, as a PMU tells. Without one nothing is lost to misses, and how much
     /// distance matters is not known, which counts as all.
     CachePenalty {

@@ -270,7 +270,8 @@ pub(crate) fn bonus_and_penalty(
 ) -> (i64, i64) {
     let bound = Credits::for_time(tunables.most_bonus()).0;
     let difference = i64::from(proximity.0) - i64::from(mean.0);
-    let pull = i128::from(bound) * i128::from(difference) / i128::from(Score::ONE.0);
+    let given = i128::from(bound) * i128::from(tunables.proximity_per_mille.min(1000)) / 1000;
+    let pull = given * i128::from(difference) / i128::from(Score::ONE.0);
     let bonus = i64::try_from(pull)
         .unwrap_or(0)
         .saturating_sub(Credits::for_time(move_cost).0);

@@ -96,6 +96,7 @@ impl Scheduler {
                     (vm.scores, vm.mean) = (scores, mean);
                 }
             }
+            Event::BonusWeighed { part } => self.tunables.proximity_per_mille = part.0,
             Event::CachePenalty {
                 vcpu,
                 stall,

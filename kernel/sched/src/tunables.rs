@@ -19,6 +19,8 @@ pub struct Tunables {
     pub request: Nanos,
     /// |bonus| + penalty stay below the quantum divided by this.
     pub bonus_divisor: u32,
+    /// Part of the bonus for proximity that is given, in thousandths.
+    pub proximity_per_mille: u16,
     /// A vCPU that was just given a CPU keeps it this long against others of its class.
     pub min_run: Nanos,
     /// Share of a CPU, in thousandths, that each lower class keeps while it has work.
@@ -91,6 +93,7 @@ impl Default for Tunables {
             quantum: Nanos::from_millis(10),
             request: Nanos::from_millis(5),
             bonus_divisor: 10,
+            proximity_per_mille: 1000,
             min_run: Nanos::from_millis(1),
             floor_per_mille: 50,
             pull_limit: Nanos::from_millis(5),

@@ -1,9 +1,10 @@
 //! The terms inside a decision: what the scheduler summed and what the planner weighed.
 
-use alloc::string::String;
+use alloc::format;
+use alloc::string::{String, ToString};
 use core::fmt;
 use serde::{Deserialize, Serialize};
-use units::{CpuId, Credits, Nanos, NodeId, Score, VcpuId};
+use units::{CpuId, Credits, Nanos, NodeId, PerMille, Score, VcpuId};
 
 /// Priority class, highest first. A lower class keeps a floor of each CPU (`sched`).
 #[derive(
@@ -292,6 +293,13 @@ pub enum Hold {
         /// When it will suffice for a page.
         until: Nanos,
     },
+    /// Moves of its pages were of no use, so they stay until a few are tried again.
+    Useless {
+        /// Part of those followed that were of use.
+        useful: PerMille,
+        /// When a few are tried again.
+        until: Nanos,
+    },
     /// An order is under way.
     Settling {
         /// When it is judged.
@@ -325,8 +333,56 @@ impl fmt::Display for Hold {
             }
             Self::NoRoom { node } => write!(f, "{node} has no room for it"),
             Self::Budget { until } => write!(f, "its copy budget is used up until {until}"),
+            Self::Useless { useful, until } => write!(
+                f,
+                "{useful} of its pages that were moved were of use, so they stay until {until}"
+            ),
             Self::Settling { until } => write!(f, "the last order is judged at {until}"),
             Self::DryRun => f.write_str("dry run"),
         }
+    }
+}
+
+/// A threshold that follows the load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dial {
+    /// Time between two looks, in multiples of what the sampler wants.
+    Interval,
+    /// By how much more than its price a page must pay to be moved, in steps of a quarter.
+    HotThreshold,
+    /// Part of the copy budget that may be used, in thousandths.
+    Budget,
+    /// Strength of the scheduler's bonus for proximity, in thousandths.
+    Bonus,
+}
+
+impl Dial {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::Interval,
+        Self::HotThreshold,
+        Self::Budget,
+        Self::Bonus,
+    ];
+
+    /// A value of this dial with its unit.
+    pub fn show(self, value: u16) -> String {
+        match self {
+            Self::Interval => format!("{value} times what the sampler wants"),
+            Self::HotThreshold => format!("step {value} of 15"),
+            Self::Budget | Self::Bonus => PerMille(value).to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Dial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Interval => "time between looks",
+            Self::HotThreshold => "hot threshold",
+            Self::Budget => "copy budget",
+            Self::Bonus => "proximity bonus",
+        })
     }
 }

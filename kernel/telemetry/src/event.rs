@@ -8,7 +8,7 @@ use units::{
 };
 
 use crate::counter::CounterValue;
-use crate::decision::{Alternative, Choice, Hold, MoveReason, Pick};
+use crate::decision::{Alternative, Choice, Dial, Hold, MoveReason, Pick};
 use crate::touched::{HotRange, PageRange};
 
 /// A node as the kernel understood it.
@@ -236,6 +236,30 @@ pub enum Event {
         table_bytes: u64,
         /// Why.
         reason: String,
+    },
+    /// A threshold was turned, because the load has changed.
+    Adapted {
+        /// Which.
+        dial: Dial,
+        /// What it was.
+        from: u16,
+        /// What it is now; in the unit of [`Dial`].
+        to: u16,
+        /// What it follows, and how that was.
+        reason: String,
+    },
+    /// Moving a machine's pages is off because it was of no use, or on again.
+    Usefulness {
+        /// Whose.
+        vm: VmId,
+        /// Its name.
+        name: String,
+        /// Pages may move.
+        on: bool,
+        /// Of the pages that were moved and followed, those that were touched from near afterwards.
+        useful: PerMille,
+        /// How many were followed.
+        followed: u32,
     },
     /// The planner chose.
     Plan {

@@ -40,7 +40,7 @@ pub mod touched;
 pub mod wire;
 
 pub use counter::{Counter, CounterValue, Counters};
-pub use decision::{Alternative, Choice, Class, Hold, MoveReason, Pick, Rival, Terms};
+pub use decision::{Alternative, Choice, Class, Dial, Hold, MoveReason, Pick, Rival, Terms};
 pub use event::{
     CpuReport, Event, NodeReport, OffReason, Outcome, TestVerdict, Topology, VmEvent, test_status,
 };

@@ -158,6 +158,33 @@ impl fmt::Display for Event {
                 let kib = table_bytes >> 10;
                 write!(f, "{name}: {node} {what} ({kib} KiB in all); {reason}")
             }
+            Self::Adapted {
+                dial,
+                from,
+                to,
+                reason,
+            } => {
+                let (from, to) = (dial.show(*from), dial.show(*to));
+                write!(f, "{dial}: {to} now, was {from}; {reason}")
+            }
+            Self::Usefulness {
+                name,
+                on,
+                useful,
+                followed,
+                ..
+            } => {
+                let what = match on {
+                    true => "its pages may move again",
+                    false => {
+                        "its pages stay, but for a few every half minute to see whether that changes"
+                    }
+                };
+                write!(
+                    f,
+                    "{name}: {useful} of {followed} moved pages were of use; {what}"
+                )
+            }
             Self::Plan { sentence, .. } | Self::Held { sentence, .. } => f.write_str(sentence),
             Self::Footprint {
                 name,

@@ -5,9 +5,11 @@
 //! pages. Commands are obeyed and verified: a vCPU that was moved while a CPU runs it ends the run.
 
 use footprint::{Attribution, Coverage, Footprint, Latencies, LeafSample, Window};
-use migrate::{HostView, MoveOutcome, MoveResult, NodeView, PageOrder, Planner, VcpuView, VmView};
+use migrate::{
+    HostView, LinkView, MoveOutcome, MoveResult, NodeView, PageOrder, Planner, VcpuView, VmView,
+};
 use sched::{Affinity, Command, Commands, CpuPlace, Event, Scheduler, VcpuSpec};
-use units::{CpuId, Gpa, Nanos, NodeId, PageSize, Score, VcpuId, VmId};
+use units::{CpuId, Gpa, Nanos, NodeId, PageSize, PerMille, Score, VcpuId, VmId};
 
 use crate::policy::{Acts, Left, Next, Policy};
 use crate::workload::Owner;
@@ -163,6 +165,7 @@ impl Perigee {
 
     fn plan(&mut self, w: &World, acts: &mut Acts) {
         let nodes = self.node_views(w);
+        let links = links(w);
         let mut vcpus: Vec<Vec<VcpuView>> = vec![Vec::new(); w.vms.len()];
         for r in self.sched.vcpus() {
             vcpus[usize::from(r.vcpu.vm.0)].push(VcpuView {
@@ -174,6 +177,7 @@ impl Perigee {
         let host = HostView {
             latencies: &self.latencies,
             nodes: &nodes,
+            links: &links,
             link_bytes_per_s: u64::MAX,
         };
         let views: Vec<VmView<'_>> = vcpus
@@ -194,6 +198,16 @@ impl Perigee {
             for d in &decisions {
                 println!("{:>7.3} s {}: {}", w.now as f64 / 1e9, d.vm, d.event);
             }
+        }
+        let turned = self.planner.take_told();
+        if self.options.say {
+            for event in &turned {
+                println!("{:>7.3} s {event}", w.now as f64 / 1e9);
+            }
+        }
+        let part = self.planner.adapter().settings().bonus;
+        if self.sched.tunables().proximity_per_mille != part.0 {
+            self.tell(w, Event::BonusWeighed { part }, acts);
         }
         for decision in decisions.into_iter().filter(|d| d.acts()) {
             let wish = Event::PreferredNode {
@@ -220,9 +234,33 @@ impl Perigee {
             demand: ((demand[n] * 1000) >> 16) as u32,
             free_bytes: w.free[n] as u64 * PAGE,
             total_bytes: w.machine.pages[n] as u64 * PAGE,
+            memory_load: Some(used(w.controller_use[n])),
         };
         (0..w.machine.nodes()).map(view).collect()
     }
+}
+
+/// A share that was in use.
+fn used(share: f64) -> PerMille {
+    PerMille((share * 1000.0).round() as u16)
+}
+
+/// The way between two nodes is as busy as its busiest link.
+fn links(w: &World) -> Vec<LinkView> {
+    let nodes = 0..w.machine.nodes();
+    let pairs = nodes
+        .clone()
+        .flat_map(|k| nodes.clone().map(move |n| (k, n)));
+    let load = |(k, n): (usize, usize)| {
+        let links = w.machine.routes[k][n].iter().map(|l| w.link_use[*l]);
+        let busiest = links.reduce(f64::max)?;
+        Some(LinkView {
+            from: NodeId(k as u16),
+            to: NodeId(n as u16),
+            load: Some(used(busiest)),
+        })
+    };
+    pairs.filter_map(load).collect()
 }
 
 impl Policy for Perigee {

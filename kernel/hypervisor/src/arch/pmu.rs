@@ -18,16 +18,16 @@ impl MsrPort for Registers {
         if !registers::may_be_written(register, value) {
             return Err(Fault { register });
         }
-        // SAFETY: a counter, or what one counts: no memory, no code path and no interrupt depends on it.
+        // SAFETY: a counter, what one counts, or for whom: no memory, no code path and no interrupt depends on it.
         let written = unsafe { msr::write_checked(register, value) };
         written.then_some(()).ok_or(Fault { register })
     }
 }
 
-/// What CPUID says of counters.
+/// What CPUID says of counters and of monitoring.
 pub fn cpuid() -> CpuidValues {
-    CpuidValues::ask(|leaf| {
-        let r = core::arch::x86_64::__cpuid_count(leaf, 0);
+    CpuidValues::ask(|leaf, subleaf| {
+        let r = core::arch::x86_64::__cpuid_count(leaf, subleaf);
         CpuidLeaf {
             eax: r.eax,
             ebx: r.ebx,

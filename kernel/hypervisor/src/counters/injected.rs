@@ -2,7 +2,9 @@
 //!
 //! They stand behind the port, where a processor's would, and count while time passes in guests. All that is above,
 //! from the choice of registers to the scheduler's penalty, cannot tell the difference. The hypervisor's own time
-//! makes as much happen, which must not be counted.
+//! makes as much happen, which must not be counted. What nodes move is injected besides ([`caches`]).
+
+pub mod caches;
 
 use crate::arch::{percpu, time};
 use crate::sabotage;
@@ -93,13 +95,17 @@ pub fn pass(side: Side, vm: VmId) {
     }
 }
 
+fn nothing_injected() -> String {
+    format!(
+        "no counters are injected; {} in the configuration does that\n",
+        Sabotage::InjectCounters
+    )
+}
+
 /// The operator says what a VM makes happen: `KIND=N`, N in a second. Kinds that are not named happen no more.
 pub fn set(vm: VmId, name: &str, words: &[&str]) -> String {
     if ALL.get().is_none() {
-        return format!(
-            "no counters are injected; {} in the configuration does that\n",
-            Sabotage::InjectCounters
-        );
+        return nothing_injected();
     }
     let mut wanted: Rates = [0; Kind::ALL.len()];
     for word in words {

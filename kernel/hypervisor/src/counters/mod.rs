@@ -5,8 +5,11 @@
 //! counted to the virtual CPU's [`Counts`]; around each entry the counters run, where the processor does not stop them outside
 //! guests itself. `drive/counters.rs` makes something of it.
 //!
+//! What all that runs on a last-level cache's CPUs moves to and from memory is counted besides ([`bandwidth`]).
+//!
 //! Guests see no counters: neither CPUID nor an MSR shows them, and RDPMC exits.
 
+pub mod bandwidth;
 #[cfg(feature = "sabotage")]
 pub mod injected;
 mod port;
@@ -22,6 +25,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize};
 use pmu::{Absent, Bank, Course, Fault, Plan, Quota, Reading, Tally};
 use port::Port;
 use spin::{Mutex, Once};
+use topology::Machine;
 use units::{Nanos, NodeId, VmId};
 
 /// What is counted on all CPUs, or why nothing is.
@@ -89,7 +93,7 @@ impl Counts {
 }
 
 /// On the boot CPU, before any guest: what will be counted.
-pub fn prepare(config: &HostConfig) {
+pub fn prepare(machine: &Machine, config: &HostConfig) {
     #[cfg(feature = "sabotage")]
     injected::prepare();
     let unit = pmu::detect(&port::cpuid());
@@ -100,6 +104,7 @@ pub fn prepare(config: &HostConfig) {
     }
     CACHE_BYTES.call_once(processor::last_level_cache_bytes);
     PLAN.call_once(|| plan);
+    bandwidth::prepare(machine);
 }
 
 fn sentence(plan: &Plan) -> String {
@@ -120,6 +125,7 @@ fn sentence(plan: &Plan) -> String {
 
 /// On each CPU that hosts guests, before the first: takes its counters.
 pub fn claim() {
+    bandwidth::claim();
     let Some(Ok(plan)) = PLAN.get() else { return };
     let here = percpu::current();
     let state = &here.counters;

@@ -4,7 +4,7 @@ use crate::arch::pmu::{self as processor, Registers};
 use pmu::{CpuidValues, Fault, MsrPort};
 
 #[cfg(feature = "sabotage")]
-use pmu::simulated::SimulatedPmu;
+use pmu::{bandwidth::simulated::SimulatedCache, simulated::SimulatedPmu};
 
 /// The calling CPU's registers.
 #[derive(Debug)]
@@ -14,6 +14,9 @@ pub enum Port {
     /// Simulated ones.
     #[cfg(feature = "sabotage")]
     Injected(spin::MutexGuard<'static, SimulatedPmu>),
+    /// Simulated ones of its last-level cache.
+    #[cfg(feature = "sabotage")]
+    InjectedCache(spin::MutexGuard<'static, SimulatedCache>),
 }
 
 /// The way to the calling CPU's counters.
@@ -25,11 +28,22 @@ pub fn here() -> Port {
     Port::Processor(Registers)
 }
 
+/// The way to the counts of the calling CPU's last-level cache.
+pub fn cache_here() -> Port {
+    #[cfg(feature = "sabotage")]
+    if let Some(cache) = super::injected::caches::here() {
+        return Port::InjectedCache(cache);
+    }
+    Port::Processor(Registers)
+}
+
 /// What CPUID says of them.
 pub fn cpuid() -> CpuidValues {
     #[cfg(feature = "sabotage")]
     if let Some(pmu) = super::injected::here() {
-        return pmu.cpuid();
+        let mut values = pmu.cpuid();
+        super::injected::caches::describe(&mut values);
+        return values;
     }
     processor::cpuid()
 }
@@ -48,6 +62,8 @@ impl MsrPort for Port {
             Self::Processor(registers) => registers.read(register),
             #[cfg(feature = "sabotage")]
             Self::Injected(pmu) => pmu.read(register),
+            #[cfg(feature = "sabotage")]
+            Self::InjectedCache(cache) => cache.read(register),
         }
     }
 
@@ -56,6 +72,8 @@ impl MsrPort for Port {
             Self::Processor(registers) => registers.write(register, value),
             #[cfg(feature = "sabotage")]
             Self::Injected(pmu) => pmu.write(register, value),
+            #[cfg(feature = "sabotage")]
+            Self::InjectedCache(cache) => cache.write(register, value),
         }
     }
 }

@@ -92,6 +92,11 @@ impl Watch {
         }
     }
 
+    /// Makes all intervals so many times as long as they would be.
+    pub fn set_stretch(&mut self, times: u16) {
+        self.sampler.set_stretch(times);
+    }
+
     /// Ends an interval and begins the next, if it is time for that.
     pub fn look<B: Backend>(&mut self, vm: &Vm<B>, idle: bool, now: Nanos) {
         if now < self.next {

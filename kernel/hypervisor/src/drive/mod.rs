@@ -4,6 +4,7 @@
 //! * this file: what happens becomes the scheduler's events; its commands are obeyed
 //! * `schedule`: the scheduler's inputs in their order, recorded for a replay if asked for
 //! * `counters`: performance counters to footprints and to the scheduler's penalties
+//! * `load`: how busy nodes and links are
 //! * `look`: accessed bits to footprints
 //! * `sample`: footprints to proximity and plans
 //! * `moves`: orders for pages, `carry`: how a page comes to its new node
@@ -11,6 +12,7 @@
 
 mod carry;
 mod counters;
+pub mod load;
 mod look;
 mod moves;
 mod record;

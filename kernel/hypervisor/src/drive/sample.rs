@@ -5,6 +5,7 @@
 //! [`migrate`] what pays, and carries it out: a preferred node goes to the scheduler, page moves go to `moves`.
 
 use super::counters::{self, Waits};
+use super::load;
 use super::look::Watch;
 use super::moves::{self, PageWork, Tour};
 use super::{record, tell, tidy};
@@ -18,11 +19,11 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use config::{Affinity, HostConfig};
 use core::sync::atomic::Ordering::SeqCst;
+use footprint::load::Capacities;
 use footprint::roots::RootPolicy;
 use footprint::{Footprint, Latencies};
 use migrate::{
-    Action, Decision, HostView, MoveOutcome, MoveResult, NodeView, PageOrder, Planner, VcpuView,
-    VmView,
+    Action, Decision, HostView, MoveOutcome, MoveResult, PageOrder, Planner, VcpuView, VmView,
 };
 use telemetry::Event;
 use topology::Machine;
@@ -36,6 +37,8 @@ const PASS: Nanos = Nanos::from_secs(1);
 pub struct Tracking {
     /// Latencies between nodes that policy uses.
     pub latencies: Latencies,
+    /// What memories and links can carry.
+    pub capacities: Capacities,
     /// One for each VM that was built.
     pub vms: Vec<VmTrack>,
     planner: Planner,
@@ -74,10 +77,19 @@ impl Tracking {
         });
         Self {
             latencies: Latencies::from_fn(nodes, |from, to| machine.latency_ns(from, to)),
+            capacities: load::capacities(machine),
             vms: vms.collect(),
-            planner: Planner::new(migrate::Tunables::default()),
+            planner: Planner::new(migrate::Tunables {
+                adapt: config.host.adapt,
+                ..migrate::Tunables::default()
+            }),
             next_plan: time::now() + Nanos::from_millis(config.host.plan_ms.into()),
         }
+    }
+
+    /// Who plans, and what it follows.
+    pub const fn planner(&self) -> &Planner {
+        &self.planner
     }
 
     /// What is known of this VM.
@@ -146,7 +158,9 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
 
 /// Asks the planner, and does what it says.
 fn plan<B: Backend>(hv: &Hypervisor<B>, tracking: &mut Tracking, now: Nanos) {
-    let nodes = node_views(hv);
+    let traffic = load::traffic(hv, tracking, now);
+    let nodes = load::node_views(hv, &traffic, &tracking.capacities);
+    let links = load::links(hv.machine, &traffic, &tracking.capacities);
     let inputs: Vec<Input> = hv
         .vms
         .iter()
@@ -164,9 +178,11 @@ fn plan<B: Backend>(hv: &Hypervisor<B>, tracking: &mut Tracking, now: Nanos) {
     let host = HostView {
         latencies: &tracking.latencies,
         nodes: &nodes,
-        link_bytes_per_s: u64::MAX,
+        links: &links,
+        link_bytes_per_s: load::copy_bytes_per_s(&tracking.capacities),
     };
     let decisions = tracking.planner.plan(now, &host, &vms);
+    adapt(hv, tracking);
     for decision in decisions {
         if let Some(track) = tracking.vms.iter_mut().find(|t| t.vm == decision.vm) {
             let said = decision.event.to_string();
@@ -177,6 +193,20 @@ fn plan<B: Backend>(hv: &Hypervisor<B>, tracking: &mut Tracking, now: Nanos) {
             track.last_word = said;
         }
         act(hv, decision);
+    }
+}
+
+/// Puts thresholds that the load has changed into effect.
+fn adapt<B: Backend>(hv: &Hypervisor<B>, tracking: &mut Tracking) {
+    tracking.planner.take_told().into_iter().for_each(record);
+    let settings = *tracking.planner.adapter().settings();
+    for track in &mut tracking.vms {
+        track.watch.set_stretch(settings.interval_times);
+    }
+    let given = hv.sched.lock().tunables().proximity_per_mille;
+    if given != settings.bonus.0 {
+        let part = settings.bonus;
+        tell(hv, sched::Event::BonusWeighed { part });
     }
 }
 
@@ -363,25 +393,6 @@ impl Input {
             memory_nodes: None,
         }
     }
-}
-
-fn node_views<B: Backend>(hv: &Hypervisor<B>) -> Vec<NodeView> {
-    let sched = hv.sched.lock();
-    let view = |node: NodeId| {
-        let cpus = sched.cpus().filter(|c| c.node == node);
-        let (count, demand) = cpus.fold((0_u16, 0_u64), |(n, sum), c| {
-            (n.saturating_add(1), sum + c.demand)
-        });
-        NodeView {
-            node,
-            cpus: count,
-            demand: u32::try_from(demand * 1000 / u64::from(u32::from(u16::MAX) + 1))
-                .unwrap_or(u32::MAX),
-            free_bytes: mm::free_bytes(node),
-            total_bytes: hv.machine.node(node).map_or(0, |n| n.memory_bytes()),
-        }
-    };
-    hv.machine.nodes.iter().map(|n| view(n.id)).collect()
 }
 
 /// Tells what a VM touches and how near each CPU is to that.

@@ -1,6 +1,6 @@
 //! Commands that an operator types. Whatever is typed, the answer is text.
 
-use super::{counters, report, touched};
+use super::{counters, load, report, thresholds, touched};
 use crate::console;
 use crate::drive;
 use crate::virt::Backend;
@@ -16,10 +16,11 @@ use units::NodeId;
 type Entry = (&'static str, &'static str, &'static str);
 
 #[rustfmt::skip] // a table, a line each
-const COMMANDS: [Entry; 20] = [
+const COMMANDS: [Entry; 22] = [
     ("help", "", "this list"),
     ("topology", "", "nodes with their memory and CPUs, latencies between them"),
     ("memory", "", "free memory of each node"),
+    ("load", "", "what CPUs, memory and links of each node do, of what they could"),
     ("vm", "[NAME]", "all VMs, or one and its vCPUs"),
     ("vm", "NAME start|stop|pause|resume", "starts a VM that is off, ends it, holds it, lets it go on"),
     ("vm", "NAME dump", "shows the registers and last exits of its vCPUs"),
@@ -29,6 +30,7 @@ const COMMANDS: [Entry; 20] = [
     ("proximity", "[NAME]", "how near each CPU is to what a VM touches"),
     ("where", "NAME ADDRESS", "where a VM's memory at an address lies, and how hot it is"),
     ("why", "[NAME[.VCPU]]", "the planner's last word, and the scheduler's sum for each vCPU"),
+    ("thresholds", "", "thresholds that follow the load: what they are, what they follow, when they changed last"),
     ("migrate", "NAME NODE", "moves all pages of a VM to a node"),
     ("migrate", "NAME around STOPS", "moves them from node to node, so many times"),
     ("hot", "NAME", "records the pages that a VM touches most, for tools"),
@@ -40,11 +42,18 @@ const COMMANDS: [Entry; 20] = [
 ];
 /// Of kernels that were built for tests.
 const FOR_TESTS: &[Entry] = match cfg!(feature = "sabotage") {
-    true => &[(
-        "inject",
-        "NAME KIND=N ...",
-        "injected counters count so much in a second of a VM's run time",
-    )],
+    true => &[
+        (
+            "inject",
+            "NAME KIND=N ...",
+            "injected counters count so much in a second of a VM's run time",
+        ),
+        (
+            "inject",
+            "node N mb-s=N [far-mb-s=N]",
+            "what a node's CPUs move to and from memory while one is awake, and how much of it to other nodes",
+        ),
+    ],
     false => &[],
 };
 /// The last command stands apart: what it does cannot be undone.
@@ -64,6 +73,7 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
         ("help", []) => help(),
         ("topology", []) => report::topology(hv),
         ("memory", []) => report::memory(),
+        ("load", []) => load::load(hv),
         ("vm", []) => report::vms(hv),
         ("vm", [name]) => with_vm(hv, name, |vm| report::vm(hv, vm)),
         ("vm", [name, "dump"]) => with_vm(hv, name, |vm| dump(hv, vm)),
@@ -77,6 +87,7 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
         ("where", [name, at]) => with_vm(hv, name, |vm| touched::place(hv, vm, at)),
         ("why", []) => every(|hv, vm| report::why(hv, vm, None)),
         ("why", [what]) => why(hv, what),
+        ("thresholds", []) => thresholds::report(hv),
         ("migrate", [name, "around", stops]) => with_vm(hv, name, |vm| around(hv, vm, stops)),
         ("migrate", [name, node]) => with_vm(hv, name, |vm| migrate(hv, vm, node)),
         ("hot", [name]) => with_vm(hv, name, |vm| touched::hot(hv, vm)),
@@ -85,6 +96,10 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
         ("split", [name, at, mib]) => with_vm(hv, name, |vm| touched::split(vm, at, mib)),
         ("counters", []) => counters::events(),
         ("counters", [name]) => with_vm(hv, name, |vm| counters::of_vm(hv, vm)),
+        #[cfg(feature = "sabotage")]
+        ("inject", ["node", node, words @ ..]) => {
+            crate::counters::injected::caches::set(node, words)
+        }
         #[cfg(feature = "sabotage")]
         ("inject", [name, words @ ..]) => with_vm(hv, name, |vm| {
             crate::counters::injected::set(vm.id, &vm.name, words)

@@ -11,9 +11,11 @@
 
 mod commands;
 mod counters;
+mod load;
 mod mux;
 mod report;
 mod table;
+mod thresholds;
 mod touched;
 
 use crate::arch::time;

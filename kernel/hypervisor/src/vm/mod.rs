@@ -16,7 +16,7 @@
 //! 9. [`Vm::console`]
 //! 10. whose line stands unfinished (`monitor`), then the UART
 //!
-//! [`Vm::state`], [`Vm::first_seen`], [`Vcpu::looks`], [`Vcpu::counted`], a CPU's counters (`counters`) and the lists of waiting page work and ended VMs (`drive`) are leaves: no lock
+//! [`Vm::state`], [`Vm::first_seen`], [`Vcpu::looks`], [`Vcpu::counted`], a CPU's counters and a cache's counts (`counters`) and the lists of waiting page work and ended VMs (`drive`) are leaves: no lock
 //! is taken under them but the heap's.
 //!
 //! Interrupts are off while any of them is held, and nobody waits for another CPU's reaction under

@@ -1,6 +1,8 @@
 use super::*;
+use crate::bandwidth;
 use alloc::string::ToString;
 use proptest::prelude::*;
+use units::Nanos;
 
 fn vendor(name: &[u8; 12], max: u32) -> CpuidLeaf {
     let word = |i: usize| u32::from_le_bytes([name[i], name[i + 1], name[i + 2], name[i + 3]]);
@@ -116,7 +118,7 @@ fn events_that_a_processor_lacks_are_left_out() {
 #[test]
 fn only_leaves_that_exist_are_asked_for() {
     let mut asked = Vec::new();
-    let values = CpuidValues::ask(|leaf| {
+    let values = CpuidValues::ask(|leaf, _| {
         asked.push(leaf);
         match leaf {
             0 => vendor(b"GenuineIntel", 7),
@@ -130,13 +132,14 @@ fn only_leaves_that_exist_are_asked_for() {
             },
         }
     });
-    assert_eq!(asked, [0, 0x8000_0000, 1, 0x8000_0001]);
+    assert_eq!(asked, [0, 0x8000_0000, 1, 7, 0x8000_0001]);
     assert_eq!(values.leaf_a, CpuidLeaf::default());
+    assert_eq!(values.leaf_f_1, CpuidLeaf::default());
 }
 
 proptest! {
     #[test]
-    fn no_answer_of_cpuid_makes_it_panic(words in proptest::collection::vec(any::<u32>(), 20), vendor_of in 0u8..3) {
+    fn no_answer_of_cpuid_makes_it_panic(words in proptest::collection::vec(any::<u32>(), 32), vendor_of in 0u8..3) {
         let leaf = |i: usize| CpuidLeaf { eax: words[i], ebx: words[i + 1], ecx: words[i + 2], edx: words[i + 3] };
         let leaf_0 = match vendor_of {
             0 => vendor(b"GenuineIntel", 1),
@@ -145,7 +148,12 @@ proptest! {
         };
         let values = CpuidValues {
             leaf_0, leaf_1: leaf(4), leaf_a: leaf(8), leaf_8000_0001: leaf(12), leaf_8000_0022: leaf(16),
+            leaf_7: leaf(20), leaf_f: leaf(24), leaf_f_1: leaf(28),
         };
+        if let Ok(monitoring) = bandwidth::detect(&values) {
+            prop_assert!(monitoring.factor > 0 && (24..=62).contains(&monitoring.width));
+            prop_assert!(monitoring.longest() >= Nanos::from_secs(1));
+        }
         match detect(&values) {
             Ok(unit) => prop_assert!(unit.counters > 0 && unit.mask() >= u64::from(u32::MAX)),
             Err(why) => prop_assert!(!why.to_string().is_empty()),

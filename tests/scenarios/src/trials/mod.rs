@@ -11,6 +11,7 @@ pub mod exact;
 pub mod foreign;
 pub mod guests;
 pub mod hostile;
+pub mod load;
 pub mod locality;
 pub mod moves;
 mod observed;
@@ -42,6 +43,7 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         schedule::scenarios(),
         sabotage::scenarios(),
         counters::scenarios(),
+        load::scenarios(),
         starved::scenarios(),
         vmcs::scenarios(seed),
         controls::scenarios(),

@@ -19,10 +19,11 @@ const TO_PERIGEE: &str = "\u{1}0";
 
 /// What is typed one after the other, and words that the answer must have.
 #[rustfmt::skip] // a table, a line each
-const QUESTIONS: [(&str, &[&str]); 28] = [
+const QUESTIONS: [(&str, &[&str]); 29] = [
     ("help", &["topology", "vm NAME start|stop|pause|resume", "Ctrl-A 0"]),
     ("topology", &["node0", "node1", "MiB", "latency in ns", "performance counters: absent, CPUID offers "]),
     ("memory", &["free", "node1"]),
+    ("load", &["memory MB/s", "link MB/s", "estimated from accessed bits", "memory bandwidth is not counted: CPUID offers no "]),
     ("vm", &["alpha", "running", "128 MiB"]),
     ("vm alpha", &["alpha.0", "alpha.1", "exits"]),
     ("cpu", &["cpu0", "cpu1", "load"]),
