@@ -25,6 +25,9 @@
 //! Every outcome is a [`Decision`] whose event holds the numbers and a sentence. Letting things
 //! be is a decision too, with its reason ([`telemetry::Hold`]).
 //!
+//! What follows is judged: pages that were moved are followed for a while, and a machine whose pages were of no use where
+//! they went keeps them. Thresholds, budget and the scheduler's bonus follow the load.
+//!
 //! # Who acts
 //! Nobody here. [`Action::PreferNode`] goes to the scheduler, which alone moves vCPUs and does so when
 //! the node has room. [`Action::MovePages`] goes to the kernel's page-move protocol; what became of
@@ -37,7 +40,8 @@
 //! * The same inputs give the same decisions: no clock, no hash order, no randomness.
 //!
 //! # Where to read next
-//! [`price`] for benefit and cost, [`planner`] for evidence and choice, [`view`] for the inputs.
+//! [`price`] for benefit and cost, [`planner`] for evidence and choice, [`view`] for the inputs, [`adapt`] for thresholds that
+//! follow the load.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -49,11 +53,13 @@ pub mod order;
 pub mod planner;
 pub mod price;
 mod sentence;
+pub mod tally;
 pub mod tunables;
 mod useful;
 pub mod view;
 
 pub use order::{Action, Decision, Event, MoveOutcome, MoveResult, PageOrder};
 pub use planner::Planner;
+pub use tally::Tally;
 pub use tunables::Tunables;
 pub use view::{HostView, LinkView, Mode, NodeView, VcpuView, VmView};

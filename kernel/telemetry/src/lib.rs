@@ -34,6 +34,7 @@ extern crate alloc;
 pub mod counter;
 pub mod decision;
 pub mod event;
+pub mod histogram;
 pub mod ring;
 mod sentence;
 pub mod touched;
@@ -44,5 +45,6 @@ pub use decision::{Alternative, Choice, Class, Dial, Hold, MoveReason, Pick, Riv
 pub use event::{
     CpuReport, Event, NodeReport, OffReason, Outcome, TestVerdict, Topology, VmEvent, test_status,
 };
+pub use histogram::Histogram;
 pub use ring::Ring;
 pub use wire::{Record, WireError, from_line, to_line, write_line};

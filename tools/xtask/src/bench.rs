@@ -5,6 +5,8 @@
 //! that the guest `probe` sets around each operation; guest instructions are never in it. What an exit costs
 //! besides, the world switch itself, is the processor's affair and not counted.
 
+mod boot;
+mod moves;
 mod profile;
 mod ticks;
 
@@ -13,18 +15,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use scenarios::{Emulator, Evidence, Machine, Outcome, Vm};
+use scenarios::{Emulator, Evidence, Machine, Vm};
 use serde_json::{Value, json};
 
-use crate::artifacts::{self, Artifacts};
-use crate::plan::{Plan, Wishes};
-use crate::provision::Lab;
-use crate::run::{Places, Scratch, Subject, emulator, emulator_parts, invocation, parts, prepare};
-use crate::session::{self, Manner};
+use crate::artifacts::Artifacts;
+use crate::run::emulator;
 use crate::status::usage;
 use crate::{say, verdict};
+use boot::Measured;
 
 /// Firmware is slow under an observer, and the host may be busy.
 const TIMEOUT: Duration = Duration::from_secs(900);
@@ -64,6 +64,8 @@ enum What {
     Boot,
     /// Host instructions for each class of exit.
     Exit,
+    /// Pauses and pages a second of page moves, by the size of the leaf, as the hypervisor measures them itself.
+    Moves,
 }
 
 /// The options of `bench`.
@@ -95,6 +97,10 @@ pub struct BenchArgs {
 pub fn bench(args: &BenchArgs) -> Result<u8> {
     let baseline = args.baseline.as_deref().map(read_json).transpose()?;
     let profiled = args.profile.as_deref().map(class_named).transpose()?;
+    if args.what == What::Moves {
+        say::line(moves::table(args.lab)?);
+        return Ok(0);
+    }
     if args.lab == Emulator::Bochs {
         if args.what == What::Boot || profiled.is_some() {
             return Err(usage(
@@ -111,7 +117,7 @@ pub fn bench(args: &BenchArgs) -> Result<u8> {
         .context("the observer wrote no report")?;
     let figures = match args.what {
         What::Boot => boot_figures(&evidence, &report["host"])?,
-        What::Exit => exit_figures(&report["host"])?,
+        What::Exit | What::Moves => exit_figures(&report["host"])?,
     };
     let status = told(args, &figures, baseline.as_ref(), ABOUT)?;
     if let Some(class) = profiled {
@@ -148,63 +154,15 @@ fn read_json(path: &Path) -> Result<Value> {
 
 /// Boots a machine of two CPUs with the probe in it, under the observer.
 fn run(count: u32, profile: bool) -> Result<Evidence> {
-    let machine = Machine::row(1, 2, 1024);
-    let vm = Vm::probe("probe", &format!("bench cpus=2 count={count}"))
-        .set("cpus", "2")
-        .set("mode", "\"off\"");
-    let wishes = Wishes {
-        vms: vec![vm],
-        ..Wishes::default()
-    };
-    let plan = Plan::new(&wishes)?;
-    let mut needed = parts(&plan);
-    needed.extend(emulator_parts(Emulator::Qemu));
-    let lab = Lab::ensure(&needed)?;
-    let (built, plugin) = (Artifacts::build()?, artifacts::build_plugin()?);
-    let folder = artifacts::folder("bench")?;
-    let scratch = Scratch::new()?;
-    let disk = scratch.path().join("medium.img");
-    prepare(&plan, &[], &lab, &built, &disk)?;
-    let counted = folder.join("plugin.json");
-    let _ = fs::remove_file(&counted);
-    let arguments = format!(
-        "out={},{},host={}",
-        counted.display(),
-        machine.plugin_args(),
-        if profile { "profile" } else { "count" }
-    );
-    let places = Places {
-        disk: &disk,
-        folder: &folder,
-        scratch: scratch.path(),
-    };
-    let (line, _) = invocation(Emulator::Qemu, &lab, &machine, places)?;
-    let invocation = line.with_plugin(&plugin, &arguments);
-    let manner = Manner {
-        timeout: Some(TIMEOUT),
-        attended: false,
-        steps: &[],
-        control: None,
-        folder: &folder,
-    };
-    say::step("the emulator boots and counts, which takes a minute or two");
-    let transcript = session::run(&invocation, &manner)?;
-    let subject = Subject {
+    let vm = Vm::probe("probe", &format!("bench cpus=2 count={count}"));
+    Measured {
         emulator: Emulator::Qemu,
-        machine: &machine,
-        vms: &plan.vms,
-        seed: None,
-    };
-    let mut evidence = subject.evidence(&transcript, None);
-    if evidence.outcome != Outcome::Clean {
-        bail!(
-            "the run ended: {}; logs: {}",
-            evidence.outcome,
-            folder.display()
-        );
+        machine: &Machine::row(1, 2, 1024),
+        vm: vm.set("cpus", "2").set("mode", "\"off\""),
+        steps: &[],
+        observer: Some(if profile { "profile" } else { "count" }),
     }
-    evidence.plugin = Some(read_json(&counted)?);
-    Ok(evidence)
+    .run()
 }
 
 /// From power-on to the first guest instruction.
@@ -262,7 +220,7 @@ fn exit_figures(host: &Value) -> Result<Value> {
 fn table(what: What, figures: &Value, baseline: Option<&Value>, about: &str) -> String {
     let columns: &[(&str, &str)] = match what {
         What::Boot => &[("instructions", "boot CPU"), ("all_cpus", "all CPUs")],
-        What::Exit => &[
+        What::Exit | What::Moves => &[
             ("instructions", "instructions"),
             ("least", "least"),
             ("p90", "90 %"),

@@ -21,7 +21,7 @@ mod sample;
 pub mod schedule;
 
 pub use look::Watch;
-pub use moves::{Tour, queued, work};
+pub use moves::{Tour, queued, tally, work};
 pub use record::record;
 pub use sample::{Tracking, migrate_all, sample, set_mode, start as start_sampling, travel};
 

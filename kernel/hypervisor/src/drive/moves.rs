@@ -14,8 +14,8 @@ use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
-use migrate::{MoveOutcome, MoveResult, PageOrder};
-use spin::Mutex;
+use migrate::{MoveOutcome, MoveResult, PageOrder, Tally};
+use spin::{LazyLock, Mutex};
 use telemetry::Event;
 use units::{CpuId, Nanos, NodeId, PAGE_BYTES, PageSize, VmId};
 
@@ -54,6 +54,8 @@ pub struct Tour {
 }
 
 static QUEUE: Mutex<VecDeque<PageWork>> = Mutex::new(VecDeque::new());
+/// What moves have cost since the machine began.
+static TALLY: LazyLock<Mutex<Tally>> = LazyLock::new(Mutex::default);
 
 impl PageWork {
     /// An order.
@@ -104,15 +106,19 @@ impl PageWork {
     }
 
     /// Takes down what became of a leaf.
-    fn note<B: Backend>(&mut self, vm: &Vm<B>, moved: Moved) -> MoveOutcome {
+    fn note<B: Backend>(&mut self, vm: &Vm<B>, size: PageSize, moved: Moved) -> MoveOutcome {
         match moved {
             Ok(done) => {
+                if let Some(done) = &done {
+                    TALLY.lock().moved(done.size, done.pause, done.again);
+                }
                 // Without anything done it is there already.
                 self.done.extend(done);
                 MoveOutcome::Moved
             }
             Err(unmoved) => {
                 self.failed += 1;
+                TALLY.lock().failed(size);
                 log::debug!("{}: {}", vm.name, unmoved.why);
                 MoveOutcome::Failed
             }
@@ -129,6 +135,11 @@ pub fn order<B: Backend>(hv: &Hypervisor<B>, work: PageWork) {
         cpu.defer(WORK);
         crate::arch::apic::kick(worker);
     }
+}
+
+/// What moves have cost since the machine began.
+pub fn tally() -> Tally {
+    TALLY.lock().clone()
 }
 
 /// Leaves of this VM that wait to be moved.
@@ -159,8 +170,10 @@ pub fn work<B: Backend>(hv: &Hypervisor<B>) {
     let outcomes = match vm.state() {
         VmState::Off(_) | VmState::Starting => vec![MoveOutcome::Gone; orders.len()],
         VmState::Running | VmState::Paused => {
+            let size = orders.first().map_or(PageSize::Size4K, |order| order.size);
             let moved = carry::carry_out(vm, &orders, work.to);
-            moved.into_iter().map(|m| work.note(vm, m)).collect()
+            TALLY.lock().took(size, time::now().since(began));
+            moved.into_iter().map(|m| work.note(vm, size, m)).collect()
         }
     };
     for (order, outcome) in orders.into_iter().zip(outcomes) {

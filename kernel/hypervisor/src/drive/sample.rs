@@ -92,6 +92,12 @@ impl Tracking {
         &self.planner
     }
 
+    /// What a VM may have copied between two nodes while the host is at rest, in bytes per second.
+    pub fn copy_budget(&self) -> u64 {
+        let link = load::copy_bytes_per_s(&self.capacities);
+        self.planner.tunables().budget_bytes_per_s.min(link)
+    }
+
     /// What is known of this VM.
     pub fn of(&self, vm: VmId) -> Option<&VmTrack> {
         self.vms.iter().find(|t| t.vm == vm)

@@ -16,7 +16,7 @@ use units::NodeId;
 type Entry = (&'static str, &'static str, &'static str);
 
 #[rustfmt::skip] // a table, a line each
-const COMMANDS: [Entry; 22] = [
+const COMMANDS: &[Entry] = &[
     ("help", "", "this list"),
     ("topology", "", "nodes with their memory and CPUs, latencies between them"),
     ("memory", "", "free memory of each node"),
@@ -31,6 +31,7 @@ const COMMANDS: [Entry; 22] = [
     ("where", "NAME ADDRESS", "where a VM's memory at an address lies, and how hot it is"),
     ("why", "[NAME[.VCPU]]", "the planner's last word, and the scheduler's sum for each vCPU"),
     ("thresholds", "", "thresholds that follow the load: what they are, what they follow, when they changed last"),
+    ("moves", "", "what page moves have cost so far: pauses, pages a second, failures, and the copy budget"),
     ("migrate", "NAME NODE", "moves all pages of a VM to a node"),
     ("migrate", "NAME around STOPS", "moves them from node to node, so many times"),
     ("hot", "NAME", "records the pages that a VM touches most, for tools"),
@@ -87,6 +88,7 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
         ("where", [name, at]) => with_vm(hv, name, |vm| touched::place(hv, vm, at)),
         ("why", []) => every(|hv, vm| report::why(hv, vm, None)),
         ("why", [what]) => why(hv, what),
+        ("moves", []) => thresholds::moves(hv),
         ("thresholds", []) => thresholds::report(hv),
         ("migrate", [name, "around", stops]) => with_vm(hv, name, |vm| around(hv, vm, stops)),
         ("migrate", [name, node]) => with_vm(hv, name, |vm| migrate(hv, vm, node)),
@@ -124,7 +126,8 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
 
 fn entries() -> impl Iterator<Item = Entry> {
     COMMANDS
-        .into_iter()
+        .iter()
+        .copied()
         .chain(FOR_TESTS.iter().copied())
         .chain([SHUTDOWN])
 }

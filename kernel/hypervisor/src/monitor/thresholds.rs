@@ -1,7 +1,8 @@
-//! Thresholds that follow the load, for the operator.
+//! Thresholds that follow the load, and what page moves cost, for the operator.
 
 use super::table::Table;
 use crate::arch::time;
+use crate::drive;
 use crate::virt::Backend;
 use crate::vm::Hypervisor;
 use alloc::format;
@@ -9,6 +10,7 @@ use alloc::string::{String, ToString};
 use migrate::Planner;
 use migrate::adapt::{CPU, MEMORY};
 use telemetry::Dial;
+use units::PageSize;
 
 /// Each threshold with what it follows and its last change; then the use that moves of each VM's pages were of.
 pub fn report<B: Backend>(hv: &Hypervisor<B>) -> String {
@@ -48,4 +50,40 @@ fn dials(planner: &Planner) -> Table {
         table.row([dial.to_string(), dial.show(value), last]);
     }
     table
+}
+
+/// Pauses, pages a second and failures by the size of the leaf; and what may be copied.
+pub fn moves<B: Backend>(hv: &Hypervisor<B>) -> String {
+    let tally = drive::tally();
+    let mut table = Table::new([
+        "leaf",
+        "moved",
+        "a second",
+        "written meanwhile",
+        "KiB copied again",
+        "failed",
+        "pause p50",
+        "p99",
+        "longest",
+    ]);
+    for size in [PageSize::Size4K, PageSize::Size2M] {
+        let of = tally.of(size);
+        table.row([
+            size.to_string(),
+            of.moved.to_string(),
+            of.per_second().to_string(),
+            of.written.to_string(),
+            (of.copied_again >> 10).to_string(),
+            of.failed.to_string(),
+            of.pauses.quantile(500).to_string(),
+            of.pauses.quantile(990).to_string(),
+            of.pauses.longest().to_string(),
+        ]);
+    }
+    let tracking = hv.tracking.lock();
+    let part = tracking.planner().adapter().settings().budget;
+    let most = tracking.copy_budget() >> 20;
+    format!(
+        "{table}a VM may copy {part} of {most} MiB/s between two nodes for the planner; what the operator orders is not limited\n"
+    )
 }

@@ -4,17 +4,12 @@
 //! reads it around each operation and says what it saw (`tests/guests/probe/src/ticks.rs`). That the clock counts
 //! instructions is checked with a thousand of them.
 
-use anyhow::{Context, Result, bail, ensure};
-use scenarios::{Emulator, Evidence, Machine, Outcome, Vm};
+use anyhow::{Context, Result, ensure};
+use scenarios::{Emulator, Evidence, Machine, Vm};
 use serde_json::{Value, json};
 
-use super::{CLASSES, TIMEOUT};
-use crate::artifacts::{self, Artifacts};
-use crate::plan::{Plan, Wishes};
-use crate::provision::Lab;
-use crate::run::{Places, Scratch, Subject, emulator_parts, invocation, parts, prepare, tables};
-use crate::say;
-use crate::session::{self, Manner};
+use super::CLASSES;
+use super::boot::Measured;
 
 /// The probe keeps no more operations of a class.
 const MOST: u32 = 1000;
@@ -39,48 +34,15 @@ pub fn figures(count: u32) -> Result<Value> {
 }
 
 fn run(count: u32) -> Result<Evidence> {
-    let machine = Machine::row(1, 1, 256);
-    let vm = Vm::probe("probe", &format!("bench ticks count={count}")).set("mode", "\"off\"");
-    let plan = Plan::new(&Wishes {
-        vms: vec![vm],
-        ..Wishes::default()
-    })?;
-    let mut needed = parts(&plan);
-    needed.extend(emulator_parts(Emulator::Bochs));
-    let lab = Lab::ensure(&needed)?;
-    let built = Artifacts::build()?;
-    let folder = artifacts::folder("bench@bochs")?;
-    let scratch = Scratch::new()?;
-    let disk = scratch.path().join("medium.img");
-    let overrides = tables(Emulator::Bochs, &machine, &[]);
-    prepare(&plan, &overrides, &lab, &built, &disk)?;
-    let places = Places {
-        disk: &disk,
-        folder: &folder,
-        scratch: scratch.path(),
-    };
-    let (invocation, _) = invocation(Emulator::Bochs, &lab, &machine, places)?;
-    let manner = Manner {
-        timeout: Some(TIMEOUT),
-        attended: false,
-        steps: &[],
-        control: None,
-        folder: &folder,
-    };
-    say::step("the emulator boots and counts, which takes a minute or two");
-    let transcript = session::run(&invocation, &manner)?;
-    let subject = Subject {
+    let vm = Vm::probe("probe", &format!("bench ticks count={count}"));
+    Measured {
         emulator: Emulator::Bochs,
-        machine: &machine,
-        vms: &plan.vms,
-        seed: None,
-    };
-    let evidence = subject.evidence(&transcript, None);
-    if evidence.outcome != Outcome::Clean {
-        let logs = folder.display();
-        bail!("the run ended: {}; logs: {logs}", evidence.outcome);
+        machine: &Machine::row(1, 1, 256),
+        vm: vm.set("mode", "\"off\""),
+        steps: &[],
+        observer: None,
     }
-    Ok(evidence)
+    .run()
 }
 
 /// What the probe said.
@@ -124,6 +86,7 @@ fn of(evidence: &Evidence) -> Result<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use scenarios::Outcome;
     use scenarios::Stamped;
     use std::time::Duration;
 
