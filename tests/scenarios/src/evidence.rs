@@ -114,6 +114,41 @@ pub struct Evidence {
     pub seed: Option<u64>,
 }
 
+/// For tests of what judges evidence.
+#[cfg(test)]
+impl Evidence {
+    /// A run of these VMs that came to a clean end and left these lines on the console.
+    pub(crate) fn clean(vms: &[&str], lines: &[&str]) -> Self {
+        let stamped = |line: &&str| Stamped {
+            at: Duration::ZERO,
+            what: (*line).to_string(),
+        };
+        Self {
+            emulator: Emulator::Qemu,
+            machine: Machine::row(1, 2, 512),
+            vms: vms.iter().map(|name| (*name).to_string()).collect(),
+            outcome: Outcome::Clean,
+            console: lines.iter().map(stamped).collect(),
+            records: Vec::new(),
+            torn_records: 0,
+            plugin: None,
+            seed: None,
+        }
+    }
+
+    /// The same with this record.
+    pub(crate) fn with(mut self, at_ns: units::Nanos, event: Event) -> Self {
+        let what = telemetry::Record {
+            at_ns,
+            seq: self.records.len() as u64,
+            event,
+        };
+        let at = Duration::ZERO;
+        self.records.push(Stamped { at, what });
+        self
+    }
+}
+
 impl Evidence {
     /// That the kernel's frame allocators were never told something wrong, whatever the trial is about: a frame
     /// that is named wrongly is lost, or worse.

@@ -21,6 +21,8 @@ pub struct Args {
     pub seed: u64,
     /// Where the guest is to take the memory from.
     pub placement: Placement,
+    /// With [`Placement::TouchOnly`]: after so many seconds the first of the other parts is touched instead.
+    pub shift: Option<u64>,
     /// Whether to leave the memory alone between filling and checking.
     pub idle: bool,
 }
@@ -69,6 +71,7 @@ impl Default for Args {
             tag: 1,
             seed: 1,
             placement: Placement::Any,
+            shift: None,
             idle: false,
         }
     }
@@ -102,6 +105,7 @@ pub fn parse<'a>(mut words: impl Iterator<Item = &'a str>) -> Result<Args, Strin
             "--touch-only-node" => {
                 args.placement = Placement::TouchOnly(number(value()?, 0..=63)? as usize)
             }
+            "--shift" => args.shift = Some(number(value()?, 0..=1 << 20)?),
             "--idle" => args.idle = true,
             "--pattern" => {
                 args.pattern = match value()? {
@@ -119,7 +123,12 @@ pub fn parse<'a>(mut words: impl Iterator<Item = &'a str>) -> Result<Args, Strin
             _ => return Err(format!("{word:?} is no option")),
         }
     }
-    Ok(args)
+    match (args.shift, args.placement) {
+        (Some(_), Placement::Any | Placement::Node(_)) => {
+            Err("--shift wants --touch-only-node, from whose part it goes to another".into())
+        }
+        _ => Ok(args),
+    }
 }
 
 #[cfg(test)]
@@ -128,7 +137,7 @@ mod tests {
 
     #[test]
     fn options_arrive() {
-        let words = "--threads 2 --mib 64 --passes 3 --pattern zipf --write-percent 0 --tag 8 --seed 9 --touch-only-node 1 --idle";
+        let words = "--threads 2 --mib 64 --passes 3 --pattern zipf --write-percent 0 --tag 8 --seed 9 --touch-only-node 1 --shift 7 --idle";
         let expected = Args {
             threads: Some(2),
             mib: 64,
@@ -138,6 +147,7 @@ mod tests {
             tag: 8,
             seed: 9,
             placement: Placement::TouchOnly(1),
+            shift: Some(7),
             idle: true,
         };
         assert_eq!(parse(words.split(' ')), Ok(expected));
@@ -158,6 +168,10 @@ mod tests {
                 "--pattern wants seq, random, zipf or chase, not \"up\"",
             ),
             ("fast", "\"fast\" is no option"),
+            (
+                "--shift 3",
+                "--shift wants --touch-only-node, from whose part it goes to another",
+            ),
         ] {
             assert_eq!(parse(words.split(' ')), Err(complaint.into()));
         }

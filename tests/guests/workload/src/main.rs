@@ -12,7 +12,7 @@
 //!
 //! ```text
 //! workload [--threads N] [--mib M] [--seconds S | --passes P] [--pattern seq|random|zipf|chase]
-//!          [--write-percent W] [--tag T] [--seed X] [--guest-node K | --touch-only-node K] [--idle]
+//!          [--write-percent W] [--tag T] [--seed X] [--guest-node K | --touch-only-node K [--shift T]] [--idle]
 //! workload --window open|close
 //! ```
 //!

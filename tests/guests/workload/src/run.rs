@@ -211,7 +211,7 @@ fn work(
             shared.clock.look();
         }
     } else {
-        visit(args, index, &mut part.touched, touch, shared);
+        visit(args, index, &mut part, touch, shared);
     }
     let mut checked = 0;
     for slice in std::iter::once(&part.touched).chain(&part.untouched) {
@@ -247,17 +247,22 @@ fn fill(args: &Args, index: usize, pages: usize) -> Result<Part, String> {
     })
 }
 
-fn visit(args: &Args, index: usize, slice: &mut Slice, touch: &Touch, shared: &Shared) {
+fn visit(args: &Args, index: usize, part: &mut Part, touch: &Touch, shared: &Shared) {
     let mut random = Random::new(args.seed ^ 0x5eed, index as u64);
-    let mut chooser = Chooser::new(args.pattern, slice.pages());
+    let mut chooser = Chooser::new(args.pattern, part.touched.pages());
     let mut left = match args.length {
         Length::Seconds(_) => u64::MAX,
-        Length::Passes(passes) => passes.saturating_mul(slice.pages() as u64),
+        Length::Passes(passes) => passes.saturating_mul(part.touched.pages() as u64),
     };
+    let began = shared.clock.look();
+    let mut shift_at = args
+        .shift
+        .map(|s| began.saturating_add(s.saturating_mul(SECOND_NS)));
     let mut pointed = 0;
     while left > 0 && !shared.stop.load(Relaxed) {
         let visits = left.min(VISITS_PER_LOOK as u64);
         left -= visits;
+        let slice = &mut part.touched;
         for _ in 0..visits {
             let page = chooser.next(&mut random, pointed);
             if random.below(100) < args.write_percent as usize {
@@ -270,7 +275,14 @@ fn visit(args: &Args, index: usize, slice: &mut Slice, touch: &Touch, shared: &S
             }
         }
         shared.ops.fetch_add(visits * LINES as u64, Relaxed);
-        shared.clock.look();
+        let now = shared.clock.look();
+        if shift_at.is_some_and(|at| now >= at)
+            && let Some(other) = part.untouched.first_mut()
+        {
+            std::mem::swap(&mut part.touched, other);
+            chooser = Chooser::new(args.pattern, part.touched.pages());
+            (shift_at, pointed) = (None, 0);
+        }
     }
 }
 

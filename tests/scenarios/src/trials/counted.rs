@@ -94,6 +94,14 @@ impl Counted {
         )
     }
 
+    /// The same of each window.
+    pub(crate) fn by_window(&self, which: impl Fn(usize, usize) -> bool) -> Vec<u64> {
+        let windows = self.windows.iter();
+        windows
+            .map(|w| percent(core::iter::once(w), &which))
+            .collect()
+    }
+
     /// The same in all.
     pub(crate) fn all(&self, which: impl Fn(usize, usize) -> bool) -> u64 {
         percent(self.windows.iter(), which)
@@ -123,7 +131,7 @@ pub(crate) fn local(cpu: usize, memory: usize) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::{Machine, Outcome};
+    use crate::Machine;
     use serde_json::json;
 
     /// A report of two nodes whose windows go from CPU node and to memory node as listed.
@@ -140,15 +148,9 @@ pub(crate) mod tests {
 
     pub(crate) fn evidence(plugin: Value) -> Evidence {
         Evidence {
-            emulator: crate::Emulator::Qemu,
             machine: Machine::row(4, 2, 512),
-            vms: Vec::new(),
-            outcome: Outcome::Clean,
-            console: Vec::new(),
-            records: Vec::new(),
-            torn_records: 0,
             plugin: Some(plugin),
-            seed: None,
+            ..Evidence::clean(&[], &[])
         }
     }
 

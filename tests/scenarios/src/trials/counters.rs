@@ -7,14 +7,13 @@ use std::time::Duration;
 use telemetry::{Event, Pick};
 use units::PerMille;
 
+use super::GO;
 use crate::{Evidence, Machine, Scenario, Tier, Vm};
 
 /// The VM of the first trial, all of whose accesses are near; what beats beside it is a clock for the operator.
 const NAME: &str = "probe";
 const BEAT: &str = "[beat] COUNT ms=";
 const CLOSED: &str = "PROBE window closed";
-/// Input goes to the first guest, a key for it, and input goes to Perigee again.
-const GO: &str = "\u{1}1g\u{1}0";
 /// Passes of about a second until what was injected is believed: doubt remembers eight.
 const PASSES: usize = 14;
 

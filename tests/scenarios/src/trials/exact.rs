@@ -12,6 +12,7 @@ use layouts::{Kind, kind};
 use telemetry::Event;
 use telemetry::touched::PageRange;
 
+use super::GO;
 use super::observed::Observed;
 use super::random::Random;
 use crate::{Emulator, Evidence, Machine, Scenario, Vm};
@@ -23,8 +24,6 @@ const ROUNDS: u64 = 3;
 const FROM_MIB: u64 = 32;
 const MIB: u64 = 64;
 const PAGES_PER_MIB: u64 = 256;
-/// Input goes to the first guest, a key for it, and back to Perigee.
-const GO: &str = "\u{1}1g\u{1}0";
 
 /// The trials of this file.
 pub fn scenarios(seed: u64) -> Vec<Scenario> {

@@ -1,8 +1,10 @@
 //! The trials, one file a subject.
 
+pub mod adapts;
 pub mod bad_input;
 pub mod boot;
 pub mod controls;
+pub mod converge;
 mod counted;
 pub mod counters;
 pub mod crowded;
@@ -29,6 +31,9 @@ pub mod vmcs;
 
 use crate::Scenario;
 
+/// Input goes to the first guest, a key for it, and input goes to Perigee again.
+pub(crate) const GO: &str = "\u{1}1g\u{1}0";
+
 /// Every trial, in the order in which they run.
 pub(crate) fn all(seed: u64) -> Vec<Scenario> {
     [
@@ -38,8 +43,10 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         foreign::scenarios(),
         operator::scenarios(),
         locality::scenarios(),
+        converge::scenarios(),
         moves::scenarios(seed),
         roots::scenarios(),
+        adapts::scenarios(),
         schedule::scenarios(),
         sabotage::scenarios(),
         counters::scenarios(),

@@ -207,8 +207,6 @@ fn nothing_lost(e: &Evidence, large: u64, small: u64, written: u64) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Emulator, Stamped};
-    use telemetry::Record;
     use units::{Nanos, NodeId, VmId};
 
     #[test]
@@ -246,10 +244,6 @@ mod tests {
     }
 
     fn evidence(leaves: u32, leaf: PageSize, failed: u32, result: &str) -> Evidence {
-        let said = |what: &str| Stamped {
-            at: Duration::ZERO,
-            what: format!("[{NAME}] {what}"),
-        };
         let event = Event::PagesMoved {
             vm: VmId(0),
             name: NAME.into(),
@@ -265,24 +259,9 @@ mod tests {
             pause_max: Nanos(1),
             reason: String::new(),
         };
-        Evidence {
-            emulator: Emulator::Qemu,
-            machine: Machine::row(1, 2, 512),
-            vms: vec![NAME.into()],
-            outcome: Outcome::Clean,
-            console: vec![said("GUEST-UP cpus=4 kernel=stamps"), said(result)],
-            records: vec![Stamped {
-                at: Duration::ZERO,
-                what: Record {
-                    at_ns: Nanos(0),
-                    seq: 0,
-                    event,
-                },
-            }],
-            torn_records: 0,
-            plugin: None,
-            seed: None,
-        }
+        let result = format!("[{NAME}] {result}");
+        let lines = ["[stamps] GUEST-UP cpus=4 kernel=stamps", &result];
+        Evidence::clean(&[NAME], &lines).with(Nanos(0), event)
     }
 
     #[test]

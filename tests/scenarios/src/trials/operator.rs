@@ -327,26 +327,9 @@ fn clean(e: &Evidence) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Stamped;
 
     fn evidence(lines: &[&str]) -> Evidence {
-        Evidence {
-            emulator: crate::Emulator::Qemu,
-            machine: Machine::row(1, 1, 256),
-            vms: vec!["alpha".into()],
-            outcome: Outcome::Clean,
-            console: lines
-                .iter()
-                .map(|l| Stamped {
-                    at: Duration::ZERO,
-                    what: (*l).into(),
-                })
-                .collect(),
-            records: Vec::new(),
-            torn_records: 0,
-            plugin: None,
-            seed: None,
-        }
+        Evidence::clean(&["alpha"], lines)
     }
 
     #[test]

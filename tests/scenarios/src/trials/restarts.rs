@@ -134,27 +134,12 @@ fn fails(result: Result<(), String>, why: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Stamped;
 
     /// What the guest says of memory that is zero.
     const ZERO: &str = "[alpha] Z";
 
     fn evidence(lines: &[&str]) -> Evidence {
-        let stamp = |line: &&str| Stamped {
-            at: Duration::ZERO,
-            what: (*line).to_string(),
-        };
-        Evidence {
-            emulator: crate::Emulator::Qemu,
-            machine: Machine::row(2, 1, 256),
-            vms: vec!["alpha".into()],
-            outcome: Outcome::Clean,
-            console: lines.iter().map(stamp).collect(),
-            records: Vec::new(),
-            torn_records: 0,
-            plugin: None,
-            seed: None,
-        }
+        Evidence::clean(&["alpha"], lines)
     }
 
     #[test]

@@ -61,44 +61,25 @@ fn come_and_go(e: &Evidence) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Emulator, Outcome, Stamped};
-    use telemetry::Record;
     use units::VmId;
 
     fn evidence(changes: &[(u16, bool, u64)]) -> Evidence {
-        let said = |what: &str| Stamped {
-            at: Duration::ZERO,
-            what: format!("[{NAME}] {what}"),
-        };
-        let record = |(node, own, second): &(u16, bool, u64)| Stamped {
-            at: Duration::ZERO,
-            what: Record {
-                at_ns: Nanos::from_millis(second * 1000),
-                seq: 0,
-                event: Event::RootChanged {
-                    vm: VmId(0),
-                    name: NAME.into(),
-                    node: NodeId(*node),
-                    own: *own,
-                    table_bytes: 0,
-                    reason: String::new(),
-                },
-            },
-        };
-        Evidence {
-            emulator: Emulator::Qemu,
-            machine: Machine::row(1, 2, 512),
-            vms: vec![NAME.into()],
-            outcome: Outcome::Clean,
-            console: vec![
-                said("GUEST-UP cpus=2 kernel=stamps"),
-                said("GUEST-RESULT ok pages=1 turns=1"),
-            ],
-            records: changes.iter().map(record).collect(),
-            torn_records: 0,
-            plugin: None,
-            seed: None,
-        }
+        let lines = [
+            "[stamps] GUEST-UP cpus=2 kernel=stamps",
+            "[stamps] GUEST-RESULT ok pages=1 turns=1",
+        ];
+        let run = Evidence::clean(&[NAME], &lines);
+        changes.iter().fold(run, |run, (node, own, second)| {
+            let event = Event::RootChanged {
+                vm: VmId(0),
+                name: NAME.into(),
+                node: NodeId(*node),
+                own: *own,
+                table_bytes: 0,
+                reason: String::new(),
+            };
+            run.with(Nanos::from_secs(*second), event)
+        })
     }
 
     #[test]

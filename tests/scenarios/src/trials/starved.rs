@@ -92,26 +92,13 @@ fn footprint_is_absent(e: &Evidence) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Emulator, Stamped};
-    use std::time::Duration;
+    use crate::Emulator;
 
     fn evidence(lines: &[&str]) -> Evidence {
         Evidence {
             emulator: Emulator::Bochs,
-            machine: Machine::row(2, 1, 256),
-            vms: vec!["alpha".into()],
             outcome: Outcome::GuestFailed("alpha".into()),
-            console: lines
-                .iter()
-                .map(|l| Stamped {
-                    at: Duration::ZERO,
-                    what: (*l).into(),
-                })
-                .collect(),
-            records: Vec::new(),
-            torn_records: 0,
-            plugin: None,
-            seed: None,
+            ..Evidence::clean(&["alpha"], lines)
         }
     }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use telemetry::Event;
 use telemetry::touched::HotRange;
 
+use super::GO;
 use super::observed::{Observed, agreement, attribution_error, believed, hot_set};
 use super::random::Random;
 use crate::{Evidence, Machine, Scenario, Tier, Vm};
@@ -21,8 +22,6 @@ const F1: u64 = 900;
 /// Largest error of an attribution, in thousandths.
 const ERROR: u64 = 100;
 const CLOSED: &str = "PROBE window closed";
-/// Input goes to the first guest, a key for it, and input goes to Perigee again.
-const GO: &str = "\u{1}1g\u{1}0";
 
 /// Makes a scenario of one tier.
 type Kind = fn(&str, &str, fn(&Evidence) -> Result<(), String>) -> Scenario;
