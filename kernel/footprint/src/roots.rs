@@ -134,17 +134,23 @@ mod tests {
         all
     }
 
+    /// That there is one wish, about node 1, in this second, and that it says why.
+    fn one_wish(wishes: &[(u64, RootWish)], expected: (u64, bool, u64), said: &str) {
+        let [(second, wish)] = wishes else {
+            panic!("{wishes:?}");
+        };
+        assert_eq!((*second, wish.own, wish.share), expected);
+        assert_eq!((wish.node, wish.to_string()), (NodeId(1), said.to_string()));
+    }
+
     #[test]
     fn a_node_that_does_a_good_part_gets_tables_after_ten_seconds() {
         let mut policy = RootPolicy::new(3);
         let wishes = watch(&mut policy, 10, [790, 110, 100], [true, false, false]);
-        let [(10, wish)] = wishes[..] else {
-            panic!("{wishes:?}");
-        };
-        assert_eq!((wish.node, wish.own, wish.share), (NodeId(1), true, 110));
-        assert_eq!(
-            wish.to_string(),
-            "11.0 % of its run time in 10 s was there, more than 10 %"
+        one_wish(
+            &wishes,
+            (10, true, 110),
+            "11.0 % of its run time in 10 s was there, more than 10 %",
         );
         // A tenth is not more than a tenth; and who has them is not given them again.
         assert_eq!(
@@ -161,13 +167,10 @@ mod tests {
         // A busy span in between begins the minute anew; between the thresholds nothing changes.
         assert_eq!(watch(&mut policy, 10, [970, 30, 0], own), []);
         let wishes = watch(&mut policy, 60, [985, 15, 0], own);
-        let [(60, wish)] = wishes[..] else {
-            panic!("{wishes:?}");
-        };
-        assert_eq!((wish.node, wish.own, wish.share), (NodeId(1), false, 15));
-        assert_eq!(
-            wish.to_string(),
-            "less than 2 % of its run time was there for 60 s, 1.5 % of late"
+        one_wish(
+            &wishes,
+            (60, false, 15),
+            "less than 2 % of its run time was there for 60 s, 1.5 % of late",
         );
         assert_eq!(watch(&mut policy, 600, [985, 50, 0], own), []);
     }

@@ -28,9 +28,11 @@
 #![forbid(unsafe_code)]
 
 mod buffer;
+mod caught;
 mod cpu;
 mod machine;
 
 pub use buffer::{Buffered, Stores};
+pub use caught::{first_failure, is_stale};
 pub use cpu::{Access, Cpu};
 pub use machine::{Broadcast, Machine, Reach};

@@ -8,7 +8,7 @@ use memory::table::{
     Attributes, Flush, Level, NoProcessor, NptFormat, RadixTable, Shootdown, TableFormat,
     TableMemory,
 };
-use model::{Access, Cpu, Machine};
+use model::{Access, Cpu, Machine, first_failure};
 use shuttle::thread;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -110,8 +110,7 @@ fn no_touched_page_stays_hidden() {
 #[test]
 fn clearing_leaves_before_their_ancestors_is_caught() {
     let run = || shuttle::check_random(|| scenario(Order::LeavesFirst), 2000);
-    let panic = std::panic::catch_unwind(run).expect_err("the defect is caught");
-    let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+    let text = first_failure(run).expect("the defect is caught");
     assert!(text.contains("stays hidden"), "{text}");
 }
 

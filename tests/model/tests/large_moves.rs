@@ -3,7 +3,7 @@
 use memory::buddy::{FrameMeta, Frames};
 use memory::page_move::large::LargeMove;
 use memory::table::{Attributes, Flush, Lookup, NoProcessor, NptFormat, RadixTable, Shootdown};
-use model::{Cpu, Machine, Reach};
+use model::{Cpu, Machine, Reach, first_failure};
 use shuttle::sync::Mutex;
 use shuttle::sync::atomic::Ordering;
 use shuttle::thread;
@@ -157,9 +157,7 @@ fn nothing_is_lost() {
 fn each_shootdown_is_needed() {
     for broken in [Broken::First, Broken::Again, Broken::Last] {
         let run = || shuttle::check_pct(move || scenario(broken), RUNS, CHANGES);
-        let panic = std::panic::catch_unwind(run).expect_err(&format!("{broken:?} is not caught"));
-        let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
-        let text = text + panic.downcast_ref::<&str>().unwrap_or(&"");
+        let text = first_failure(run).unwrap_or_else(|| panic!("{broken:?} is not caught"));
         let seen = ["lost write", "machine check", "after it was freed"];
         assert!(
             seen.iter().any(|seen| text.contains(seen)),

@@ -10,7 +10,7 @@ use memory::table::{
     Attributes, Flush, Level, Lookup, NoProcessor, NptFormat, RadixTable, Rights, Shootdown,
     TableFormat, TableMemory,
 };
-use model::{Cpu, Machine, Reach};
+use model::{Cpu, Machine, Reach, first_failure};
 use shuttle::sync::Mutex;
 use shuttle::sync::atomic::{AtomicU64, Ordering};
 use shuttle::thread;
@@ -243,11 +243,9 @@ fn scenario(protocol: Protocol) {
 /// Whether some of `schedules` interleavings loses a write or reads a stale frame.
 fn is_caught(protocol: Protocol, schedules: usize) -> bool {
     let run = || shuttle::check_random(move || scenario(protocol), schedules);
-    let Err(panic) = std::panic::catch_unwind(run) else {
+    let Some(text) = first_failure(run) else {
         return false;
     };
-    let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
-    let text = text + panic.downcast_ref::<&str>().unwrap_or(&"");
     assert!(
         text.contains("lost write") || text.contains("stale read") || text.contains("scrub"),
         "{protocol:?}: {text}"

@@ -2,7 +2,7 @@
 
 use memory::harvest::{Cursor, Options, Progress};
 use memory::table::{Attributes, Lookup, NoProcessor, NptFormat, RadixTable};
-use model::{Cpu, Machine, Reach};
+use model::{Cpu, Machine, Reach, first_failure};
 use shuttle::sync::Mutex;
 use shuttle::sync::atomic::Ordering;
 use shuttle::thread;
@@ -91,9 +91,7 @@ fn a_missing_flush_is_a_machine_check_or_a_lost_bit() {
     // An impatient one is no defect that shows here: installing 512 leaves takes longer than any access.
     for reach in [Reach::Nobody, Reach::AllButOne, Reach::WrongRange] {
         let run = || shuttle::check_random(move || scenario(reach), 300);
-        let panic = std::panic::catch_unwind(run).expect_err(&format!("{reach:?} is caught"));
-        let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
-        let text = text + panic.downcast_ref::<&str>().unwrap_or(&"");
+        let text = first_failure(run).unwrap_or_else(|| panic!("{reach:?} is not caught"));
         let seen = ["machine check", "lost", "after it was freed"];
         assert!(
             seen.iter().any(|defect| text.contains(defect)),

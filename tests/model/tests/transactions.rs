@@ -11,7 +11,7 @@ use memory::table::{
     Attributes, Flush, Level, Lookup, NoProcessor, NptFormat, RadixTable, Shootdown, TableError,
     TableFormat, TableMemory, Unmapped,
 };
-use model::{Cpu, Machine, Reach};
+use model::{Cpu, Machine, Reach, first_failure};
 use shuttle::sync::atomic::{AtomicU64, Ordering};
 use shuttle::sync::{Mutex, MutexGuard};
 use shuttle::thread;
@@ -467,9 +467,7 @@ fn every_defect_is_caught() {
         Defect::SilentHost,
     ] {
         let run = || shuttle::check_random(move || by_hand(defect), 6_000);
-        let panic = std::panic::catch_unwind(run).expect_err(&format!("{defect:?} is not caught"));
-        let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
-        let text = text + panic.downcast_ref::<&str>().unwrap_or(&"");
+        let text = first_failure(run).unwrap_or_else(|| panic!("{defect:?} is not caught"));
         assert!(
             text.contains("lost write") || text.contains("stale read") || text.contains("scrub"),
             "{defect:?}: {text}"

@@ -7,7 +7,7 @@
 use memory::harvest::{Cursor, Options, Progress};
 use memory::table::{Attributes, EptFormat, Flush, NoProcessor, RadixTable, Shootdown};
 use memory::written::{Source, Written};
-use model::{Cpu, Machine, Reach};
+use model::{Cpu, Machine, Reach, first_failure};
 use shuttle::sync::atomic::Ordering;
 use shuttle::thread;
 use std::collections::BTreeMap;
@@ -126,9 +126,8 @@ fn the_copy_is_the_memory() {
 }
 
 fn is_caught(defect: Defect) {
-    let run = move || shuttle::check_random(move || scenario(defect), 4000);
-    let panic = std::panic::catch_unwind(run).expect_err("the defect is caught");
-    let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+    let run = || shuttle::check_random(move || scenario(defect), 4000);
+    let text = first_failure(run).expect("the defect is caught");
     assert!(text.contains("left behind"), "{text}");
 }
 
