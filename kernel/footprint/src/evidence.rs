@@ -21,6 +21,11 @@ const N_LIMIT: u64 = 1 << 24;
 /// Never above `hits / n`, grows with both at a constant share, and is `n / (n + z²)` for
 /// `hits == n`.
 pub fn wilson_lower(hits: u64, n: u64) -> Score {
+    lower(hits, n, Z2_MILLI)
+}
+
+/// The same with a confidence of its own: z² in 1/1000.
+pub(crate) fn lower(hits: u64, n: u64, z2_milli: u128) -> Score {
     if n == 0 || hits == 0 {
         return Score::ZERO;
     }
@@ -31,11 +36,11 @@ pub fn wilson_lower(hits: u64, n: u64) -> Score {
     }
     let (h, n) = (u128::from(hits), u128::from(n));
     // lower = (2h + z² - sqrt(z² (4h(n-h)/n + z²))) / (2(n + z²)), each term in thousandths.
-    let radicand = Z2_MILLI * (4 * h * (n - h) * 1000 / n + Z2_MILLI);
+    let radicand = z2_milli * (4 * h * (n - h) * 1000 / n + z2_milli);
     // Rounded up, so that the bound is rounded down.
     let root = radicand.isqrt() + u128::from(radicand.isqrt().pow(2) != radicand);
-    let numerator = (2 * h * 1000 + Z2_MILLI).saturating_sub(root);
-    Score::ratio(numerator, 2 * (n * 1000 + Z2_MILLI))
+    let numerator = (2 * h * 1000 + z2_milli).saturating_sub(root);
+    Score::ratio(numerator, 2 * (n * 1000 + z2_milli))
 }
 
 #[cfg(test)]

@@ -32,6 +32,8 @@ pub struct Lens {
     any: u8,
     observed: u8,
     primed: bool,
+    /// How many looks it has been.
+    looks: u8,
 }
 
 /// What a look found.
@@ -56,14 +58,20 @@ impl Lens {
             any: 0,
             observed: 0,
             primed: false,
+            looks: 0,
         }
     }
 
-    /// Takes in one interval: the pages that were touched in it. The first one says what was touched before the look
-    /// began, and a stale one nothing: neither counts.
-    pub fn observe(&mut self, fresh: bool, touched: &[u16]) {
+    /// How many looks one after the other it has been.
+    pub const fn looks(&self) -> u8 {
+        self.looks
+    }
+
+    /// Takes in one interval: the pages that were touched in it. Whether it counts: the first one says what was touched
+    /// before the look began, and a stale one nothing.
+    pub fn observe(&mut self, fresh: bool, touched: &[u16]) -> bool {
         if !core::mem::replace(&mut self.primed, true) || !fresh {
-            return;
+            return false;
         }
         self.observed += 1;
         self.any += u8::from(!touched.is_empty());
@@ -72,6 +80,7 @@ impl Lens {
                 *hits = hits.saturating_add(1).min(self.observed);
             }
         }
+        true
     }
 
     /// Whether it has seen enough.
@@ -79,16 +88,18 @@ impl Lens {
         self.observed >= INTERVALS
     }
 
-    /// What was found, with intervals of this length.
-    pub fn found(self, interval: Nanos) -> Found {
+    /// What was found, with intervals of this length; a next look may follow.
+    pub fn found(&mut self, interval: Nanos) -> Found {
         let rates = Rates::of(self.observed.into(), interval);
         let heat = self.hits.iter().map(|h| rates.get((*h).into())).sum();
         let own = rates.get(self.any.into());
+        self.looks = self.looks.saturating_add(1);
+        self.any = 0;
         Found {
             density: density(heat, own),
             heat,
-            observed: self.observed,
-            hits: self.hits,
+            observed: core::mem::take(&mut self.observed),
+            hits: core::mem::replace(&mut self.hits, Box::new([0; PAGES])),
         }
     }
 }

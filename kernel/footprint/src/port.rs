@@ -12,10 +12,14 @@ pub struct Tunables {
     pub shortest: Nanos,
     /// Longest interval; a rate needs [`Tunables::least`] of them.
     pub longest: Nanos,
+    /// An interval is at least so many times as long as looking takes in it.
+    pub rest: u64,
     /// Observations below which there is no result.
     pub least: u32,
     /// Granules that are looked at closely at the same time.
     pub lenses: usize,
+    /// Close looks that follow each other at a granule while nobody waits for one.
+    pub looks: u8,
     /// Close looks are begun in every so many intervals, many by one shootdown.
     pub begin_every: u64,
     /// Intervals until a region is looked at again, after the first look and at most.
@@ -31,8 +35,10 @@ impl Default for Tunables {
         Self {
             shortest: Nanos::from_millis(100),
             longest: Nanos::from_millis(500),
+            rest: 32,
             least: 20,
             lenses: 64,
+            looks: 4,
             begin_every: 10,
             look_again: (20, 320),
             remembered: 4096,

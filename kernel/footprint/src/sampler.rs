@@ -19,7 +19,9 @@
 //!
 //! # The interval's length
 //! It is steered so that about 4 % of what is looked at is found touched (DAMON's rule: then hits say
-//! most about differences), within the bounds of the tunables. An idle machine is hardly looked at.
+//! most about differences), within the bounds of the tunables. An idle machine is hardly looked at. And looking may take
+//! one part in [`Tunables::rest`] of the time (MECHANISMS section 9: scan time <= 1/32 of run time): where it is slow the interval
+//! is longer, and where the longest is not enough fewer granules are looked at closely.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -42,8 +44,14 @@ pub struct Sampler {
     pages: BTreeMap<u32, PageHits>,
     interval: Nanos,
     stretch: u16,
+    /// Regions that would be looked at if there were room.
+    waiting: usize,
     now: u64,
     judged: u16,
+    /// What looking took since the last pass, and how many intervals that were.
+    spent: (Nanos, u64),
+    /// The shortest interval that looking leaves time for.
+    least: Nanos,
     /// Granules found touched, and looked at, since the interval was steered last.
     found: (u64, u64),
     settled: bool,
@@ -77,8 +85,11 @@ impl Sampler {
             runs,
             lenses: Vec::new(),
             pages: BTreeMap::new(),
+            waiting: 0,
             now: 0,
             judged: 0,
+            spent: (Nanos::ZERO, 0),
+            least: Nanos::ZERO,
             found: (0, 0),
             settled: false,
             dice: seed | 1,
@@ -110,9 +121,21 @@ impl Sampler {
         self.lenses.iter().map(|lens| self.address(lens.granule))
     }
 
-    /// In how many intervals of its last close looks each page of the granule was touched.
+    /// In how many intervals of its last close looks each page of the granule was touched; `None` if they are too few.
     pub fn pages(&self, granule: Gpa) -> Option<&PageHits> {
-        self.pages.get(&self.number(granule)?)
+        let pages = self.pages.get(&self.number(granule)?)?;
+        (u32::from(pages.observed()) >= self.tunables.least).then_some(pages)
+    }
+
+    /// Whether close looks at an address have not found its page touched.
+    pub fn is_idle(&self, at: Gpa) -> bool {
+        let granule = at.align_down(PageSize::Size2M);
+        let page = (at.0 - granule.0) / PageSize::Size4K.bytes();
+        let pages = self.number(granule).and_then(|n| self.pages.get(&n));
+        pages.is_some_and(|pages| {
+            let hits = usize::try_from(page).ok().and_then(|i| pages.hits().get(i));
+            u32::from(pages.observed()) >= self.tunables.least / 2 && hits == Some(&0)
+        })
     }
 
     /// How many intervals ago the region of an address was seen touched; `None` if it never was.
@@ -196,13 +219,18 @@ impl Sampler {
                 self.postpone(lens.granule);
                 continue;
             }
-            lens.observe(fresh, &touched);
-            if lens.is_done() {
-                orders.join.push(at);
-                self.learn(lens.granule, lens.found(self.interval()));
-            } else {
-                self.lenses.push(lens);
+            if lens.observe(fresh, &touched) {
+                self.note_pages(lens.granule, &touched);
             }
+            if lens.is_done() {
+                self.learn(lens.granule, lens.found(self.interval()));
+                let more = lens.looks() < self.tunables.looks;
+                if !more || self.waiting > 0 {
+                    orders.join.push(at);
+                    continue;
+                }
+            }
+            self.lenses.push(lens);
         }
         orders
     }
@@ -236,22 +264,30 @@ impl Sampler {
             (Some(old), Some(new)) if region.granules > 1 => Some(old / 2 + new / 2),
             (old, new) => new.or(old),
         };
+    }
+
+    /// Takes in one interval of a close look.
+    fn note_pages(&mut self, granule: u32, touched: &[u16]) {
         if self.pages.len() >= self.tunables.remembered && !self.pages.contains_key(&granule) {
             self.pages.pop_first();
         }
         let interval = self.interval();
-        match self.pages.get_mut(&granule) {
-            Some(pages) => pages.add(found, interval),
-            None => drop(self.pages.insert(granule, PageHits::first(found, interval))),
-        }
+        let pages = self.pages.entry(granule).or_default();
+        pages.observe(touched, interval);
+    }
+
+    /// Where even the longest interval is too short for looking, fewer looks are taken at the same time.
+    fn lenses_at_most(&self) -> usize {
+        let longest = self.tunables.longest.0.max(1);
+        let times = usize::try_from(self.least.0.div_ceil(longest)).unwrap_or(usize::MAX);
+        self.tunables.lenses / times.max(1)
     }
 
     /// Opens lenses over touched regions whose time has come: first those without a look, then the hottest.
     fn begin_looks(&mut self, orders: &mut Orders) {
-        let room = self.tunables.lenses.saturating_sub(self.lenses.len());
+        let room = self.lenses_at_most().saturating_sub(self.lenses.len());
         let now = self.now;
-        let due = now.is_multiple_of(self.tunables.begin_every.max(1)) || !orders.join.is_empty();
-        if room == 0 || !due {
+        if !now.is_multiple_of(self.tunables.begin_every.max(1)) && orders.join.is_empty() {
             return;
         }
         let open: Vec<u32> = self.lenses.iter().map(|lens| lens.granule).collect();
@@ -275,6 +311,7 @@ impl Sampler {
             })
             .collect();
         due.sort_unstable();
+        self.waiting = due.len().saturating_sub(room);
         for (_, _, granule) in due.into_iter().take(room) {
             orders.split.push(self.address(granule));
             self.lenses.push(Lens::over(granule));
@@ -352,8 +389,17 @@ impl Sampler {
         }
     }
 
-    /// Lengthens the interval where little is found and shortens it where much is.
+    /// Looking took so long, in the interval that is over: it lasts at most a part of all time ([`Tunables::rest`]).
+    pub fn charge(&mut self, took: Nanos) {
+        self.spent.0 += took;
+        self.spent.1 += 1;
+    }
+
+    /// Lengthens the interval where little is found or looking is slow, and shortens it where much is found.
     fn steer(&mut self) {
+        let (spent, intervals) = core::mem::take(&mut self.spent);
+        let each = spent.0.checked_div(intervals).unwrap_or(0);
+        self.least = Nanos(each.saturating_mul(self.tunables.rest));
         let (found, sought) = core::mem::take(&mut self.found);
         if sought == 0 {
             return;
@@ -374,10 +420,9 @@ impl Sampler {
     }
 
     fn set_interval(&mut self, length: Nanos) {
-        let length = length
-            .max(self.tunables.shortest)
-            .min(self.tunables.longest.max(self.tunables.shortest));
-        self.interval = length;
+        let longest = self.tunables.longest.max(self.tunables.shortest);
+        let shortest = self.tunables.shortest.max(self.least);
+        self.interval = length.max(shortest).min(longest);
     }
 
     fn address(&self, granule: u32) -> Gpa {

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{agreement, four_fifths};
-use footprint::lens::{Found, INTERVALS, Lens, PAGES};
+use footprint::lens::{INTERVALS, PAGES};
 use footprint::pages::{Range, Standing, heats, standing};
 use footprint::sampler::Heat;
 use footprint::{PageHits, PageLooks};
@@ -34,18 +34,19 @@ struct Watched {
     looks: PageLooks,
 }
 
-fn found(hits: &[u8]) -> Found {
-    let mut lens = Lens::over(0);
-    lens.observe(true, &[]);
-    for interval in 0..INTERVALS {
-        let touched: Vec<u16> = (0u16..)
-            .zip(hits)
-            .filter(|(_, h)| interval < **h)
-            .map(|(p, _)| p)
-            .collect();
-        lens.observe(true, &touched);
+/// A close look that found pages so often, in the first of its intervals.
+fn look(pages: &mut PageHits, hits: &[u8], interval: Nanos) {
+    for i in 0..INTERVALS {
+        let touched = (0u16..).zip(hits).filter(|(_, h)| i < **h);
+        let touched: Vec<u16> = touched.map(|(page, _)| page).collect();
+        pages.observe(&touched, interval);
     }
-    lens.found(INTERVAL)
+}
+
+fn looked(hits: &[u8]) -> PageHits {
+    let mut pages = PageHits::default();
+    look(&mut pages, hits, INTERVAL);
+    pages
 }
 
 fn watch(seed: u64, visits_of_interval: u64, mut next: impl FnMut(&mut Dice) -> u64) -> Watched {
@@ -73,11 +74,7 @@ fn watch(seed: u64, visits_of_interval: u64, mut next: impl FnMut(&mut Dice) -> 
             }
         }
         for (granule, hits) in (0u64..).zip(&hits) {
-            let found = found(hits);
-            match w.close.get_mut(&granule) {
-                Some(pages) => pages.add(found, INTERVAL),
-                None => drop(w.close.insert(granule, PageHits::first(found, INTERVAL))),
-            }
+            look(w.close.entry(granule).or_default(), hits, INTERVAL);
         }
     }
     let heat = |granule| Heat {
@@ -165,17 +162,21 @@ fn a_graded_set_is_cut_at_about_the_right_place() {
 }
 
 #[test]
-fn looks_of_another_interval_take_the_place_of_those_before() {
-    let mut pages = PageHits::first(found(&[20; PAGES]), INTERVAL);
-    pages.add(found(&[0; PAGES]), INTERVAL);
+fn what_was_long_ago_is_forgotten() {
+    let mut pages = looked(&[20; PAGES]);
+    look(&mut pages, &[0; PAGES], INTERVAL);
     assert_eq!((pages.hits()[5], pages.observed()), (20, 40));
-    for _ in 0..20 {
-        pages.add(found(&[0; PAGES]), INTERVAL);
-    }
-    assert_eq!(pages.hits()[5], 0, "what was long ago is forgotten");
-    assert!(pages.observed() <= 60);
-    pages.add(found(&[7; PAGES]), Nanos::from_millis(500));
-    assert_eq!((pages.hits()[5], pages.observed()), (7, 20));
+    (0..20).for_each(|_| look(&mut pages, &[0; PAGES], INTERVAL));
+    assert_eq!(pages.hits()[5], 0);
+    assert!(pages.observed() <= 100);
+}
+
+#[test]
+fn looks_with_intervals_of_different_lengths_are_taken_together() {
+    let mut pages = looked(&[1; PAGES]);
+    look(&mut pages, &[3; PAGES], Nanos::from_millis(300));
+    assert_eq!((pages.hits()[5], pages.observed()), (4, 40));
+    assert_eq!(pages.interval(), Nanos::from_millis(200));
 }
 
 #[test]
@@ -186,7 +187,7 @@ fn what_looks_met_is_forgotten_and_takes_no_more_room_than_it_may() {
     }
     let told = |looks: &PageLooks| heats(&[], |_| None, looks).len();
     assert!((1..=8192).contains(&told(&looks)));
-    (0..1000).for_each(|_| looks.age());
+    (0..1000).for_each(|_| looks.age(|_| false));
     assert_eq!(told(&looks), 0);
 }
 
@@ -211,7 +212,7 @@ proptest! {
         met in proptest::collection::vec((0u64..5000, any::<u32>()), 0..200),
     ) {
         let close: BTreeMap<u64, PageHits> =
-            hits.iter().map(|(g, hits)| (*g, PageHits::first(found(hits), INTERVAL))).collect();
+            hits.iter().map(|(g, hits)| (*g, looked(hits))).collect();
         let touched: BTreeMap<u64, u64> = touched.into_iter().collect();
         let granules: Vec<Heat> = touched.iter()
             .map(|(g, heat)| Heat { gpa: Gpa(g * PageSize::Size2M.bytes()), heat: *heat, hits: 1 }).collect();

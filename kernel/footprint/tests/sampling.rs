@@ -163,6 +163,35 @@ fn untouched_memory_has_no_heat_and_no_look() {
 }
 
 #[test]
+fn looking_takes_a_small_part_of_the_time_however_slow_it_is() {
+    for (took_us, interval_ms, looks) in [(100, 100, 64), (5_000, 160, 64), (40_000, 500, 21)] {
+        let mut sampler = sampler(1024);
+        watch(&mut sampler, 1, |_, _| {});
+        for _ in 0..3 {
+            sampler.charge(Nanos::from_micros(took_us));
+            sampler.pass();
+        }
+        let every =
+            |machine: &mut Machine, _| (0..512).for_each(|g| machine.touch(g * PAGES as u64));
+        // Without a charge it would be forgotten at the next pass.
+        let mut machine = Machine::default();
+        for _ in 0..9 {
+            every(&mut machine, 0);
+            let orders = sampler.tick(Sight::Fresh, true, &mut Look::at(&mut machine));
+            machine.obey(&orders);
+            sampler.charge(Nanos::from_micros(took_us));
+        }
+        assert_eq!(sampler.looks().count(), looks, "{took_us} us");
+        sampler.pass();
+        assert_eq!(
+            sampler.interval(),
+            Nanos::from_millis(interval_ms),
+            "{took_us} us"
+        );
+    }
+}
+
+#[test]
 fn a_stale_interval_is_not_a_cold_one() {
     let mut sampler = sampler(8);
     let mut machine = Machine::default();
@@ -191,13 +220,11 @@ fn pages_of_a_look_are_known_one_by_one() {
             machine.touch(2 * PAGES as u64 + 9);
         }
     });
-    let hits = sampler
-        .pages(Gpa(2 * GRANULE))
-        .expect("it was looked at")
-        .hits();
-    for (page, hits) in hits.iter().enumerate() {
+    let pages = sampler.pages(Gpa(2 * GRANULE)).expect("it was looked at");
+    assert!(pages.observed() >= 20);
+    for (page, hits) in pages.hits().iter().enumerate() {
         let expected = match page as u64 {
-            p if hot.contains(&p) => 20,
+            p if hot.contains(&p) => pages.observed(),
             9 => 2,
             _ => 0,
         };

@@ -27,8 +27,9 @@ use follow::{Follow, Next};
 use known::{Known, LONGEST};
 use pages::Pages;
 
-/// Instructions that a run has at most.
-pub const MOST_INSTRUCTIONS: u32 = 128;
+/// Instructions that a run has at most: some rounds of a loop. Looks are rationed by the time they take, and many short ones
+/// know more than few long ones.
+pub const MOST_INSTRUCTIONS: u32 = 32;
 /// Pages that a run is told to touch at most.
 pub const MOST_PAGES: usize = 32;
 /// Bytes of code that are read at once.

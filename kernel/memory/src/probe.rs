@@ -8,7 +8,7 @@
 //! What A = 0 means, and when, is said in [`crate::harvest`]: who probes must know that every CPU has flushed since
 //! the bit was cleared.
 
-use crate::table::{Entry, Level, RadixTable, TableAddress, TableFormat, TableMemory};
+use crate::table::{ENTRIES, Entry, Level, RadixTable, TableAddress, TableFormat, TableMemory};
 use units::PageSize;
 
 /// What a probe found.
@@ -22,7 +22,58 @@ pub enum Probe {
     Absent,
 }
 
+/// Pages of 4 KiB in one granule: a bit for each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageSet([u64; ENTRIES / 64]);
+
+impl PageSet {
+    /// Those that are in either.
+    pub fn union(self, other: Self) -> Self {
+        let Self(mut all) = self;
+        all.iter_mut().zip(other.0).for_each(|(a, b)| *a |= b);
+        Self(all)
+    }
+
+    /// Their numbers in the granule, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = u16> {
+        (0u16..).zip(&self.0).flat_map(|(i, word)| {
+            let mut rest = *word;
+            core::iter::from_fn(move || {
+                let bit = u16::try_from(rest.trailing_zeros())
+                    .ok()
+                    .filter(|bit| *bit < 64)?;
+                rest &= rest - 1;
+                Some(i * 64 + bit)
+            })
+        })
+    }
+}
+
 impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
+    /// Reads and clears A of each page of 4 KiB in the 2 MiB around `at`, and tells which were used; whatever A of their
+    /// table says, since a probe has cleared it. None while nothing is mapped there, or something is on its way; no set if
+    /// one leaf maps all.
+    pub fn probe_pages(&self, at: F::Address) -> Option<PageSet> {
+        let slot = self.find_at(at.to_offset()?, Level::of(PageSize::Size2M));
+        let mut used = PageSet::default();
+        let table = match slot.entry::<F>() {
+            Entry::Table(table) => table,
+            Entry::Leaf => return None,
+            Entry::Empty | Entry::FrozenLeaf | Entry::FrozenTable(_) => return Some(used),
+        };
+        for (word, first) in used.0.iter_mut().zip((0..ENTRIES).step_by(64)) {
+            for bit in 0..64 {
+                let index = first + bit;
+                let entry = self.memory().load(table, index);
+                if entry & F::ACCESSED != 0 && F::is_present(entry) {
+                    self.memory().fetch_and(table, index, !F::ACCESSED);
+                    *word |= 1 << bit;
+                }
+            }
+        }
+        Some(used)
+    }
+
     /// Reads and clears A of the entry that maps the 2 MiB around `at`, or of the larger leaf that does.
     pub fn probe(&self, at: F::Address) -> Probe {
         let Some(offset) = at.to_offset() else {

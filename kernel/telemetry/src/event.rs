@@ -321,6 +321,8 @@ pub enum Event {
         pass: u64,
         /// Hottest first.
         ranges: Vec<HotRange>,
+        /// Of all pages so many, the hottest, are thought to take four fifths of all touches.
+        hot: u64,
         /// Colder ranges that are not told.
         left_out: u64,
         /// Their heat, all together.

@@ -206,12 +206,16 @@ impl fmt::Display for Event {
                 write!(f, "{name}: proximity by CPU: {}", List(scores))
             }
             Self::HotPages {
-                name, pass, ranges, ..
+                name,
+                pass,
+                ranges,
+                hot,
+                ..
             } => {
                 let pages: u64 = ranges.iter().map(|range| range.pages).sum();
                 write!(
                     f,
-                    "{name}: {pages} hot pages in {} ranges after pass {pass}",
+                    "{name}: {pages} touched pages in {} ranges after pass {pass}; {hot} of all are hot",
                     ranges.len()
                 )
             }

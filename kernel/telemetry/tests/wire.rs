@@ -112,6 +112,7 @@ fn one_of_each() -> Vec<Event> {
                 pages: 512,
                 heat: 9,
             }],
+            hot: 700,
             left_out: 3,
             left_out_heat: 4,
             last: false,

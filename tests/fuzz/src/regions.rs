@@ -139,7 +139,7 @@ fn samples(input: &mut Input<'_>, regions: RegionTunables) {
         }
         match input.u8() % 16 {
             0 => {
-                looks.age();
+                looks.age(|page| sampler.is_idle(page));
                 judge(&sampler.pass(), &sampler, &looks, bytes);
             }
             1 => sampler.awake(),

@@ -4,10 +4,15 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use units::Score;
 
-use super::likeness::Likeness;
+use super::mixture::Mixture;
 use super::{ALL, LOOK, PageLooks, Run, SATURATED};
-use crate::evidence::wilson_lower;
+use crate::evidence;
 use crate::operands::WEIGHT_OF_BITS;
+
+/// What is told of saturated pages and of the others is what looks prove with so many standard deviations, squared,
+/// in 1/1000. A set of many cold pages that is thought a little warmer than it is hides a small hot one; the other way round a
+/// few of its pages are missed.
+const SURE: u128 = 6_000;
 
 /// Divides [`ALL`] among classes: between the saturated one and the others as looks say, and among the others by the
 /// rates that bits found, as far as looks do not contradict.
@@ -86,12 +91,12 @@ fn proved(likely: u128, looks: u128) -> u128 {
     let (Ok(hits), Ok(looks)) = (u64::try_from(hits), u64::try_from(looks)) else {
         return likely;
     };
-    let sure = u128::from(wilson_lower(hits, looks).0);
+    let sure = u128::from(evidence::lower(hits, looks, SURE).0);
     likely * sure / u128::from(Score::ratio(hits.into(), looks.into()).0).max(1)
 }
 
 /// Pages of like rate together.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Class {
     /// The highest that is in it.
     last: u32,
@@ -101,7 +106,9 @@ struct Class {
     looked: u64,
     /// Its part of [`ALL`].
     heat: u128,
-    likeness: Likeness,
+    mixture: Mixture,
+    /// What is expected of all of its pages together.
+    expected: u128,
 }
 
 /// All classes, ascending.
@@ -153,14 +160,21 @@ impl Classes {
 
     /// Finds out how alike the pages of each class are.
     fn compare(&mut self, runs: &[Run]) {
-        let mut met: Vec<Vec<u128>> = alloc::vec![Vec::new(); self.all.len()];
+        let mut met: Vec<Vec<u64>> = alloc::vec![Vec::new(); self.all.len()];
         for run in runs.iter().filter(|r| r.looked > 0) {
             if let Some(met) = met.get_mut(self.at(run)) {
                 met.push(self.looks(run));
             }
         }
         for (class, met) in self.all.iter_mut().zip(met) {
-            class.likeness = Likeness::of(&met, class.pages.saturating_sub(met.len() as u64));
+            class.mixture = Mixture::of(&met, class.pages.saturating_sub(met.len() as u64));
+        }
+        for run in runs {
+            let expected = self.expected(run);
+            let at = self.at(run);
+            if let Some(class) = self.all.get_mut(at) {
+                class.expected += expected;
+            }
         }
     }
 
@@ -170,8 +184,25 @@ impl Classes {
     }
 
     /// How often a run was met, in parts of a look.
-    fn looks(&self, run: &Run) -> u128 {
-        u128::from(run.looked) * LOOK / u128::from(self.one)
+    fn looks(&self, run: &Run) -> u64 {
+        let looks = u128::from(run.looked) * LOOK / u128::from(self.one);
+        u64::try_from(looks).unwrap_or(u64::MAX)
+    }
+
+    /// How often a run should be met, as far as is known, to others of its class.
+    fn expected(&self, run: &Run) -> u128 {
+        let Some(class) = self.all.get(self.at(run)) else {
+            return 0;
+        };
+        let each = class.mixture.expected(self.looks(run));
+        // Of pages that none or few looks met, bits say how they differ.
+        let each = if run.looked == 0 {
+            let rate = class.rates / u128::from(class.pages.max(1));
+            scaled(u128::from(each.max(1)) << 8, run.rate.into(), rate)
+        } else {
+            u128::from(each) << 8
+        };
+        each * u128::from(run.pages)
     }
 
     /// What a run has of its class's heat.
@@ -179,24 +210,7 @@ impl Classes {
         let Some(class) = self.all.get(self.at(run)) else {
             return 0;
         };
-        let Likeness {
-            most,
-            mean,
-            advance,
-        } = class.likeness;
-        let looks = self.looks(run);
-        let expected = if looks > most {
-            looks
-        } else {
-            // What pages have in advance is divided among them by rate.
-            let rates = (u128::from(run.rate) * u128::from(run.pages)) >> 10;
-            let rate = (class.rates / u128::from(class.pages.max(1))) >> 10;
-            let own = (advance * rates).checked_div(rate);
-            let own = own.unwrap_or(advance * u128::from(run.pages));
-            mean * (own + looks) / (advance + mean).max(1)
-        };
-        let all = u128::from(class.looked) * LOOK / u128::from(self.one) + LOOK / 2;
-        let heat = class.heat * expected / all;
+        let heat = scaled(class.heat, self.expected(run), class.expected);
         u64::try_from(heat).unwrap_or(u64::MAX)
     }
 }

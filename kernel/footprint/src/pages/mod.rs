@@ -10,25 +10,26 @@
 //! What the two are told to have is what looks prove of each ([`evidence`](crate::evidence)), so that few looks at many
 //! cold pages do not add up to something.
 //!
-//! Inside a class a page's own looks count as far as they are more than luck. How alike the class's pages are is estimated from how
-//! much their looks scatter beyond what a Poisson process does (empirical Bayes with a Gamma prior: H. Robbins, 1956):
-//! where all pages are alike each gets the same, and a page met a hundred times among pages met once has its own.
+//! Inside a class a page's own looks count as far as they are more than luck: see `mixture`. And how many of the hottest pages are
+//! the hot set is a decision of its own, for what looks leave open may be hundreds of pages or none: [`hot_pages`].
 
 mod classes;
-mod likeness;
+mod hot;
+mod mixture;
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use units::{Gpa, Nanos, PAGE_BYTES};
 
-use crate::lens::{Found, PAGES};
+use crate::lens::PAGES;
 use crate::rate::{Rates, TOUCH_PER_SECOND};
 use crate::sampler::Heat;
 use classes::Classes;
+pub use hot::hot_pages;
 
-/// Intervals that are remembered of a granule's pages: three close looks.
-const REMEMBERED: u8 = 3 * crate::lens::INTERVALS;
+/// Intervals that are remembered of a granule's pages: five close looks.
+const REMEMBERED: u8 = 5 * crate::lens::INTERVALS;
 /// Pages that looks are remembered of.
 const LOOKED_AT: usize = 8192;
 /// All touches together, as heat of pages.
@@ -45,33 +46,41 @@ const SATURATED: u32 = u32::MAX;
 pub struct PageHits {
     hits: Box<[u8; PAGES]>,
     observed: u8,
-    interval: Nanos,
+    /// Of all intervals together.
+    time: Nanos,
+}
+
+impl Default for PageHits {
+    fn default() -> Self {
+        Self {
+            hits: Box::new([0; PAGES]),
+            observed: 0,
+            time: Nanos::ZERO,
+        }
+    }
 }
 
 impl PageHits {
-    /// By a first close look.
-    pub fn first(found: Found, interval: Nanos) -> Self {
-        Self {
-            hits: found.hits,
-            observed: found.observed,
-            interval,
+    /// Takes in an interval: the pages that were touched in it.
+    pub fn observe(&mut self, touched: &[u16], interval: Nanos) {
+        if self.observed >= REMEMBERED {
+            self.hits.iter_mut().for_each(|hits| *hits /= 2);
+            self.observed /= 2;
+            self.time = Nanos(self.time.0 / 2);
+        }
+        self.observed += 1;
+        self.time += interval;
+        for page in touched {
+            if let Some(hits) = self.hits.get_mut(usize::from(*page)) {
+                *hits = hits.saturating_add(1).min(self.observed);
+            }
         }
     }
 
-    /// Takes in another look. One with intervals of another length cannot be added; it takes the place of all before.
-    pub fn add(&mut self, found: Found, interval: Nanos) {
-        if interval != self.interval {
-            *self = Self::first(found, interval);
-            return;
-        }
-        if self.observed.saturating_add(found.observed) > REMEMBERED {
-            self.hits.iter_mut().for_each(|hits| *hits /= 2);
-            self.observed /= 2;
-        }
-        self.observed = self.observed.saturating_add(found.observed);
-        for (sum, more) in self.hits.iter_mut().zip(found.hits.iter()) {
-            *sum = sum.saturating_add(*more).min(self.observed);
-        }
+    /// How long an interval was, on average. Of seldom touched pages only the time in all matters, so intervals of different
+    /// lengths may be taken together.
+    pub fn interval(&self) -> Nanos {
+        Nanos(self.time.0 / u64::from(self.observed.max(1)))
     }
 
     /// By page.
@@ -104,22 +113,31 @@ impl PageLooks {
         }
         self.looks += u64::from(self.total > before) << 8;
         while self.weights.len() > LOOKED_AT {
-            self.fade(2);
+            self.fade(|_| 2);
         }
     }
 
-    /// A pass is over: what was seen before it counts for less.
-    pub fn age(&mut self) {
-        self.fade(16);
+    /// A pass is over: what was seen before it counts for less. It counts for much less where close looks have not
+    /// found the page touched since: it was of use once.
+    pub fn age(&mut self, idle: impl Fn(Gpa) -> bool) {
+        self.fade(|page| if idle(Gpa(page * PAGE_BYTES)) { 2 } else { 16 });
     }
 
-    fn fade(&mut self, part: u64) {
-        self.weights.retain(|_, weight| {
-            *weight -= weight.div_ceil(part);
+    fn fade(&mut self, part: impl Fn(u64) -> u64) {
+        let before = self.total;
+        self.weights.retain(|page, weight| {
+            *weight -= weight.div_ceil(part(*page));
             *weight > 0
         });
         self.total = self.weights.values().sum();
-        self.looks -= self.looks / part;
+        let looks = u128::from(self.looks) * u128::from(self.total);
+        let looks = looks.checked_div(before.into()).unwrap_or(0);
+        self.looks = u64::try_from(looks).unwrap_or(self.looks);
+    }
+
+    /// Looks, as far as they still count.
+    pub const fn count(&self) -> u64 {
+        self.looks >> 8
     }
 
     /// What one look weighs on average.
@@ -192,7 +210,7 @@ fn of_granule(granule: &Heat, close: Option<&PageHits>, runs: &mut Vec<Run>) {
         runs.push(run(at, PAGES as u64, rate, class(rate)));
         return;
     };
-    let rates = Rates::of(close.observed.into(), close.interval);
+    let rates = Rates::of(close.observed.into(), close.interval());
     for part in close.hits.chunk_by(|a, b| a == b) {
         let hits = part.first().copied().unwrap_or(0);
         let rate = rates.get(hits.into());

@@ -2,9 +2,9 @@
 //! and then to be looked at. What it does to accessed bits and what it is about to touch is all that the sampler is
 //! told; who judges counts every access.
 
-use footprint::PageLooks;
 use footprint::lens::PAGES;
 use footprint::sampler::{Eyes, Mapped, Orders, Seen};
+use footprint::{PageLooks, Sampler};
 use layouts::{Layout, Random, Visit, Walk};
 use std::collections::BTreeSet;
 use units::{Gpa, Nanos, PAGE_BYTES, PageSize};
@@ -150,7 +150,7 @@ impl Eyes for Guest {
 }
 
 /// Puts looks where the footprint's pass does.
-pub fn hand_in(seen: &mut Vec<Vec<(Gpa, u32)>>, looks: &mut PageLooks) {
-    looks.age();
+pub fn hand_in(seen: &mut Vec<Vec<(Gpa, u32)>>, looks: &mut PageLooks, sampler: &Sampler) {
+    looks.age(|page| sampler.is_idle(page));
     seen.drain(..).for_each(|look| looks.look(look));
 }

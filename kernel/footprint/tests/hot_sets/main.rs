@@ -10,11 +10,12 @@ mod common;
 mod guest;
 
 use common::{agreement, four_fifths};
-use footprint::pages::heats;
+use footprint::pages::{heats, hot_pages};
 use footprint::sampler::{Heat, Sight, Tunables};
 use footprint::{PageLooks, Sampler};
 use guest::{Guest, MEMORY, Pace, hand_in};
 use layouts::Layout;
+use std::collections::BTreeSet;
 use units::Nanos;
 
 /// A layout runs so long before it is counted, and so long while it is.
@@ -24,12 +25,12 @@ const PASS: Nanos = Nanos::from_millis(1000);
 
 /// A guest under the emulator, which counts each access on the way; and on a host that has other work, too.
 const EMULATED: Pace = Pace {
-    visit: Nanos::from_micros(12),
-    look: Nanos::from_millis(15),
+    visit: Nanos::from_micros(14),
+    look: Nanos::from_millis(11),
 };
 const CROWDED: Pace = Pace {
-    visit: Nanos::from_micros(40),
-    look: Nanos::from_millis(25),
+    visit: Nanos::from_micros(37),
+    look: Nanos::from_millis(18),
 };
 
 /// What is believed at the end of a run, against what was counted: F1 in thousandths.
@@ -52,47 +53,55 @@ fn f1(layout: Layout, seed: u64, pace: Pace) -> u64 {
         if now.since(last_pass) >= PASS {
             last_pass = now;
             heat = sampler.pass();
-            hand_in(&mut seen, &mut looks);
+            hand_in(&mut seen, &mut looks, &sampler);
         }
     }
     let ranges = heats(&heat, |at| sampler.pages(at), &looks);
-    let believed = four_fifths(ranges.iter().flat_map(|r| {
-        let each = r.heat / r.pages;
-        (r.first..r.first + r.pages).map(move |page| (page, each))
-    }));
+    let pages = ranges.iter().flat_map(|r| r.first..r.first + r.pages);
+    let count = hot_pages(&ranges, looks.count());
+    let believed: BTreeSet<u64> = pages.take(count as usize).collect();
     let truth = four_fifths((0..).zip(guest.counted.iter().copied()));
     let found = agreement(&truth, &believed);
     println!(
-        "{layout:?} seed {seed}: F1 {found}, {} hot, {} believed",
+        "{:?} {layout:?} seed {seed}: F1 {found}, {} hot, {} believed",
+        pace.visit,
         truth.len(),
         believed.len()
     );
     found
 }
 
-/// The least F1 of some seeds.
-fn least(layout: Layout, pace: Pace) -> u64 {
-    let all = (1..=10).map(|seed| f1(layout, seed, pace));
-    all.min().unwrap_or(0)
-}
-
-fn found(layouts: &[Layout]) {
-    for pace in [EMULATED, CROWDED] {
-        for layout in layouts {
-            let least = least(*layout, pace);
-            assert!(least >= 900, "{layout:?}: {least}");
-        }
+/// Of ten seeds all must be found, but for so many.
+fn found(layouts: &[Layout], pace: Pace, missed: usize) {
+    for layout in layouts {
+        let all: Vec<u64> = (1..=10).map(|seed| f1(*layout, seed, pace)).collect();
+        let below = all.iter().filter(|f1| **f1 < 900).count();
+        assert!(below <= missed, "{layout:?}: {all:?}");
     }
 }
 
 #[test]
-fn one_range_many_ranges_and_scattered_pages_are_found() {
-    found(&[Layout::Hot, Layout::Ranges, Layout::Scattered]);
+fn all_layouts_are_found() {
+    use Layout::{Hot, Moving, Ranges, Scattered, Strides, Zipf};
+    found(
+        &[Hot, Ranges, Scattered, Moving, Strides, Zipf],
+        EMULATED,
+        0,
+    );
 }
 
-/// What does not hold yet.
+/// With a third of the visits and half of the looks there is too little to tell graded pages apart every time.
 #[test]
-#[ignore = "they are not found with every seed"]
-fn ranges_that_move_strides_and_zipf_are_found() {
-    found(&[Layout::Moving, Layout::Strides, Layout::Zipf]);
+fn layouts_are_found_by_a_crowded_host() {
+    found(
+        &[
+            Layout::Hot,
+            Layout::Ranges,
+            Layout::Scattered,
+            Layout::Strides,
+        ],
+        CROWDED,
+        0,
+    );
+    found(&[Layout::Moving, Layout::Zipf], CROWDED, 2);
 }

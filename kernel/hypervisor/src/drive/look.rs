@@ -18,17 +18,9 @@ use footprint::sampler::{Eyes, Heat, Mapped, Orders, Seen, Sight, Tunables};
 use footprint::{
     Attribution, Coverage, Footprint, LeafSample, Operands, PageHits, PageLooks, Sampler, Window,
 };
-use memory::harvest::{Bit, Descend, Options};
 use memory::probe::Probe;
 use memory::table::TableFormat;
 use units::{Gpa, Nanos, NodeId, PAGE_BYTES, PageSize};
-
-/// A page under a close look: its bit is read and cleared whatever its table's says, since a probe has cleared that.
-const CLOSE: Options = Options {
-    accessed: Bit::Clear,
-    dirty: Bit::Read,
-    descend: Descend::Everywhere,
-};
 
 /// What is remembered of a VM from one look to the next.
 #[derive(Debug)]
@@ -126,6 +118,7 @@ impl Watch {
             self.split.extend(split);
             self.cost.waiting += time::now().since(began);
         }
+        self.sampler.charge(time::now().since(now));
         let generation = vm.ram.sampled();
         let inside = vm
             .vcpus
@@ -173,7 +166,8 @@ impl Watch {
             }
         }
         let resident = vm.ram.bytes_by_node();
-        self.looked.age();
+        let sampler = &self.sampler;
+        self.looked.age(|page| sampler.is_idle(page));
         let operands = operands(vm, nodes, &mut self.looked);
         self.cost.operands += operands.looks();
         let window = Window {
@@ -200,6 +194,11 @@ impl Watch {
     pub fn page_heats(&self) -> Vec<Range> {
         let close = |granule| self.sampler.pages(granule);
         footprint::pages::heats(&self.heats, close, &self.looked)
+    }
+
+    /// How many of the first of these pages are hot.
+    pub fn hot_pages(&self, ranges: &[Range]) -> u64 {
+        footprint::pages::hot_pages(ranges, self.looked.count())
     }
 
     /// Heat by leaves. A granule under a close look counts as the one leaf that it was and will be again.
@@ -299,17 +298,12 @@ impl<F: TableFormat<Address = Gpa>> Eyes for Bits<'_, F> {
     }
 
     fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16)) -> Mapped {
-        if !matches!(self.0.leaf(at), Some((_, PageSize::Size4K)) | None) {
-            return Mapped::Whole;
+        match self.0.with_table(|table| table.probe_pages(at)) {
+            Some(used) => {
+                used.iter().for_each(touched);
+                Mapped::Pages
+            }
+            None => Mapped::Whole,
         }
-        self.0.with_table(|table| {
-            table.harvest(at, PageSize::Size2M.bytes(), CLOSE, |leaf| {
-                let page = (leaf.at.0 - at.0) / PAGE_BYTES;
-                if leaf.accessed && leaf.size == PageSize::Size4K {
-                    touched(u16::try_from(page).unwrap_or(u16::MAX));
-                }
-            });
-        });
-        Mapped::Pages
     }
 }

@@ -43,7 +43,7 @@ fn piece<T: Clone>(list: &[T], part: usize) -> Vec<T> {
 
 /// What is believed to be hot, hottest first; what the coldest of it weighs that finds no room is told, too.
 pub fn hot<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
-    let (pass, mut ranges) = {
+    let (pass, hot, mut ranges) = {
         let tracking = hv.tracking.lock();
         let Some(track) = tracking.of(vm.id) else {
             return format!("nothing is known of {}\n", vm.name);
@@ -53,6 +53,7 @@ pub fn hot<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
         } else {
             track.watch.page_heats()
         };
+        let hot = track.watch.hot_pages(&ranges);
         let ranges = vm.ram.with_table(|table| {
             let located = |range: Range| {
                 let gpa = Gpa(range.first * PAGE_BYTES);
@@ -68,7 +69,7 @@ pub fn hot<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
             };
             ranges.into_iter().filter_map(located).collect::<Vec<_>>()
         });
-        (track.footprint.passes(), ranges)
+        (track.footprint.passes(), hot, ranges)
     };
     let rest = ranges.split_off(ranges.len().min(RANGES_MAX));
     let count = ranges.len();
@@ -79,12 +80,16 @@ pub fn hot<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
             name: vm.name.clone(),
             pass,
             ranges: piece(&ranges, part),
+            hot,
             left_out: rest.len() as u64,
             left_out_heat: rest.iter().fold(0, |sum, r| sum.saturating_add(r.heat)),
             last: part + 1 == parts,
         });
     }
-    format!("{count} hot ranges of {} are in the records\n", vm.name)
+    format!(
+        "{hot} pages of {} are hot; {count} ranges that are touched are in the records\n",
+        vm.name
+    )
 }
 
 /// Where a VM's memory at an address lies, and how hot it is.

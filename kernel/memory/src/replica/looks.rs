@@ -2,7 +2,7 @@
 
 use super::Replicas;
 use crate::harvest::{Cursor, Options, Progress, Touched};
-use crate::probe::Probe;
+use crate::probe::{PageSet, Probe};
 use crate::table::{Entry, Leaves, Level, RadixTable, TableAddress, TableFormat, TableMemory};
 use alloc::vec::Vec;
 use units::PageSize;
@@ -17,6 +17,13 @@ impl<F: TableFormat, M: TableMemory + Clone> Replicas<F, M> {
             (Probe::Idle, _) | (_, Probe::Idle) => Probe::Idle,
             (Probe::Absent, Probe::Absent) => Probe::Absent,
         })
+    }
+
+    /// As [`RadixTable::probe_pages`]: used through any of them?
+    pub fn probe_pages(&self, at: F::Address) -> Option<PageSet> {
+        // Each is asked, for asking clears.
+        let each = self.tables.iter().map(|table| table.probe_pages(at));
+        each.reduce(|all, one| Some(all?.union(one?)))?
     }
 
     /// Visits the leaves of `bytes` bytes from `first` that have A or D set anywhere; see [`harvest_all`].

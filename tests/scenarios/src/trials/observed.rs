@@ -109,47 +109,26 @@ pub(crate) fn hot_set(pages: &BTreeMap<u64, Touches>) -> BTreeSet<u64> {
     hot.map(|(_, page)| page).collect()
 }
 
-/// The same of what Perigee believes; `number` names a range's first page as the observer does. Pages of a range are
-/// alike, so the first of them stand for all. What was not told, as it is colder than all that was, weighs `rest`.
+/// The first `hot` pages of what Perigee believes, hottest first; `number` names a range's first page as the observer does.
 ///
 /// # Errors
-/// Four fifths of all are more than what was told.
+/// More is said to be hot than was told.
 pub(crate) fn believed(
     ranges: &[HotRange],
-    rest: u64,
+    hot: u64,
     number: impl Fn(&HotRange) -> u64,
 ) -> Result<BTreeSet<u64>, String> {
-    let mut sorted: Vec<&HotRange> = ranges.iter().filter(|r| r.pages > 0).collect();
-    let by_page = |a: &HotRange, b: &HotRange| {
-        let (left, right) = (
-            u128::from(b.heat) * u128::from(a.pages),
-            u128::from(a.heat) * u128::from(b.pages),
-        );
-        left.cmp(&right).then(a.first.cmp(&b.first))
-    };
-    sorted.sort_by(|a, b| by_page(a, b));
-    let told: u128 = sorted.iter().map(|r| u128::from(r.heat)).sum();
-    let total = told + u128::from(rest);
-    if told * 5 < total * 4 {
+    let pages = ranges.iter().flat_map(|range| {
+        let first = number(range);
+        first..first + range.pages
+    });
+    let told = ranges.iter().map(|range| range.pages).sum::<u64>();
+    if told < hot {
         return Err(format!(
-            "what was told weighs {told} of {total}, less than four fifths"
+            "{hot} pages are said to be hot, and {told} were told"
         ));
     }
-    let (mut sum, mut hot) = (0_u128, BTreeSet::new());
-    for range in sorted {
-        // Those of its pages that are still needed to come to four fifths of the total.
-        let missing = (total * 4).saturating_sub(sum * 5);
-        if missing == 0 {
-            break;
-        }
-        let heat = u128::from(range.heat).max(1);
-        let needed = (missing * u128::from(range.pages)).div_ceil(heat * 5);
-        let taken = u64::try_from(needed).unwrap_or(u64::MAX).min(range.pages);
-        let first = number(range);
-        hot.extend(first..first + taken);
-        sum += u128::from(range.heat);
-    }
-    Ok(hot)
+    Ok(pages.zip(0..hot).map(|(page, _)| page).collect())
 }
 
 /// Precision, recall and their harmonic mean, in thousandths.
@@ -210,22 +189,15 @@ mod tests {
     }
 
     #[test]
-    fn belief_goes_by_heat_of_a_page() {
-        let ranges = [range(512, 512, 10), range(7, 1, 45), range(20, 2, 45)];
+    fn belief_is_as_many_of_the_first_pages_as_are_said_to_be_hot() {
+        let ranges = [range(7, 1, 45), range(20, 2, 45), range(512, 512, 10)];
         let first = |r: &HotRange| r.first;
         let set = |pages: &[u64]| Ok(pages.iter().copied().collect());
-        assert_eq!(believed(&ranges, 0, first), set(&[7, 20, 21]));
-        assert_eq!(believed(&ranges, 0, |r| r.frame), set(&[1007, 1020, 1021]));
-        let four_fifths = believed(&[range(0, 512, 9)], 0, first).map(|set| set.len());
-        assert_eq!(four_fifths, Ok(410));
-        assert_eq!(believed(&[], 0, first), set(&[]));
-        assert_eq!(
-            believed(&ranges[1..], 10, first),
-            set(&[7, 20, 21]),
-            "the rest is colder"
-        );
+        assert_eq!(believed(&ranges, 3, first), set(&[7, 20, 21]));
+        assert_eq!(believed(&ranges, 2, |r| r.frame), set(&[1007, 1020]));
+        assert_eq!(believed(&ranges, 0, first), set(&[]));
         assert!(
-            believed(&ranges, 26, first).is_err(),
+            believed(&ranges, 516, first).is_err(),
             "too much was not told"
         );
     }

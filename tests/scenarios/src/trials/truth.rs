@@ -143,14 +143,14 @@ fn touching(
         .seeded(seed)
 }
 
-/// What Perigee said to be hot, and what the rest weighs, which is colder and was not told page by page.
+/// What Perigee said is touched, hottest first, and how many pages of that are hot.
 fn said(e: &Evidence) -> Result<(Vec<HotRange>, u64), String> {
     let mut said = Vec::new();
     for event in e.events() {
         if let Event::HotPages {
             name,
             ranges,
-            left_out_heat,
+            hot,
             last,
             ..
         } = event
@@ -158,7 +158,7 @@ fn said(e: &Evidence) -> Result<(Vec<HotRange>, u64), String> {
         {
             said.extend_from_slice(ranges);
             if *last {
-                return Ok((said, *left_out_heat));
+                return Ok((said, *hot));
             }
         }
     }
@@ -169,16 +169,16 @@ fn said(e: &Evidence) -> Result<(Vec<HotRange>, u64), String> {
 fn knows_the_hot_set(e: &Evidence) -> Result<(), String> {
     well(e)?;
     let truth = hot_set(&Observed::only(e)?.linear);
-    let (ranges, rest) = said(e)?;
-    agree(&truth, &believed(&ranges, rest, |range| range.first)?)
+    let (ranges, hot) = said(e)?;
+    agree(&truth, &believed(&ranges, hot, |range| range.first)?)
 }
 
 /// The same of a guest whose linear addresses say nothing: by the machine's pages, of which none moves.
 fn knows_the_hot_frames(e: &Evidence) -> Result<(), String> {
     well(e)?;
     let truth = hot_set(&Observed::only(e)?.machine);
-    let (ranges, rest) = said(e)?;
-    agree(&truth, &believed(&ranges, rest, |range| range.frame)?)
+    let (ranges, hot) = said(e)?;
+    agree(&truth, &believed(&ranges, hot, |range| range.frame)?)
 }
 
 fn agree(truth: &BTreeSet<u64>, belief: &BTreeSet<u64>) -> Result<(), String> {
