@@ -60,14 +60,18 @@ pub struct Traffic {
     /// A row for each accessing node.
     rows: Vec<Vec<u64>>,
     sources: Vec<Source>,
+    /// Nodes that have memory.
+    memory: Vec<bool>,
 }
 
 impl Traffic {
-    /// None yet, on a host with so many nodes.
-    pub fn new(nodes: usize) -> Self {
+    /// None yet, on a host with these nodes: whether each has memory.
+    pub fn new(memory: Vec<bool>) -> Self {
+        let nodes = memory.len();
         Self {
             rows: vec![vec![0; nodes]; nodes],
             sources: vec![Source::EstimatedFromBits; nodes],
+            memory,
         }
     }
 
@@ -92,8 +96,8 @@ impl Traffic {
 
     /// Puts what processors of `node` counted in the place of what was estimated for them.
     ///
-    /// What went to other nodes is divided among them as estimated, else evenly: nobody counts to which. Nothing changes where
-    /// nothing is counted.
+    /// What went to other nodes is divided among them as estimated, else evenly: nobody counts to which. Where no other node has
+    /// memory it was near. Nothing changes where nothing is counted.
     pub fn correct(&mut self, node: NodeId, counted: Counted) {
         let (Some(row), Some(source)) = (
             self.rows.get_mut(node.index()),
@@ -123,7 +127,7 @@ impl Traffic {
             }
             (None, None) => return,
         };
-        divide(row, node.index(), near, far);
+        divide(row, &self.memory, node.index(), near, far);
     }
 
     /// Bytes per second that processors of `from` cause at memory of `to`.
@@ -168,15 +172,25 @@ fn part(amount: u128, share: u128, of: u128) -> u64 {
     u64::try_from(part.unwrap_or(0)).unwrap_or(u64::MAX)
 }
 
-/// Makes `near` of the row's cell at `own`, and divides `far` among the others as they were, evenly if they were nothing.
-fn divide(row: &mut [u64], own: usize, near: u64, far: u64) {
-    let cells = row.iter().enumerate().filter(|(n, _)| *n != own);
-    let sum: u128 = cells.map(|(_, cell)| u128::from(*cell)).sum();
-    let others = row.len().saturating_sub(1) as u128;
-    for (n, cell) in row.iter_mut().enumerate() {
+/// Makes `near` of the row's cell at `own`, and divides `far` among the others as they were, evenly among those with memory if they were
+/// nothing.
+fn divide(row: &mut [u64], memory: &[bool], own: usize, near: u64, far: u64) {
+    let others = || {
+        row.iter()
+            .zip(memory)
+            .enumerate()
+            .filter(|(n, _)| *n != own)
+    };
+    let sum: u128 = others().map(|(_, (cell, _))| u128::from(*cell)).sum();
+    let places = others().filter(|(_, (_, memory))| **memory).count() as u128;
+    let near = match places {
+        0 => near.saturating_add(far),
+        _ => near,
+    };
+    for (n, (cell, memory)) in row.iter_mut().zip(memory).enumerate() {
         *cell = match (n == own, sum) {
             (true, _) => near,
-            (false, 0) => part(far.into(), 1, others),
+            (false, 0) => part(far.into(), u128::from(*memory), places),
             (false, sum) => part(far.into(), u128::from(*cell), sum),
         };
     }

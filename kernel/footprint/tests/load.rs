@@ -41,7 +41,7 @@ fn machine(run: Nanos, pages: [u64; 3], reads: Option<(u64, u64)>) -> Footprint 
 }
 
 fn traffic(machines: &[Footprint]) -> Traffic {
-    let mut traffic = Traffic::new(3);
+    let mut traffic = Traffic::new(vec![true; 3]);
     machines.iter().for_each(|f| traffic.add(f, ASSUMED));
     traffic
 }
@@ -86,7 +86,7 @@ fn counted_reads_take_the_place_of_assumed_ones() {
 fn a_machine_that_touches_or_runs_nothing_causes_nothing() {
     let untouched = machine(SECOND, [0, 0, 0], None);
     let halted = machine(Nanos::ZERO, [10, 0, 0], None);
-    assert_eq!(traffic(&[untouched, halted]), Traffic::new(3));
+    assert_eq!(traffic(&[untouched, halted]), Traffic::new(vec![true; 3]));
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn half_of_a_count_is_completed_by_the_estimate_and_says_so() {
     t.correct(N0, Counted::default());
     assert_eq!(t, estimated());
     // With nothing estimated a total is near, and a node that does not exist changes nothing.
-    let mut t = Traffic::new(3);
+    let mut t = Traffic::new(vec![true; 3]);
     t.correct(
         N1,
         Counted {
@@ -160,6 +160,24 @@ fn half_of_a_count_is_completed_by_the_estimate_and_says_so() {
     assert_eq!([t.at(N0), t.at(N1), t.at(N2)], [0, 5, 0]);
 }
 
+#[test]
+fn nothing_goes_to_nodes_without_memory() {
+    let counted = Counted {
+        total: Some(1000),
+        local: Some(400),
+    };
+    let mut t = Traffic::new(vec![true, false, true]);
+    t.correct(N0, counted);
+    assert_eq!([t.at(N0), t.at(N1), t.at(N2)], [400, 0, 600]);
+    // Where there is no other memory, what is not called near was near as well.
+    let mut t = Traffic::new(vec![true, false, false]);
+    t.correct(N0, counted);
+    assert_eq!([t.at(N0), t.at(N1), t.at(N2)], [1000, 0, 0]);
+    let mut t = Traffic::new(vec![true]);
+    t.correct(N0, counted);
+    assert_eq!(t.at(N0), 1000);
+}
+
 /// Node 2 has no processors: others say what its memory can carry. Nobody says what node 1's can, or a way to it.
 fn capacities() -> Capacities {
     Capacities::from_fn(3, |from, to| match (from.0, to.0) {
@@ -173,7 +191,7 @@ fn capacities() -> Capacities {
 
 #[test]
 fn load_is_of_what_can_be_carried_and_unknown_where_nobody_says() {
-    let mut t = Traffic::new(3);
+    let mut t = Traffic::new(vec![true; 3]);
     let counted = |total, local| Counted {
         total: Some(total),
         local: Some(local),

@@ -212,27 +212,6 @@ pub struct Rates {
     pub trouble: Option<Trouble>,
 }
 
-impl Rates {
-    /// What of it is believed at `now`.
-    ///
-    /// Whose counts nobody tried to read for a while has no CPU that is awake, and one that sleeps uses no memory. What could not be known for
-    /// longer is not known.
-    pub fn at(self, now: Nanos) -> Self {
-        let asleep = self.tried > Nanos::ZERO && now.since(self.tried) > ASLEEP;
-        let lost = now.since(self.known) > BELIEVED;
-        let at = |rate: Option<u64>| match (asleep, lost) {
-            (true, _) => rate.map(|_| 0),
-            (false, true) => None,
-            (false, false) => rate,
-        };
-        Self {
-            total: at(self.total),
-            local: at(self.local),
-            ..self
-        }
-    }
-}
-
 /// One event of one cache.
 #[derive(Clone, Copy, Debug, Default)]
 struct Gauge {
@@ -291,12 +270,22 @@ impl Meter {
         Ok(())
     }
 
-    /// What is known.
-    pub const fn rates(&self) -> Rates {
+    /// What is known at `now`.
+    ///
+    /// Whose counts nobody tried to read for a while has no CPU that is awake, and one that sleeps uses no memory. What could not be known for
+    /// longer is not known.
+    pub fn rates(&self, now: Nanos) -> Rates {
+        let asleep = self.tried > Nanos::ZERO && now.since(self.tried) > ASLEEP;
+        let lost = now.since(self.known) > BELIEVED;
+        let known = |gauge: Gauge, event| match (asleep, lost) {
+            (true, _) => self.monitoring.counts(event).then_some(0),
+            (false, true) => None,
+            (false, false) => gauge.rate,
+        };
         let [total, local] = self.gauges;
         Rates {
-            total: total.rate,
-            local: local.rate,
+            total: known(total, Event::Total),
+            local: known(local, Event::Local),
             tried: self.tried,
             known: self.known,
             trouble: self.trouble,

@@ -120,9 +120,12 @@ pub fn poll(now: Nanos) {
 
 impl Cache {
     /// What is known of it, nothing once it cannot be read.
-    fn rates(&self) -> Rates {
+    fn rates(&self, now: Nanos) -> Rates {
         let meter = self.meter.lock();
-        meter.as_ref().map(Meter::rates).unwrap_or_default()
+        meter
+            .as_ref()
+            .map(|meter| meter.rates(now))
+            .unwrap_or_default()
     }
 }
 
@@ -133,7 +136,7 @@ pub fn counted(node: NodeId, now: Nanos) -> Counted {
     if own().next().is_none() || own().any(|cache| cache.nodes.len() > 1) {
         return Counted::default();
     }
-    let rates: Vec<Rates> = own().map(|cache| cache.rates().at(now)).collect();
+    let rates: Vec<Rates> = own().map(|cache| cache.rates(now)).collect();
     let sum = |of: fn(&Rates) -> Option<u64>| {
         let mut all = rates.iter().map(of);
         all.try_fold(0u64, |sum, rate| Some(sum.saturating_add(rate?)))
@@ -179,7 +182,7 @@ pub fn troubles(now: Nanos) -> String {
     let mut text = String::new();
     let caches = plane().map_or(&[][..], |plane| &plane.caches);
     for (number, cache) in caches.iter().enumerate() {
-        let rates = cache.rates();
+        let rates = cache.rates(now);
         let trouble = match (cache.nodes.len(), rates.trouble) {
             (2.., _) => {
                 String::from("serves CPUs of several nodes, whose traffic it does not tell apart")

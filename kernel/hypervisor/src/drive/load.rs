@@ -23,7 +23,8 @@ pub fn capacities(machine: &Machine) -> Capacities {
 
 /// What goes on now: counted where processors count it, else what running VMs are estimated to cause.
 pub fn traffic<B: Backend>(hv: &Hypervisor<B>, tracking: &Tracking, now: Nanos) -> Traffic {
-    let mut traffic = Traffic::new(hv.machine.nodes.len());
+    let nodes = hv.machine.nodes.iter();
+    let mut traffic = Traffic::new(nodes.map(|node| node.has_memory()).collect());
     let assumed_per_s = tracking.planner().tunables().accesses_per_s;
     for track in &tracking.vms {
         let runs = hv.vm(track.vm).map(|vm| vm.state()) == Some(VmState::Running);
