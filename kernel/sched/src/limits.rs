@@ -23,34 +23,44 @@ impl Scheduler {
         }
     }
 
+    /// A machine's purse, if it is known and limited.
     fn purse_mut(&mut self, vm: VmId) -> Option<&mut Purse> {
+        self.vcpus.vm(vm)?.purse.as_ref()?;
         self.vcpus.vm_mut(vm)?.purse.as_mut()
     }
 
-    /// Others of the machine that run.
-    fn others_running(&self, vcpu: VcpuId) -> u64 {
+    /// The same with all that has come in up to now.
+    fn filled_purse(&mut self, vm: VmId, now: Nanos) -> Option<&mut Purse> {
+        let (request, grain) = (self.tunables.request, self.limit_grain());
+        let purse = self.purse_mut(vm)?;
+        purse.fill(now, request, grain);
+        Some(purse)
+    }
+
+    /// vCPUs of the machine that run, `vcpu` counted in.
+    fn running_with(&self, vcpu: VcpuId) -> u64 {
         let others = self.vcpus.of(vcpu.vm).filter(|(id, _)| *id != vcpu);
-        others.filter(|(_, v)| v.on_cpu.is_some()).count() as u64
+        others.filter(|(_, v)| v.on_cpu.is_some()).count() as u64 + 1
     }
 
     /// Whether its machine's limit leaves `vcpu` nothing that is worth an entry.
     fn is_exhausted(&mut self, vcpu: VcpuId, now: Nanos) -> bool {
-        if self.vcpus.vm(vcpu.vm).is_none_or(|vm| vm.purse.is_none()) {
-            return false;
-        }
-        let running = self.others_running(vcpu) + 1;
-        let (request, worth) = (self.tunables.request, self.limit_grain());
-        let Some(purse) = self.purse_mut(vcpu.vm) else {
+        let worth = self.limit_grain();
+        let Some(purse) = self.filled_purse(vcpu.vm, now) else {
             return false;
         };
-        purse.fill(now, request, worth);
         // Whose turn has come was told that a whole grain is there; who goes on may do so with less.
         let enough = if purse.in_line(vcpu) {
             worth.0
         } else {
             worth.0 / 8
         };
-        !purse.covers(vcpu, running) && purse.left_for(vcpu, worth).0 < enough
+        let exhausted = purse.left_for(vcpu, worth).0 < enough;
+        let running = self.running_with(vcpu);
+        exhausted
+            && self
+                .purse_mut(vcpu.vm)
+                .is_some_and(|purse| !purse.covers(vcpu, running))
     }
 
     /// Takes a vCPU that nobody runs out of its queue if its machine's limit is used up; true if it was.
@@ -83,24 +93,21 @@ impl Scheduler {
         if let Some(v) = self.vcpus.get_mut(vcpu) {
             v.throttled = false;
         }
-        if self.vcpus.vm(vcpu.vm).is_some()
-            && let Some(purse) = self.purse_mut(vcpu.vm)
-        {
+        if let Some(purse) = self.purse_mut(vcpu.vm) {
             purse.leave_line(vcpu);
         }
     }
 
     /// Grants `vcpu` a slice of at most `wanted`, which its machine pays in advance.
     pub(crate) fn grant(&mut self, vcpu: VcpuId, wanted: Nanos, now: Nanos) -> Nanos {
-        if self.vcpus.vm(vcpu.vm).is_none_or(|vm| vm.purse.is_none()) {
+        let worth = self.limit_grain();
+        if self.filled_purse(vcpu.vm, now).is_none() {
             return wanted;
         }
-        let running = self.others_running(vcpu) + 1;
-        let (request, worth) = (self.tunables.request, self.limit_grain());
+        let running = self.running_with(vcpu);
         let Some(purse) = self.purse_mut(vcpu.vm) else {
             return wanted;
         };
-        purse.fill(now, request, worth);
         let granted = wanted.min(purse.lasts(vcpu, running, worth)).max(Nanos(1));
         purse.leave_line(vcpu);
         purse.pay(Credits::for_time(granted).0);
@@ -117,15 +124,13 @@ impl Scheduler {
         };
         let left = v.on_cpu;
         let rest = core::mem::take(&mut v.granted);
-        let (request, worth) = (self.tunables.request, self.limit_grain());
-        if self.vcpus.vm(vcpu.vm).is_none_or(|vm| vm.purse.is_none()) {
-            return;
+        let worth = self.limit_grain();
+        if let Some(purse) = self.purse_mut(vcpu.vm) {
+            purse.pay(rest.saturating_neg());
         }
-        let Some(purse) = self.purse_mut(vcpu.vm) else {
+        let Some(purse) = self.filled_purse(vcpu.vm, now) else {
             return;
         };
-        purse.pay(rest.saturating_neg());
-        purse.fill(now, request, worth);
         // It counted on a later time; its own CPU is about to look anyway.
         let next = purse.first().filter(|_| rest > 0 && purse.left() >= worth);
         let at = next.and_then(|id| Some(self.vcpus.get(id)?.cpu));
@@ -136,7 +141,7 @@ impl Scheduler {
 
     /// Lets those run again whose limit has filled up.
     pub(crate) fn end_limits(&mut self, cpu: CpuId, now: Nanos, out: &mut Commands) {
-        let (request, worth) = (self.tunables.request, self.limit_grain());
+        let worth = self.limit_grain();
         let Some(c) = self.cpus.get_mut(cpu) else {
             return;
         };
@@ -154,10 +159,8 @@ impl Scheduler {
             {
                 continue;
             }
-            let filled = self.purse_mut(id.vm).is_none_or(|purse| {
-                purse.fill(now, request, worth);
-                purse.left() >= purse.needs(id, worth)
-            });
+            let purse = self.filled_purse(id.vm, now);
+            let filled = purse.is_none_or(|purse| purse.left() >= purse.needs(id, worth));
             if filled {
                 ready.push(id);
             } else {
