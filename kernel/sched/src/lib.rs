@@ -54,6 +54,7 @@ pub mod even;
 pub mod event;
 pub mod gate;
 mod guard;
+pub mod latency;
 mod ledger;
 mod limits;
 pub mod pick;

@@ -358,6 +358,7 @@ impl Scheduler {
             v.on_cpu = Some(cpu);
             v.spun = false;
         }
+        self.note_latency(vcpu, now);
         self.reindex(vcpu);
         self.reindex_cpu(cpu);
         self.offer_left_behind(cpu, now, out);

@@ -59,6 +59,9 @@ impl Scheduler {
             return;
         };
         let (from, ran_before) = (v.cpu, v.last_cpu.is_some());
+        if let Some(v) = self.vcpus.get_mut(vcpu) {
+            v.woke_at = Some(now);
+        }
         self.enqueue(now, vcpu, to, out);
         if from != to && ran_before {
             out.push(Command::Migrate {

@@ -2,11 +2,12 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use telemetry::MoveReason;
+use telemetry::{Histogram, MoveReason};
 use units::{CpuId, Nanos, NodeId, Score, VcpuId, VmId};
 
 use crate::event::{Command, Commands, CpuPlace, Event, Refusal, VcpuSpec};
 use crate::gate::Gates;
+use crate::latency::Latencies;
 use crate::purse::Purse;
 use crate::queue::Cpu;
 use crate::score::mean;
@@ -26,6 +27,8 @@ pub(crate) struct Vm {
     pub(crate) paused: bool,
     /// Its limit, if it has one.
     pub(crate) purse: Option<Purse>,
+    /// Waits of its vCPUs from waking up to running.
+    pub(crate) latency: Histogram,
 }
 
 /// Scheduler of all CPUs of a host.
@@ -41,6 +44,7 @@ pub struct Scheduler {
     pub(crate) index: Index,
     pub(crate) gates: Gates,
     pub(crate) balanced_at: Nanos,
+    pub(crate) latencies: Latencies,
 }
 
 impl Scheduler {
@@ -55,6 +59,7 @@ impl Scheduler {
             index: Index::default(),
             gates: Gates::default(),
             balanced_at: Nanos::ZERO,
+            latencies: Latencies::default(),
         }
     }
 
@@ -81,6 +86,7 @@ impl Scheduler {
             Event::Block { vcpu } => {
                 let v = self.advance(now, vcpu)?;
                 v.wants = false;
+                v.woke_at = None;
                 v.note_sleep();
                 self.dequeue(now, vcpu, out);
             }
@@ -282,6 +288,7 @@ impl Scheduler {
             v.paused = paused;
             let (on_cpu, runnable) = (v.on_cpu, v.runnable());
             if paused {
+                v.woke_at = None;
                 self.dequeue(now, id, out);
                 if let Some(cpu) = on_cpu {
                     self.kick(cpu, out);

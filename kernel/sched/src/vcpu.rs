@@ -46,6 +46,8 @@ pub(crate) struct Vcpu {
     pub(crate) indexed: Option<(NodeId, Class, Nanos)>,
     /// Since when it is queued without running.
     pub(crate) waiting_since: Nanos,
+    /// When it woke, if it has not run since.
+    pub(crate) woke_at: Option<Nanos>,
     /// What is left of the time that its machine's limit granted it for this slice; below 0 after a late interruption.
     pub(crate) granted: i64,
     /// Part of a CPU that it can use at most, by its machine's limit.
@@ -96,6 +98,7 @@ impl Vcpu {
             spun: false,
             indexed: None,
             waiting_since: now,
+            woke_at: None,
             move_to: None,
             moved_at: Nanos::ZERO,
             demand: Score::ZERO,

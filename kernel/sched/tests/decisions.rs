@@ -322,3 +322,36 @@ fn one_that_runs_for_a_moment_need_not_wait_for_the_protection_of_one_that_compu
     assert!(wakes > 500, "{wakes}");
     assert!(mean < Nanos::from_micros(250), "{mean} after a wake-up");
 }
+
+#[test]
+fn a_wake_up_is_counted_from_there_to_the_cpu() {
+    let (mut s, _) = pair(ordinary(), ordinary());
+    let mut tell = |s: &mut Scheduler, now, event| {
+        s.handle(Nanos(now), event, &mut Commands::new())
+            .expect("accepted");
+    };
+    let waits = |s: &Scheduler, vm| {
+        let waits = s.wake_latency(VmId(vm)).expect("known");
+        (waits.count(), waits.longest())
+    };
+    assert_eq!(picked(&mut s, Nanos(1_001)).vcpu, vcpu(0, 0));
+    assert_eq!(waits(&s, 0), (1, Nanos(1_000)));
+    let (cpu, first) = (CpuId(0), vcpu(0, 0));
+    let charge = |ran| Event::Charge {
+        cpu,
+        vcpu: first,
+        ran: Nanos(ran),
+    };
+    // Going on is no wake-up, and who sleeps again before it ran waited for nobody.
+    tell(&mut s, 2_001, charge(1_000));
+    assert_eq!(picked(&mut s, Nanos(2_001)).vcpu, first);
+    tell(&mut s, 3_001, charge(1_000));
+    tell(&mut s, 3_001, Event::Block { vcpu: first });
+    tell(&mut s, 4_000, Event::Wake { vcpu: first });
+    tell(&mut s, 5_000, Event::Block { vcpu: first });
+    assert_eq!(picked(&mut s, Nanos(3_000_001)).vcpu, vcpu(1, 0));
+    assert_eq!(waits(&s, 0), (1, Nanos(1_000)));
+    assert_eq!(waits(&s, 1), (1, Nanos(3_000_000)));
+    assert_eq!(s.wake_latency_of(Class::Normal).count(), 2);
+    assert_eq!(s.wake_latency_of(Class::High).count(), 0);
+}

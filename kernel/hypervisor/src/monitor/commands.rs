@@ -1,6 +1,6 @@
 //! Commands that an operator types. Whatever is typed, the answer is text.
 
-use super::{counters, load, report, thresholds, touched};
+use super::{counters, latency, load, report, thresholds, touched};
 use crate::console;
 use crate::drive;
 use crate::virt::Backend;
@@ -26,6 +26,7 @@ const COMMANDS: &[Entry] = &[
     ("vm", "NAME dump", "shows the registers and last exits of its vCPUs"),
     ("vm", "NAME mode MODE", "what may move of a VM from now on"),
     ("cpu", "", "what each CPU does"),
+    ("latency", "", "how long vCPUs waited for a CPU after they woke: each VM's and each class's"),
     ("footprint", "[NAME]", "who touches which node's memory"),
     ("proximity", "[NAME]", "how near each CPU is to what a VM touches"),
     ("where", "NAME ADDRESS", "where a VM's memory at an address lies, and how hot it is"),
@@ -81,6 +82,7 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
         ("vm", [name, verb]) => with_vm(hv, name, |vm| control(hv, vm, verb)),
         ("vm", [name, "mode", mode]) => with_vm(hv, name, |vm| set_mode(hv, vm, mode)),
         ("cpu", []) => report::cpus(hv),
+        ("latency", []) => latency::report(hv),
         ("footprint", []) => every(report::footprint),
         ("footprint", [name]) => with_vm(hv, name, |vm| report::footprint(hv, vm)),
         ("proximity", []) => every(report::proximity),

@@ -11,6 +11,7 @@
 
 mod commands;
 mod counters;
+mod latency;
 mod load;
 mod mux;
 mod report;

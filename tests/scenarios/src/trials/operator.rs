@@ -19,7 +19,7 @@ const TO_PERIGEE: &str = "\u{1}0";
 
 /// What is typed one after the other, and words that the answer must have.
 #[rustfmt::skip] // a table, a line each
-const QUESTIONS: [(&str, &[&str]); 29] = [
+const QUESTIONS: [(&str, &[&str]); 30] = [
     ("help", &["topology", "vm NAME start|stop|pause|resume", "Ctrl-A 0"]),
     ("topology", &["node0", "node1", "MiB", "latency in ns", "performance counters: absent, CPUID offers "]),
     ("memory", &["free", "node1"]),
@@ -27,6 +27,7 @@ const QUESTIONS: [(&str, &[&str]); 29] = [
     ("vm", &["alpha", "running", "128 MiB"]),
     ("vm alpha", &["alpha.0", "alpha.1", "exits"]),
     ("cpu", &["cpu0", "cpu1", "load"]),
+    ("latency", &["wake-ups", "p50", "p99", "longest", "class normal"]),
     ("footprint", &["memory on", "node0", "passes"]),
     ("footprint alpha", &["of its accesses", "performance counters are absent: CPUID offers "]),
     ("proximity", &["proximity", "node1"]),
@@ -62,6 +63,7 @@ pub fn scenarios() -> Vec<Scenario> {
             "every command answers, and a mistyped one is told what would have worked",
             |e| {
                 QUESTIONS.iter().try_for_each(|(question, words)| answered(e, question, words))?;
+                wakes_were_counted(e)?;
                 e.every_guest_is_well(2)
             },
         )
@@ -166,6 +168,42 @@ fn answered(e: &Evidence, command: &str, words: &[&str]) -> Result<(), String> {
         None => Ok(()),
         Some(word) => Err(format!(
             "the answer to {command:?} lacks {word:?}: {lines:?}"
+        )),
+    }
+}
+
+/// A Linux guest ticks and sleeps, so its vCPUs woke, and waited for their CPU for some time each.
+fn wakes_were_counted(e: &Evidence) -> Result<(), String> {
+    let lines = answer(e, "latency")?;
+    let row = |name: &str| {
+        let line = lines
+            .iter()
+            .find(|line| line.trim_start().starts_with(name));
+        let line = line.ok_or_else(|| format!("no latencies of {name}: {lines:?}"))?;
+        let numbers = line
+            .split_whitespace()
+            .filter_map(|word| word.parse::<f64>().ok());
+        let units = line.split_whitespace().filter_map(|word| match word {
+            "ns" => Some(1.0),
+            "us" => Some(1e3),
+            "ms" => Some(1e6),
+            "s" => Some(1e9),
+            _ => None,
+        });
+        let (mut numbers, units): (Vec<f64>, Vec<f64>) = (numbers.collect(), units.collect());
+        if numbers.len() != 4 || units.len() != 3 {
+            return Err(format!("not a count and three times: {line:?}"));
+        }
+        let times = numbers.split_off(1);
+        let ns: Vec<f64> = times.iter().zip(&units).map(|(n, unit)| n * unit).collect();
+        Ok((numbers.first().copied().unwrap_or(0.0), ns))
+    };
+    let ((count, ns), (all, _)) = (row("alpha")?, row("class normal")?);
+    let rises = ns.iter().all(|t| *t > 0.0) && ns.is_sorted();
+    match count >= 100.0 && all >= count && rises {
+        true => Ok(()),
+        false => Err(format!(
+            "alpha woke {count} times of {all}, waits of {ns:?} ns"
         )),
     }
 }
