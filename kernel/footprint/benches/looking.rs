@@ -1,6 +1,7 @@
-//! What looking costs: `cargo bench -p footprint`. Figures and ratios, no verdict: hosts differ.
+//! What looking costs: `cargo xtask bench looking`. Figures and ratios, no verdict: hosts differ.
 //!
-//! * Reading and clearing the accessed bits of leaves through the table, against the same over a flat array.
+//! * Reading and clearing the accessed bits of leaves through the table, in a harvest and in close looks, against the same over
+//!   a flat array.
 //! * An interval of the sampler over 64 GiB mapped by leaves of 2 MiB, with everything touched all the time: the share of
 //!   one CPU that it takes at its shortest interval, close looks and their splits included; and its notes.
 
@@ -134,6 +135,18 @@ fn harvest_against_flat(share: u64) {
             black_box(found);
         },
     );
+    let close = best(
+        || {
+            for i in (0..leaves).filter(used) {
+                touch::<NptFormat>(&&memory, table.root(), Gpa(i << 12), Access::Read);
+            }
+        },
+        || {
+            let granules = (0..leaves / 512).map(|granule| Gpa(granule << 21));
+            let sets = granules.filter_map(|at| table.probe_pages(at));
+            black_box(sets.map(|set| set.iter().count()).sum::<usize>());
+        },
+    );
     let floor = best(
         || {
             for i in (0..leaves).filter(used) {
@@ -158,6 +171,11 @@ fn harvest_against_flat(share: u64) {
         each(tree) / each(floor),
         each(tree) * 262_144.0 / 1e6
     );
+    println!(
+        "close look, {share:3} % touched: {:.2} ns a leaf, ratio {:.2}",
+        each(close),
+        each(close) / each(floor)
+    );
 }
 
 struct Bits<'t, 'm>(&'t Table<'m>);
@@ -170,16 +188,8 @@ impl Eyes for Bits<'_, '_> {
         }
     }
     fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16)) -> Mapped {
-        let options = Options {
-            accessed: Bit::Clear,
-            dirty: Bit::Read,
-            descend: Descend::Everywhere,
-        };
-        let mut cursor = Cursor::new(at, LARGE.bytes());
-        let progress = self.0.harvest(&mut cursor, options, 1024, |leaf| {
-            touched(((leaf.at.0 - at.0) >> 12) as u16);
-        });
-        assert_eq!(progress, Progress::Finished);
+        let pages = self.0.probe_pages(at).expect("mapped by small pages");
+        pages.iter().for_each(touched);
         Mapped::Pages
     }
 }

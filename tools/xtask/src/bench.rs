@@ -20,7 +20,7 @@ use clap::{Args, ValueEnum};
 use scenarios::{Emulator, Evidence, Machine, Vm};
 use serde_json::{Value, json};
 
-use crate::artifacts::Artifacts;
+use crate::artifacts::{Artifacts, cargo_command};
 use crate::run::emulator;
 use crate::status::usage;
 use crate::{say, verdict};
@@ -66,6 +66,8 @@ enum What {
     Exit,
     /// Pauses and pages a second of page moves, by the size of the leaf, as the hypervisor measures them itself.
     Moves,
+    /// Looking at accessed bits on this host: a leaf against a flat array, and an interval over 64 GiB.
+    Looking,
 }
 
 /// The options of `bench`.
@@ -97,6 +99,13 @@ pub struct BenchArgs {
 pub fn bench(args: &BenchArgs) -> Result<u8> {
     let baseline = args.baseline.as_deref().map(read_json).transpose()?;
     let profiled = args.profile.as_deref().map(class_named).transpose()?;
+    if args.what == What::Looking {
+        // It boots nothing and measures time, so whoever reads the figures must know how busy this host is.
+        let bench = cargo_command()
+            .args(["bench", "--package", "footprint"])
+            .status();
+        return Ok(u8::from(!bench.context("cannot run cargo")?.success()));
+    }
     if args.what == What::Moves {
         say::line(moves::table(args.lab)?);
         return Ok(0);
@@ -117,7 +126,7 @@ pub fn bench(args: &BenchArgs) -> Result<u8> {
         .context("the observer wrote no report")?;
     let figures = match args.what {
         What::Boot => boot_figures(&evidence, &report["host"])?,
-        What::Exit | What::Moves => exit_figures(&report["host"])?,
+        What::Exit | What::Moves | What::Looking => exit_figures(&report["host"])?,
     };
     let status = told(args, &figures, baseline.as_ref(), ABOUT)?;
     if let Some(class) = profiled {
@@ -220,7 +229,7 @@ fn exit_figures(host: &Value) -> Result<Value> {
 fn table(what: What, figures: &Value, baseline: Option<&Value>, about: &str) -> String {
     let columns: &[(&str, &str)] = match what {
         What::Boot => &[("instructions", "boot CPU"), ("all_cpus", "all CPUs")],
-        What::Exit | What::Moves => &[
+        What::Exit | What::Moves | What::Looking => &[
             ("instructions", "instructions"),
             ("least", "least"),
             ("p90", "90 %"),
