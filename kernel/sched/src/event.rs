@@ -121,6 +121,14 @@ pub enum Event {
         /// Time in the guest and in handling its exits.
         ran: Nanos,
     },
+    /// The kernel worked for a machine besides running it: it looked at what it touches, or moved its pages. The machine pays
+    /// for that.
+    Overhead {
+        /// Which.
+        vm: VmId,
+        /// CPU time.
+        took: Nanos,
+    },
     /// How near each node is to what a machine touches, by node number; empty is no opinion.
     ///
     /// Not sent for machines whose mode forbids vCPU moves: scores weigh in what an idle CPU

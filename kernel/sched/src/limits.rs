@@ -43,6 +43,25 @@ impl Scheduler {
         others.filter(|(_, v)| v.on_cpu.is_some()).count() as u64 + 1
     }
 
+    /// A machine pays for what the kernel did on its account: from its limit, and each of its vCPUs that want to run a part
+    /// from what it is owed machine-wide. Queues and their lags have no part in it: nobody there ran longer or waited less.
+    pub(crate) fn overhead(&mut self, now: Nanos, vm: VmId, took: Nanos) {
+        let tunables = self.tunables;
+        let price = Credits::for_time(took).0;
+        if let Some(purse) = self.purse_mut(vm) {
+            purse.pay(price);
+        }
+        let wanting = self.vcpus.of(vm).filter(|(_, v)| v.runnable());
+        let payers: Vec<VcpuId> = wanting.map(|(id, _)| id).collect();
+        let part = price / i64::try_from(payers.len().max(1)).unwrap_or(i64::MAX);
+        for id in payers {
+            if let Some(v) = self.vcpus.get_mut(id) {
+                v.advance(now, &tunables);
+                v.account = v.account.saturating_sub(part);
+            }
+        }
+    }
+
     /// Whether its machine's limit leaves `vcpu` nothing that is worth an entry.
     fn is_exhausted(&mut self, vcpu: VcpuId, now: Nanos) -> bool {
         let worth = self.limit_grain();

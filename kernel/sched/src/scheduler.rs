@@ -102,6 +102,7 @@ impl Scheduler {
                     (vm.scores, vm.mean) = (scores, mean);
                 }
             }
+            Event::Overhead { vm, took } => self.overhead(now, vm, took),
             Event::BonusWeighed { part } => self.tunables.proximity_per_mille = part.0,
             Event::CachePenalty {
                 vcpu,

@@ -116,6 +116,27 @@ fn the_slice_goes_to_the_neighbour_and_the_donor_pays() {
 }
 
 #[test]
+fn overhead_is_paid_machine_wide_and_moves_no_lag() {
+    let (mut s, _) = spin_case(Tunables::default());
+    let paid = |s: &Scheduler, id| {
+        let v = s.vcpu(id).expect("known");
+        (v.account.0, v.credit.0)
+    };
+    let (mut with, vm) = (s.clone(), VmId(0));
+    let took = Nanos::from_millis(2);
+    tell(&mut with, 1_100_002, Event::Overhead { vm, took });
+    let nothing = Nanos::ZERO;
+    tell(&mut s, 1_100_002, Event::Overhead { vm, took: nothing });
+    let mine: i64 = (0..2)
+        .map(|i| paid(&s, vcpu(0, i)).0 - paid(&with, vcpu(0, i)).0)
+        .sum();
+    assert_eq!(mine, Credits::for_time(took).0);
+    for id in [vcpu(0, 0), vcpu(0, 1), vcpu(1, 0)] {
+        assert_eq!(paid(&s, id).1, paid(&with, id).1, "{id}");
+    }
+}
+
+#[test]
 fn when_the_donor_leaves_the_donated_slice_ends() {
     let (mut s, next) = spin_case(Tunables::default());
     assert_eq!(next, vcpu(0, 1));

@@ -87,6 +87,22 @@ proptest! {
     }
 
     #[test]
+    fn what_the_kernel_does_for_a_machine_counts_against_its_cap(cap in 200u16..900, tenths in 1u64..10, seed: u64) {
+        let mut sim = Sim::new(1, 1, seed);
+        let spec = VcpuSpec { cap: Some(PerMille(cap)), ..VcpuSpec::default() };
+        sim.add(vcpu(0, 0), spec, Load::Busy);
+        // Up to nine hundredths of a CPU.
+        let took = Nanos::from_micros(100 * tenths);
+        sim.run_with(Nanos::from_secs(10), |sim| {
+            sim.event(Event::Overhead { vm: VmId(0), took });
+            sim.now + Nanos::from_millis(10)
+        });
+        let expected = 10_000_000 * u64::from(cap) - took.0 * 1000;
+        let ran = sim.ran(vcpu(0, 0)).0;
+        prop_assert!(off_by(ran, expected) <= 10, "{ran} of {expected}");
+    }
+
+    #[test]
     fn a_cap_is_for_all_vcpus_of_a_machine_together(
         percent in 5u64..600, vcpus in 1u16..8, cpus in 1u32..7, sleepers in any::<bool>(), seed: u64,
     ) {

@@ -172,7 +172,9 @@ pub fn work<B: Backend>(hv: &Hypervisor<B>) {
         VmState::Running | VmState::Paused => {
             let size = orders.first().map_or(PageSize::Size4K, |order| order.size);
             let moved = carry::carry_out(vm, &orders, work.to);
-            TALLY.lock().took(size, time::now().since(began));
+            let took = time::now().since(began);
+            TALLY.lock().took(size, took);
+            super::tell(hv, sched::Event::Overhead { vm: vm.id, took });
             moved.into_iter().map(|m| work.note(vm, size, m)).collect()
         }
     };
