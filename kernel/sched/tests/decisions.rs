@@ -326,7 +326,7 @@ fn one_that_runs_for_a_moment_need_not_wait_for_the_protection_of_one_that_compu
 #[test]
 fn a_wake_up_is_counted_from_there_to_the_cpu() {
     let (mut s, _) = pair(ordinary(), ordinary());
-    let mut tell = |s: &mut Scheduler, now, event| {
+    let tell = |s: &mut Scheduler, now, event| {
         s.handle(Nanos(now), event, &mut Commands::new())
             .expect("accepted");
     };
