@@ -71,9 +71,9 @@ impl Purse {
         self.line.iter().take_while(|id| **id != vcpu).count() as u64
     }
 
-    /// Whether as much comes in as `running` vCPUs use, and nobody waits before `vcpu`.
+    /// Whether as much comes in as `running` vCPUs use, and nobody else waits.
     pub(crate) fn covers(&self, vcpu: VcpuId, running: u64) -> bool {
-        self.before(vcpu) == 0 && running.saturating_mul(1000) <= self.rate
+        self.line.iter().all(|id| *id == vcpu) && running.saturating_mul(1000) <= self.rate
     }
 
     /// How long `vcpu`, one of `running`, may run from now on: by half of what is there, so that who wakes meanwhile finds

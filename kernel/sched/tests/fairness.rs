@@ -186,6 +186,26 @@ fn idle_case(nodes: u16, per_node: u32, n: u16, seed: u64) -> Nanos {
 }
 
 #[test]
+fn a_cap_of_whole_cpus_is_divided_as_evenly_as_any_other() {
+    // As much comes in as one CPU uses: who ran alone once kept what the two in line waited for.
+    for percent in [99, 100, 101, 110] {
+        let mut sim = Sim::new(1, 2, 1);
+        let spec = VcpuSpec {
+            cap: Some(PerMille(percent * 10)),
+            weight: 4096,
+            ..VcpuSpec::default()
+        };
+        (0..3).for_each(|i| sim.add(vcpu(0, i), spec.clone(), Load::Busy));
+        (0..2).for_each(|i| sim.busy(vcpu(1 + i, 0), 1));
+        sim.run(Nanos::from_secs(10));
+        for i in 0..3 {
+            let (ran, fair) = (sim.ran(vcpu(0, i)).0, 100_000_000 * u64::from(percent) / 3);
+            assert!(off_by(ran, fair) <= 60, "{percent} %: {ran} of {fair}");
+        }
+    }
+}
+
+#[test]
 fn no_cpu_idles_where_six_look_at_eight() {
     assert!(idle_case(3, 2, 8, 4201499093405427183) <= Nanos::from_millis(5));
 }
