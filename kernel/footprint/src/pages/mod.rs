@@ -214,7 +214,7 @@ fn of_granule(granule: &Heat, close: Option<&PageHits>, runs: &mut Vec<Run>) {
     for part in close.hits.chunk_by(|a, b| a == b) {
         let hits = part.first().copied().unwrap_or(0);
         let rate = rates.get(hits.into());
-        let saturated = u32::from(hits) * 10 >= u32::from(close.observed) * 9;
+        let saturated = u32::from(hits) * 32 >= u32::from(close.observed) * 31;
         let class = if saturated { SATURATED } else { class(rate) };
         let pages = part.len() as u64;
         if hits > 0 {
