@@ -226,6 +226,25 @@ struct Bench {
     tally: Tally,
 }
 
+/// A repeated string instruction with addresses of 32 bits whose count is zero, or that faults at its first element, leaves counter
+/// and pointers as they were; Intel's processors clear some of their upper halves, by their fast paths. Both are taken for
+/// the first.
+fn allow_quirks(before: &State, after: &mut State) {
+    for register in [1, 6, 7] {
+        if after.gpr[register] == before.gpr[register] & u64::from(u32::MAX) {
+            after.gpr[register] = before.gpr[register];
+        }
+    }
+}
+
+/// A repeated comparison that faults leaves the flags of the last element, or those from before all of them (SDM 2B, REP).
+/// Nobody can tell later, since it goes on with the element that faulted.
+fn allow_restored_flags(before: &State, emulated: &CpuState, after: &mut State) {
+    if (after.rflags ^ before.rflags) & ARITHMETIC == 0 {
+        after.rflags = after.rflags & !ARITHMETIC | emulated.rflags & ARITHMETIC;
+    }
+}
+
 #[test]
 fn every_form_does_what_the_processor_does() {
     let seed = std::env::var("PERIGEE_SEED")
@@ -370,6 +389,12 @@ impl Bench {
             (emulated, native) => panic!("{emulated:x?} but {native:x?}: {}", what()),
         }
         let defined = defined_flags(&instruction, &before);
+        if matches!(instruction.operation, Operation::String { .. }) {
+            allow_quirks(&before, &mut state);
+            if natively.is_err() {
+                allow_restored_flags(&before, &cpu, &mut state);
+            }
+        }
         assert_eq!(cpu.gpr, state.gpr, "registers: {}", what());
         assert_eq!(
             cpu.rflags & defined,
