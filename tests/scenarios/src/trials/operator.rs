@@ -145,18 +145,27 @@ fn paused_for(reports: u64, scenario: Scenario) -> Scenario {
 /// The lines between the echo of a command and the next prompt, without what guests and the log say.
 fn answer<'e>(e: &'e Evidence, command: &str) -> Result<Vec<&'e str>, String> {
     let echo = format!("{PROMPT}{command}");
-    let at = e
+    let echoes = e
         .console
         .iter()
-        .position(|line| line.what == echo)
-        .ok_or_else(|| format!("{command:?} was not taken as a command"))?;
+        .enumerate()
+        .filter(|(_, line)| line.what == echo);
+    let answers: Vec<Vec<&str>> = echoes.map(|(at, _)| lines_after(e, at)).collect();
+    // A message that comes while a longer command is typed leaves the beginning of it on a line, without an answer.
+    let said = answers.iter().find(|lines| !lines.is_empty());
+    let said = said.or_else(|| answers.first());
+    said.cloned()
+        .ok_or_else(|| format!("{command:?} was not taken as a command"))
+}
+
+fn lines_after(e: &Evidence, at: usize) -> Vec<&str> {
     let lines = e.console.iter().skip(at + 1).map(|line| line.what.as_str());
     // A prompt that is drawn again stands by itself; one with the next command ends the answer.
     let answer =
         lines.take_while(|line| line.trim_end() == PROMPT.trim_end() || !line.starts_with(PROMPT));
-    Ok(answer
+    answer
         .filter(|line| !line.starts_with('[') && line.trim_end() != PROMPT.trim_end())
-        .collect())
+        .collect()
 }
 
 fn answered(e: &Evidence, command: &str, words: &[&str]) -> Result<(), String> {
@@ -368,6 +377,24 @@ mod tests {
 
     fn evidence(lines: &[&str]) -> Evidence {
         Evidence::clean(&["alpha"], lines)
+    }
+
+    #[test]
+    fn a_command_that_a_message_broke_off_is_no_question() {
+        let e = evidence(&[
+            "perigee> log",
+            "[   1.0] alpha stays",
+            "perigee> log warn",
+            "messages down to warn are shown from now on",
+            "perigee> log",
+            "messages down to warn are shown",
+            "perigee> ",
+        ]);
+        assert_eq!(
+            answer(&e, "log"),
+            Ok(vec!["messages down to warn are shown"])
+        );
+        assert!(answer(&e, "help").is_err());
     }
 
     #[test]
