@@ -147,15 +147,24 @@ impl Scheduler {
         if let Some(purse) = self.purse_mut(vcpu.vm) {
             purse.pay(rest.saturating_neg());
         }
-        let Some(purse) = self.filled_purse(vcpu.vm, now) else {
+        if rest == 0 || self.filled_purse(vcpu.vm, now).is_none() {
             return;
-        };
+        }
         // It counted on a later time; its own CPU is about to look anyway.
-        let next = purse.first().filter(|_| rest > 0 && purse.left() >= worth);
-        let at = next.and_then(|id| Some(self.vcpus.get(id)?.cpu));
-        if let Some(cpu) = at.filter(|cpu| Some(*cpu) != left) {
+        let next = self.first_ready(vcpu.vm, worth);
+        if let Some(cpu) = next.filter(|cpu| Some(*cpu) != left) {
             self.kick(cpu, out);
         }
+    }
+
+    /// The CPU of the first in line who is still outside of the queues, if there is enough for it. Who is in a queue already
+    /// and was not granted anything yet needs no telling: its CPU would look, give back what its own vCPU was granted, tell
+    /// another CPU so, and the two could go on like this for ever.
+    fn first_ready(&self, vm: VmId, worth: Nanos) -> Option<CpuId> {
+        let purse = self.vcpus.vm(vm)?.purse.as_ref()?;
+        let outside = |id: &VcpuId| self.vcpus.get(*id).filter(|v| v.throttled);
+        let (id, v) = purse.line().find_map(|id| Some((id, outside(&id)?)))?;
+        (purse.left() >= purse.needs(id, worth)).then_some(v.cpu)
     }
 
     /// Lets those run again whose limit has filled up.

@@ -70,10 +70,16 @@ impl Scheduler {
 
     /// Whether `cpu`, if idle, could run a vCPU that waits elsewhere.
     fn could_take(&self, cpu: CpuId, vcpu: VcpuId, now: Nanos) -> bool {
-        self.core_owner(cpu)
-            .is_none_or(|vm| vm == vcpu.vm && !self.core_is_due(cpu, now))
-            && self.vcpus.get(vcpu).is_some_and(|v| v.cpu != cpu)
+        self.core_owner(cpu).is_none_or(|vm| {
+            vm == vcpu.vm && !self.core_is_due(cpu, now) && self.would_run(cpu, vcpu)
+        }) && self.vcpus.get(vcpu).is_some_and(|v| v.cpu != cpu)
             && self.allowed(vcpu, cpu)
+    }
+
+    /// Whether `cpu`, whose core is its machine's, would run `vcpu` if it came. One that comes and is left to wait would be offered
+    /// to the next idle CPU at once, and so on without end.
+    fn would_run(&self, cpu: CpuId, vcpu: VcpuId) -> bool {
+        self.best(cpu, Some(vcpu.vm)).is_none() && self.may_pay(cpu, vcpu)
     }
 
     /// The nodes, that of `cpu` first.

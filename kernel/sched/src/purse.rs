@@ -108,9 +108,9 @@ impl Purse {
         self.line.retain(|id| *id != vcpu);
     }
 
-    /// Who has waited longest.
-    pub(crate) fn first(&self) -> Option<VcpuId> {
-        self.line.first().copied()
+    /// Who waits, longest first.
+    pub(crate) fn line(&self) -> impl Iterator<Item = VcpuId> + '_ {
+        self.line.iter().copied()
     }
 
     /// What must be there before it is the turn of `vcpu`: a `grain` for itself and for each before it.
@@ -174,7 +174,7 @@ mod tests {
         );
         assert_eq!(purse.left_for(vcpu(6), GRAIN).0 / GRAIN.0, 2);
         purse.leave_line(vcpu(0));
-        assert_eq!(purse.first(), Some(vcpu(1)));
+        assert_eq!(purse.line().next(), Some(vcpu(1)));
         assert_eq!(purse.needs(vcpu(7), GRAIN), Nanos::from_millis(7));
     }
 

@@ -4,7 +4,6 @@ mod common;
 
 use common::{Load, Rng, Sim, adversary, cases, vcpu};
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 use sched::*;
 use telemetry::Class;
 use units::*;
@@ -138,17 +137,8 @@ impl Storm {
     }
 }
 
-/// The quick set is the same each time: of random storms on cores that run one machine at a time, one in some hundreds has been
-/// seen not to end within half an hour, and why is not known yet. A deep run (`PERIGEE_DEEP`) draws anew.
-fn drawn() -> RngSeed {
-    match std::env::var("PERIGEE_DEEP") {
-        Ok(_) => RngSeed::Random,
-        Err(_) => RngSeed::Fixed(7),
-    }
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, rng_seed: drawn(), ..ProptestConfig::with_cases(cases(24)) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases(24)) })]
 
     #[test]
     fn lag_stays_below_q_whatever_the_bonuses(
@@ -289,6 +279,25 @@ fn lag_stays_below_q_with_weights_of_eight_ones_and_sixteen() {
         assert!(worst <= 10_000_000, "{worst}");
         assert!(worst > 1_000_000, "the bound is not vacuous: {worst}");
     }
+}
+
+/// Cores that run one machine at a time, where idle threads once passed a vCPU on and on, or looked again each nanosecond.
+#[test]
+fn storms_on_cores_come_to_their_end() {
+    let storm = |nodes, cores: u32, vcpus, seed| {
+        let (per_node, threads, meddling) = (2 * cores, 2, false);
+        Storm {
+            nodes,
+            per_node,
+            threads,
+            vcpus,
+            seed,
+            meddling,
+        }
+        .blow();
+    };
+    storm(2, 1, 15, 18_346_847_041_850_485_804);
+    storm(2, 2, 27, 3_246_184_705_676_233_177);
 }
 
 #[test]

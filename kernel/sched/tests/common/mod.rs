@@ -379,11 +379,13 @@ impl Sim {
     /// Runs until `end`; `disturb` may send events and says when it wants to be called next.
     pub fn run_with(&mut self, end: Nanos, mut disturb: impl FnMut(&mut Self) -> Nanos) {
         let mut disturb_at = self.now;
+        let mut picks = Picks::default();
         loop {
             // Interrupts arrive at once; each may cause further ones.
             while !self.kicks.is_empty() {
                 let cpu = self.kicks.remove(0);
                 self.repick(cpu);
+                picks.count(self.now, cpu);
             }
             let cpu_next = self.doing.iter().filter_map(|(c, d)| match d {
                 Doing::Run { until, .. } => Some((*until, *c)),
@@ -417,6 +419,7 @@ impl Sim {
                 self.wake(wake_next.expect("just seen").1);
             } else if let Some((_, cpu)) = cpu_next {
                 self.repick(cpu);
+                picks.count(self.now, cpu);
             }
         }
     }
@@ -440,6 +443,31 @@ impl Sim {
 
     pub fn node(&self, vcpu: VcpuId) -> NodeId {
         self.sched.vcpu(vcpu).expect("known").node
+    }
+}
+
+/// Picks since a tenth of a millisecond began: a scheduler that decides again and again and lets no time pass gets nowhere.
+#[derive(Default)]
+struct Picks {
+    since: Nanos,
+    by_cpu: BTreeMap<CpuId, u32>,
+}
+
+impl Picks {
+    /// More than a pick a nanosecond is no run that ends.
+    const MOST: u32 = 20_000;
+
+    fn count(&mut self, now: Nanos, cpu: CpuId) {
+        if now.since(self.since) > Nanos::from_micros(100) {
+            (self.since, self.by_cpu) = (now, BTreeMap::new());
+        }
+        let picks = self.by_cpu.entry(cpu).or_default();
+        *picks += 1;
+        assert!(
+            *picks < Self::MOST,
+            "{cpu} picked {picks} times since {} and it is {now}",
+            self.since
+        );
     }
 }
 
