@@ -40,6 +40,8 @@ pub struct Watch {
     split: BTreeSet<Gpa>,
     /// What it has cost so far.
     pub cost: Cost,
+    /// What of that the VM has been charged.
+    charged: Nanos,
 }
 
 /// What looking has cost.
@@ -59,6 +61,13 @@ pub struct Cost {
     pub shootdowns: u64,
     /// Looks at what stopped virtual CPUs were about to touch.
     pub operands: u64,
+}
+
+impl Cost {
+    /// All time of a CPU that looking took.
+    fn spent(&self) -> Nanos {
+        self.time + self.waiting
+    }
 }
 
 impl Watch {
@@ -81,6 +90,7 @@ impl Watch {
             began: None,
             split: BTreeSet::new(),
             cost: Cost::default(),
+            charged: Nanos::ZERO,
         }
     }
 
@@ -188,6 +198,12 @@ impl Watch {
         self.heats = heats;
         self.cost.time += time::now().since(now);
         (length, run_time)
+    }
+
+    /// What looking has cost since this was asked last: the VM's bill.
+    pub fn take_bill(&mut self) -> Nanos {
+        let spent = self.cost.spent();
+        spent.since(core::mem::replace(&mut self.charged, spent))
     }
 
     /// All pages that are touched, hottest first.

@@ -145,6 +145,8 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
             let (length, run_time) = track.watch.pass(vm, &mut track.footprint, now);
             let (policy, rule) = (&mut track.roots, hv.config.host.roots);
             super::roots::pass(vm, policy, rule, length, &run_time);
+            let took = track.watch.take_bill();
+            tell(hv, sched::Event::Overhead { vm: vm.id, took });
             if let Some(counted) = &counted {
                 let (waits, footprint) = (&mut track.waits, &track.footprint);
                 waits.pass(hv, vm, counted, footprint, &tracking.latencies);
