@@ -6,6 +6,7 @@
 
 use crate::arch::{self, percpu};
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use memory::entry::{self, Whereabouts};
@@ -54,9 +55,9 @@ impl Drop for Inside {
     }
 }
 
-/// Waits until every CPU that was inside `vm` has left it at least once. The caller has bumped the
-/// generation that entries compare.
-pub fn expel(vm: VmId) {
+/// Waits until every CPU that was inside `vm` has left it at least once, and says how many were interrupted for that. The
+/// caller has bumped the generation that entries compare.
+pub fn expel(vm: VmId) -> u64 {
     let here = percpu::current().cpu;
     let all = WHEREABOUTS.get().map_or(&[][..], Vec::as_slice);
     let others = percpu::all()
@@ -64,11 +65,14 @@ pub fn expel(vm: VmId) {
         .map(|other| other.cpu)
         .filter(|cpu| *cpu != here)
         .filter_map(|cpu| Some((cpu, all.get(cpu.index())?)));
+    let kicked = Cell::new(0);
     let kick = |cpu| {
-        KICKS.fetch_add(1, Relaxed);
+        kicked.set(kicked.get() + 1);
         arch::apic::kick(cpu);
     };
     entry::expel(vm, others, kick, wait);
+    KICKS.fetch_add(kicked.get(), Relaxed);
+    kicked.get()
 }
 
 /// CPUs that were interrupted for shootdowns so far.

@@ -8,7 +8,7 @@
 use crate::arch::time;
 use crate::exits::operands::{Looks, Touched};
 use crate::virt::Backend;
-use crate::vm::{GuestRam, NOWHERE, Vm};
+use crate::vm::{GuestRam, NOWHERE, Remapped, Vm};
 use alloc::collections::BTreeSet;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -59,6 +59,8 @@ pub struct Cost {
     pub splits: u64,
     /// See [`Cost::splits`].
     pub shootdowns: u64,
+    /// CPUs that were interrupted by those. Nothing else here interrupts any.
+    pub interrupted: u64,
     /// Looks at what stopped virtual CPUs were about to touch.
     pub operands: u64,
 }
@@ -119,11 +121,16 @@ impl Watch {
                 .copied()
                 .filter(|at| self.split.contains(at));
             let join: Vec<Gpa> = mine.collect();
-            let (split, joined) = vm.ram.remap(&orders.split, &join);
+            let Remapped {
+                split,
+                joined,
+                interrupted,
+            } = vm.ram.remap(&orders.split, &join);
             join.iter().for_each(|at| {
                 self.split.remove(at);
             });
             self.cost.splits += split.len() as u64;
+            self.cost.interrupted += interrupted;
             self.cost.shootdowns += u64::from(split.len() + joined > 0);
             self.split.extend(split);
             self.cost.waiting += time::now().since(began);

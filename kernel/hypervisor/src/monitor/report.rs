@@ -302,7 +302,7 @@ fn looks<B: Backend>(vm: &Vm<B>, watch: &drive::Watch) -> String {
     let flushes: u64 = vm.vcpus.iter().map(|v| v.flushes.load(Relaxed)).sum();
     format!(
         "looked {} times ({} stale) in {}, now every {} ms at {} regions, with {} KiB of notes; {} entries flushed\n\
-         looked closely at {} granules by {} shootdowns, {} in all; {} CPUs were interrupted for shootdowns of all kinds\n\
+         looked closely at {} granules by {} shootdowns, {} in all, that interrupted {} CPUs; {} were interrupted for shootdowns of all kinds and VMs\n\
          looked {} times at what a stopped virtual CPU was about to touch\n",
         cost.intervals,
         cost.stale,
@@ -314,6 +314,7 @@ fn looks<B: Backend>(vm: &Vm<B>, watch: &drive::Watch) -> String {
         cost.splits,
         cost.shootdowns,
         seconds(cost.waiting),
+        cost.interrupted,
         shootdown::kicks(),
         cost.operands
     )

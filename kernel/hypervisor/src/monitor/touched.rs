@@ -241,7 +241,7 @@ pub fn split<B: Backend>(vm: &Vm<B>, first_mib: &str, mib: &str) -> String {
         inside.map(|leaf| leaf.at).collect()
     });
     // The allocator learns of it, too: the pages are given back one by one when the VM ends.
-    let (done, _) = vm.ram.remap(&leaves, &[]);
+    let done = vm.ram.remap(&leaves, &[]).split;
     let (done, all) = (done.len(), leaves.len());
     if done < all {
         return format!(

@@ -58,13 +58,27 @@ pub struct GuestRam<F: TableFormat<Address = Gpa>> {
 pub struct VmShootdown<'r> {
     vm: VmId,
     generations: &'r Generations<AtomicU64>,
+    /// CPUs that it has interrupted.
+    interrupted: Cell<u64>,
 }
 
 impl Shootdown for VmShootdown<'_> {
     fn shoot_down(&self, _flush: Flush) {
         self.generations.changed();
-        shootdown::expel(self.vm);
+        let more = shootdown::expel(self.vm);
+        self.interrupted.set(self.interrupted.get() + more);
     }
+}
+
+/// What [`GuestRam::remap`] did.
+#[derive(Debug)]
+pub struct Remapped {
+    /// Granules that small pages map now.
+    pub split: Vec<Gpa>,
+    /// How many one leaf maps now.
+    pub joined: usize,
+    /// CPUs that were interrupted for it.
+    pub interrupted: u64,
 }
 
 /// One shootdown for several changes that were all made before the first asks for it: it makes CPUs forget
@@ -139,8 +153,8 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     }
 
     /// Maps each granule of `split` by pages of 4 KiB if one leaf of 2 MiB maps it, and each of `join` by one leaf
-    /// where 512 pages still form one; says which were split and how many were joined. One shootdown for all.
-    pub fn remap(&self, split: &[Gpa], join: &[Gpa]) -> (Vec<Gpa>, usize) {
+    /// where 512 pages still form one. One shootdown for all.
+    pub fn remap(&self, split: &[Gpa], join: &[Gpa]) -> Remapped {
         self.change_table(|table, shootdown| {
             let together = Together::new(shootdown);
             let size = PageSize::Size2M;
@@ -174,7 +188,11 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
                     Err(why) => log::error!("a granule could not be mapped by small pages: {why}"),
                 }
             }
-            (done, joined)
+            Remapped {
+                split: done,
+                joined,
+                interrupted: shootdown.interrupted.get(),
+            }
         })
     }
 
@@ -211,6 +229,7 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
         VmShootdown {
             vm: self.vm,
             generations: &self.generations,
+            interrupted: Cell::new(0),
         }
     }
 

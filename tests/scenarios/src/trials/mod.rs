@@ -15,6 +15,7 @@ pub mod guests;
 pub mod hostile;
 pub mod load;
 pub mod locality;
+pub mod looking;
 pub mod moves;
 mod observed;
 pub mod operator;
@@ -51,6 +52,7 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         sabotage::scenarios(),
         counters::scenarios(),
         load::scenarios(),
+        looking::scenarios(seed),
         starved::scenarios(),
         vmcs::scenarios(seed),
         controls::scenarios(),
