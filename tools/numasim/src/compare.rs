@@ -6,14 +6,15 @@ use crate::baseline::credit2::Credit2;
 use crate::baseline::linux::Linux;
 use crate::engine::Engine;
 use crate::measure::Outcome;
-use crate::perigee::{Options, Perigee};
+use crate::perigee::{Knows, Options, Perigee};
 use crate::policy::Policy;
 use crate::scenario::Scenario;
 use crate::world::World;
 
 /// Names of all policies, Perigee first.
-pub const POLICIES: [&str; 6] = [
+pub const POLICIES: [&str; 7] = [
     "perigee",
+    "perigee-off",
     "perigee-flat",
     "no-numa",
     "credit",
@@ -23,12 +24,11 @@ pub const POLICIES: [&str; 6] = [
 
 /// A fresh policy by name.
 pub fn policy(name: &str, options: Options) -> Option<Box<dyn Policy>> {
+    let perigee = |knows| Box::new(Perigee::new(Options { knows, ..options }));
     Some(match name {
-        "perigee" => Box::new(Perigee::new(options)),
-        "perigee-flat" => Box::new(Perigee::new(Options {
-            nodes: false,
-            ..options
-        })),
+        "perigee" => perigee(options.knows),
+        "perigee-off" => perigee(Knows::Places),
+        "perigee-flat" => perigee(Knows::Nothing),
         "no-numa" => Box::new(Blind::default()),
         "credit" => Box::new(Credit::default()),
         "credit2-soft" => Box::new(Credit2::default()),
@@ -50,7 +50,12 @@ pub fn run(s: &Scenario, policy: &mut dyn Policy) -> Outcome {
 
 /// All policies on a scenario.
 pub fn all(s: &Scenario, options: Options) -> Vec<Outcome> {
-    POLICIES
+    those(s, &POLICIES, options)
+}
+
+/// Those of these names, in their order.
+pub fn those(s: &Scenario, names: &[&str], options: Options) -> Vec<Outcome> {
+    names
         .iter()
         .filter_map(|name| policy(name, options))
         .map(|mut p| run(s, p.as_mut()))

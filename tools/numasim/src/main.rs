@@ -1,5 +1,6 @@
 //! The command line: `cargo run --release -p numasim -- COMMAND`.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -58,6 +59,9 @@ enum Command {
         /// Folder for report.json and ratios.svg
         #[arg(long)]
         out: Option<PathBuf>,
+        /// Compare with these only, commas between them: a policy, or "optimum"
+        #[arg(long, value_delimiter = ',', default_values_t = everybody())]
+        against: Vec<String>,
         /// Threads
         #[arg(long, default_value_t = 2)]
         jobs: usize,
@@ -88,20 +92,60 @@ fn main() -> Result<()> {
             from,
             seconds,
             out,
+            against,
             jobs,
-        } => report(from, seeds, seconds, out.as_deref(), jobs),
+        } => {
+            let others = Others::named(&against)?;
+            let seeds = from..from.saturating_add(seeds);
+            report(seeds, seconds, &others, out.as_deref(), jobs)
+        }
         Command::Large { vms, seconds } => large(vms, seconds),
         Command::Cost { out } => cost::measure(out.as_deref()),
     }
 }
 
-fn trial(s: &Scenario) -> Trial {
-    Trial {
-        scenario: s.name.clone(),
-        seed: s.seed,
-        entitled: s.entitled(),
-        outcomes: compare::all(s, Options::default()),
-        optimum: optimum::best(s),
+/// Whom Perigee is compared with.
+struct Others {
+    policies: Vec<&'static str>,
+    optimum: bool,
+}
+
+/// What the best placement is called among policies.
+const OPTIMUM: &str = "optimum";
+
+fn everybody() -> Vec<String> {
+    let others = compare::POLICIES.into_iter().skip(1).chain([OPTIMUM]);
+    others.map(String::from).collect()
+}
+
+impl Others {
+    fn named(names: &[String]) -> Result<Self> {
+        if let Some(unknown) = names.iter().find(|name| !everybody().contains(name)) {
+            bail!(
+                "{unknown:?} is nobody to compare with; there are {}",
+                everybody().join(", ")
+            );
+        }
+        let asked = |policy: &&str| names.iter().any(|name| name == policy);
+        Ok(Self {
+            policies: compare::POLICIES
+                .into_iter()
+                .skip(1)
+                .filter(asked)
+                .collect(),
+            optimum: asked(&OPTIMUM),
+        })
+    }
+
+    fn trial(&self, s: &Scenario) -> Trial {
+        let names: Vec<&str> = [&compare::POLICIES[..1], &self.policies].concat();
+        Trial {
+            scenario: s.name.clone(),
+            seed: s.seed,
+            entitled: s.entitled(),
+            outcomes: compare::those(s, &names, Options::default()),
+            optimum: self.optimum.then(|| optimum::best(s)).flatten(),
+        }
     }
 }
 
@@ -144,7 +188,7 @@ fn run(path: &Path, json: Option<&Path>) -> Result<()> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let scenario = Scenario::parse(&path.display().to_string(), &text)?;
-    let report = Report::of(vec![trial(&scenario)]);
+    let report = Report::of(vec![Others::named(&everybody())?.trial(&scenario)]);
     print!("{}", report.table());
     if let Some(json) = json {
         write(json, &serde_json::to_string_pretty(&report)?)?;
@@ -156,20 +200,26 @@ fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn report(from: u64, seeds: u64, seconds: f64, out: Option<&Path>, jobs: usize) -> Result<()> {
-    if seeds == 0 || seconds <= 0.0 {
+fn report(
+    seeds: Range<u64>,
+    seconds: f64,
+    others: &Others,
+    out: Option<&Path>,
+    jobs: usize,
+) -> Result<()> {
+    if seeds.is_empty() || seconds <= 0.0 {
         bail!("a report needs a seed and a time");
     }
-    let bar = progress::Bar::new("trials", seeds);
-    let next = std::sync::atomic::AtomicU64::new(from);
+    let bar = progress::Bar::new("trials", seeds.end - seeds.start);
+    let next = std::sync::atomic::AtomicU64::new(seeds.start);
     let work = || {
         let mut done = Vec::new();
         loop {
             let seed = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            if seed >= from + seeds {
+            if seed >= seeds.end {
                 return done;
             }
-            done.push(trial(&Scenario::random(seed, seconds)));
+            done.push(others.trial(&Scenario::random(seed, seconds)));
             bar.step();
         }
     };

@@ -29,11 +29,23 @@ pub struct Options {
     pub plan: u64,
     /// Whether a PMU tells what a working set's refill costs.
     pub pmu: bool,
-    /// Whether it knows nodes. If not, it takes the host for one node and looks at no memory: what is left is
-    /// its fairness, so a run with nodes against one without shows what knowing them does.
-    pub nodes: bool,
+    /// What it knows of nodes.
+    pub knows: Knows,
     /// Whether the planner's sentences are printed.
     pub say: bool,
+}
+
+/// What is known of nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Knows {
+    /// Nothing: the host is one node and nobody looks at memory. What is left is fairness, so a run that knows all
+    /// against this one shows what knowing does.
+    Nothing,
+    /// Where CPUs are and where each VM began, but not what it touches: nothing moves for the sake of memory. That is
+    /// `mode = "off"`, by which the harm of the other modes is measured.
+    Places,
+    /// What each VM touches as well.
+    Touches,
 }
 
 impl Default for Options {
@@ -47,7 +59,7 @@ impl Default for Options {
             sample: 100_000_000,
             plan: 1_000_000_000,
             pmu: true,
-            nodes: true,
+            knows: Knows::Touches,
             say: false,
         }
     }
@@ -265,20 +277,21 @@ fn links(w: &World) -> Vec<LinkView> {
 
 impl Policy for Perigee {
     fn name(&self) -> &'static str {
-        if self.options.nodes {
-            "perigee"
-        } else {
-            "perigee-flat"
+        match self.options.knows {
+            Knows::Touches => "perigee",
+            Knows::Places => "perigee-off",
+            Knows::Nothing => "perigee-flat",
         }
     }
 
     fn start(&mut self, w: &World, acts: &mut Acts) {
         let nodes = w.machine.nodes();
+        let places = self.options.knows != Knows::Nothing;
         let row = |k: NodeId, n: NodeId| w.machine.latency[k.index()][n.index()].round() as u32;
         self.latencies = Latencies::from_fn(nodes, row);
         for (i, c) in w.machine.cpus.iter().enumerate() {
             let place = CpuPlace {
-                node: NodeId(if self.options.nodes { c.node as u16 } else { 0 }),
+                node: NodeId(if places { c.node as u16 } else { 0 }),
                 llc: c.llc as u32,
                 core: c.core as u32,
             };
@@ -293,7 +306,7 @@ impl Policy for Perigee {
                 let spec = VcpuSpec {
                     weight: vm.weight,
                     affinity: Affinity::Any,
-                    home: self.options.nodes.then_some(NodeId(vm.start as u16)),
+                    home: places.then_some(NodeId(vm.start as u16)),
                     ..VcpuSpec::default()
                 };
                 let id = id(w, *vcpu);
@@ -343,7 +356,7 @@ impl Policy for Perigee {
     }
 
     fn tick(&mut self, w: &World, acts: &mut Acts) -> u64 {
-        if !self.options.nodes {
+        if self.options.knows != Knows::Touches {
             return u64::MAX;
         }
         if w.now >= self.sampled + self.options.sample {
