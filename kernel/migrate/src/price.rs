@@ -179,8 +179,8 @@ fn pays_back(cost: Nanos, benefit_ns_per_s: u64) -> Nanos {
 /// What moves pages to a node would do.
 struct Haul {
     pages: Vec<PageOrder>,
-    /// They would come, but memory or the way is busy: `pages` is empty.
-    busy: bool,
+    /// Why they do not come although it would pay; then `pages` is empty, and the rest says what is missed.
+    obstacle: Option<Obstacle>,
     /// Bytes that would still pay if the hot threshold were a step higher.
     hotter: u64,
     bytes: u64,
@@ -292,7 +292,8 @@ impl<'a> Pricer<'a> {
         if node.use_with(demand).is_none_or(|used| used > limit) {
             quote.obstacle = Some(Obstacle::Cpu);
         }
-        if let Some(haul) = follow.and_then(|gamma| self.haul(after, target, gamma, |_| false)) {
+        let haul = follow.and_then(|gamma| self.haul(after, target, gamma, |_| false));
+        if let Some(haul) = haul.filter(|haul| haul.obstacle.is_none()) {
             quote.all_benefit_ns_per_s = self.benefit_of(&haul.after);
             quote.all_cost = quote.cost + haul.cost;
             quote.follow_bytes = haul.bytes;
@@ -322,12 +323,7 @@ impl<'a> Pricer<'a> {
             bytes: haul.bytes,
         };
         let mut quote = self.quote(choice, target, &haul.after, haul.cost);
-        if haul.pages.is_empty() {
-            quote.obstacle = Some(match haul.busy {
-                true => Obstacle::Busy,
-                false => Obstacle::Memory,
-            });
-        }
+        quote.obstacle = haul.obstacle;
         quote.hotter_bytes = haul.hotter;
         quote.pages = haul.pages;
         Some(quote)
@@ -385,7 +381,7 @@ impl<'a> Pricer<'a> {
         let hotter = candidates.iter().filter(|p| pays_at(p, step + 1));
         let mut haul = Haul {
             pages: Vec::new(),
-            busy: false,
+            obstacle: None,
             hotter: hotter.map(|p| p.size.bytes()).sum(),
             bytes: 0,
             cost: Nanos::ZERO,
@@ -394,8 +390,12 @@ impl<'a> Pricer<'a> {
         let passable = |p: &&HotPage| self.adapter.passable(p.node, target);
         let mut coming: Vec<&HotPage> = candidates.iter().filter(passable).collect();
         if coming.is_empty() {
-            haul.busy = true;
+            haul.obstacle = Some(Obstacle::Busy);
             coming = candidates.iter().collect();
+        }
+        if coming.iter().all(|p| p.size.bytes() > room) {
+            haul.obstacle = haul.obstacle.or(Some(Obstacle::Memory));
+            room = u64::MAX;
         }
         for p in coming {
             let Some(rest) = room.checked_sub(p.size.bytes()) else {
@@ -419,7 +419,7 @@ impl<'a> Pricer<'a> {
                 *w = w.saturating_add(weight);
             }
         }
-        if haul.busy {
+        if haul.obstacle.is_some() {
             haul.pages.clear();
         }
         Some(haul)

@@ -123,7 +123,17 @@ impl Perigee {
         for command in self.out.drain() {
             match command {
                 Command::Kick { cpu } => acts.kicks.push(cpu.index()),
-                Command::Migrate { vcpu, .. } => {
+                Command::Migrate {
+                    vcpu,
+                    from,
+                    to,
+                    reason,
+                } => {
+                    let node = |cpu: CpuId| w.machine.cpus[cpu.index()].node;
+                    if self.options.say && node(from) != node(to) {
+                        let at = w.now as f64 / 1e9;
+                        println!("{at:>7.3} s {vcpu}: from {from} to {to}: {reason}");
+                    }
                     let v = &w.vcpus[number(w, vcpu)];
                     assert!(v.on.is_none(), "{vcpu} was moved while a CPU runs it");
                 }

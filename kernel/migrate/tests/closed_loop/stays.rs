@@ -132,6 +132,18 @@ fn no_room_anywhere_is_said_and_nothing_breaks() {
 }
 
 #[test]
+fn full_memory_is_said_where_only_pages_could_come() {
+    let mut lab = Lab::new(row());
+    lab.total = [8 << 20, 0, 0, 512 << 20];
+    let pin = Some(vec![NodeId(0)]);
+    lab.vm_with("beta", 0, &[(3, 64)], |_, _| true, Load::Busy, pin);
+    lab.run(SECONDS(10));
+    assert!(lab.bytes_moved <= 8 << 20, "{} bytes", lab.bytes_moved);
+    let said = lab.sentences();
+    assert!(said.contains(": its memory is full"), "{said}");
+}
+
+#[test]
 fn pages_that_cannot_be_moved_are_not_tried_all_the_time() {
     let mut lab = Lab::new(row());
     lab.fails = true;

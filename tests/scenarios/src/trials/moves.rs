@@ -67,9 +67,10 @@ pub fn scenarios(seed: u64) -> Vec<Scenario> {
             },
         )
         .sabotaged("slow-moves"),
-        broken("map-early"),
-        broken("judge-early"),
-        broken("forget-replica"),
+        // A store goes on through an old translation only where another store went a moment before.
+        broken("map-early", "only=8"),
+        broken("judge-early", ""),
+        broken("forget-replica", ""),
     ]
 }
 
@@ -131,11 +132,16 @@ struct Stops {
 }
 
 fn tour(scenario: Scenario, stops: Stops) -> Scenario {
+    touring(scenario, stops, "")
+}
+
+fn touring(scenario: Scenario, stops: Stops, words: &str) -> Scenario {
+    let words = format!("turns={} {words}", stops.turns);
     let around = |stops: u32| format!("migrate {NAME} around {stops}\r");
     scenario
         .on(Machine::row(3, 2, 256))
         .on_bochs(Machine::row(2, 2, 256))
-        .vm(Vm::micro(NAME, "stamps", &format!("turns={}", stops.turns))
+        .vm(Vm::micro(NAME, "stamps", words.trim_end())
             .set("cpus", "4")
             .set("memory", &format!("\"{MEMORY}M\""))
             .set("mode", "\"off\""))
@@ -150,8 +156,8 @@ fn tour(scenario: Scenario, stops: Stops) -> Scenario {
         .within(Duration::from_secs(600))
 }
 
-/// The same on a kernel that moves pages wrongly: it must be noticed.
-fn broken(how: &'static str) -> Scenario {
+/// The same on a kernel that moves pages wrongly, with a guest that was told these words as well: it must be noticed.
+fn broken(how: &'static str, words: &str) -> Scenario {
     let judge = move |e: &Evidence| {
         let seen = e.guest(NAME);
         // Lost code or stacks leave nobody who could tell.
@@ -172,7 +178,7 @@ fn broken(how: &'static str) -> Scenario {
     };
     let name = format!("moves-notice-{how}");
     let about = format!("moves that are broken by {how} lose writes, which the guest notices");
-    tour(Scenario::full(&name, &about, judge), stops)
+    touring(Scenario::full(&name, &about, judge), stops, words)
         .sabotaged("slow-moves")
         .sabotaged(how)
 }
