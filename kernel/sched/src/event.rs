@@ -144,6 +144,11 @@ pub enum Event {
         /// The part.
         part: PerMille,
     },
+    /// From now on a spinning vCPU leaves its slice to a preempted neighbour, or only yields ([`crate::Tunables::donate`]).
+    Donating {
+        /// Whether it does.
+        on: bool,
+    },
     /// What memory costs a vCPU, as a PMU tells. Without one nothing is lost to misses, and how much
     /// distance matters is not known, which counts as all.
     CachePenalty {

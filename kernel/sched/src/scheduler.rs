@@ -104,6 +104,7 @@ impl Scheduler {
             }
             Event::Overhead { vm, took } => self.overhead(now, vm, took),
             Event::BonusWeighed { part } => self.tunables.proximity_per_mille = part.0,
+            Event::Donating { on } => self.tunables.donate = on,
             Event::CachePenalty {
                 vcpu,
                 stall,

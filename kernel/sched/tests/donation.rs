@@ -55,7 +55,11 @@ fn pick(s: &mut Scheduler, cpu: CpuId, now: u64) -> Option<VcpuId> {
 /// vm0.0, vm1.0 and, with half their weight, vm0.1 wait for one CPU; vm0.0 runs for 1 ms and spins.
 /// Returns who runs then.
 fn spin_case(tunables: Tunables) -> (Scheduler, VcpuId) {
-    let mut s = machine(1, tunables);
+    spin_on(machine(1, tunables))
+}
+
+/// The same on this machine of one CPU.
+fn spin_on(mut s: Scheduler) -> (Scheduler, VcpuId) {
     for (v, weight) in [(vcpu(0, 0), 512), (vcpu(1, 0), 512), (vcpu(0, 1), 256)] {
         add(&mut s, v, weight, 0);
     }
@@ -154,6 +158,15 @@ fn without_donation_the_next_by_key_runs() {
         ..Tunables::default()
     };
     assert_eq!(spin_case(off).1, vcpu(1, 0));
+}
+
+#[test]
+fn donation_is_switched_off_and_on_again_while_it_runs() {
+    let mut s = machine(1, Tunables::default());
+    tell(&mut s, 1, Event::Donating { on: false });
+    assert_eq!(spin_on(s.clone()).1, vcpu(1, 0));
+    tell(&mut s, 1, Event::Donating { on: true });
+    assert_eq!(spin_on(s).1, vcpu(0, 1));
 }
 
 #[test]

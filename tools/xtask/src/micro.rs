@@ -20,7 +20,7 @@ use crate::provision::{Lab, Qemu};
 use crate::session::{self, Manner};
 
 /// Packages of the micro-kernels, each with one program of the same name.
-pub const NAMES: [&str; 4] = ["selftest", "hostile", "corners", "stamps"];
+pub const NAMES: [&str; 5] = ["selftest", "hostile", "corners", "stamps", "locks"];
 /// Position dependent, linked for 1 MiB.
 pub const FLAGS: &str = "-Crelocation-model=static -Ccode-model=small \
     -Clink-arg=-Ttests/guests/kit/guest.ld -Clink-arg=--no-pie";

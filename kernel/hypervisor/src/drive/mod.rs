@@ -192,6 +192,16 @@ pub fn paused<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, paused: bool) {
     });
 }
 
+/// Whether a spinning virtual CPU leaves its slice to a preempted one of its VM.
+pub fn donates<B: Backend>(hv: &Hypervisor<B>) -> bool {
+    hv.sched.lock().tunables().donate
+}
+
+/// The operator says whether it does from now on.
+pub fn set_donation<B: Backend>(hv: &Hypervisor<B>, on: bool) {
+    tell(hv, Event::Donating { on });
+}
+
 /// Makes every CPU come round its loop: each ends the slice that it is in.
 pub fn call_all_cpus() {
     percpu::online().for_each(|cpu| reschedule(cpu.cpu));

@@ -32,6 +32,7 @@ const COMMANDS: &[Entry] = &[
     ("where", "NAME ADDRESS", "where a VM's memory at an address lies, and how hot it is"),
     ("why", "[NAME[.VCPU]]", "the planner's last word, and the scheduler's sum for each vCPU"),
     ("thresholds", "", "thresholds that follow the load: what they are, what they follow, when they changed last"),
+    ("donate", "[on|off]", "shows or sets whether a vCPU that waits for a lock leaves its slice to a preempted one of its VM"),
     ("moves", "", "what page moves have cost so far: pauses, pages a second, failures, and the copy budget"),
     ("migrate", "NAME NODE", "moves all pages of a VM to a node"),
     ("migrate", "NAME around STOPS", "moves them from node to node, so many times"),
@@ -90,6 +91,11 @@ pub fn execute<B: Backend>(hv: &Hypervisor<B>, line: &str) {
         ("where", [name, at]) => with_vm(hv, name, |vm| touched::place(hv, vm, at)),
         ("why", []) => every(|hv, vm| report::why(hv, vm, None)),
         ("why", [what]) => why(hv, what),
+        ("donate", []) => donation(drive::donates(hv)),
+        ("donate", [word @ ("on" | "off")]) => {
+            drive::set_donation(hv, *word == "on");
+            donation(drive::donates(hv))
+        }
         ("moves", []) => thresholds::moves(hv),
         ("thresholds", []) => thresholds::report(hv),
         ("migrate", [name, "around", stops]) => with_vm(hv, name, |vm| around(hv, vm, stops)),
@@ -213,6 +219,11 @@ fn set_mode<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, word: &str) -> String {
         }
         None => format!("{word:?} is no mode; they are: {}\n", Mode::WORDS.join(" ")),
     }
+}
+
+fn donation(on: bool) -> String {
+    let word = if on { "on" } else { "off" };
+    format!("donation of slices is {word}\n")
 }
 
 fn why<B: Backend>(hv: &Hypervisor<B>, what: &str) -> String {

@@ -25,6 +25,7 @@ pub mod roots;
 pub mod sabotage;
 pub mod schedule;
 pub mod selftests;
+pub mod spins;
 pub mod starved;
 pub mod topology;
 pub mod truth;
@@ -49,6 +50,7 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         roots::scenarios(),
         adapts::scenarios(),
         schedule::scenarios(),
+        spins::scenarios(),
         sabotage::scenarios(),
         counters::scenarios(),
         load::scenarios(),

@@ -19,7 +19,7 @@ const TO_PERIGEE: &str = "\u{1}0";
 
 /// What is typed one after the other, and words that the answer must have.
 #[rustfmt::skip] // a table, a line each
-const QUESTIONS: [(&str, &[&str]); 30] = [
+const QUESTIONS: [(&str, &[&str]); 33] = [
     ("help", &["topology", "vm NAME start|stop|pause|resume", "Ctrl-A 0"]),
     ("topology", &["node0", "node1", "MiB", "latency in ns", "performance counters: absent, CPUID offers "]),
     ("memory", &["free", "node1"]),
@@ -33,6 +33,9 @@ const QUESTIONS: [(&str, &[&str]); 30] = [
     ("proximity", &["proximity", "node1"]),
     ("why", &["alpha.0", "deadline", "credit", "key"]),
     ("why alpha.1", &["alpha.1"]),
+    ("donate off", &["donation of slices is off"]),
+    ("donate on", &["donation of slices is on"]),
+    ("donate maybe", &["donate [on|off]"]),
     ("security", &["IBPB between VMs", "return stack filled", "active", "one VM to a core"]),
     ("counters", &["performance counters: absent, CPUID offers "]),
     ("counters alpha", &["alpha: performance counters: absent"]),
