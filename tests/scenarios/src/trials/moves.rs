@@ -68,7 +68,7 @@ pub fn scenarios(seed: u64) -> Vec<Scenario> {
         )
         .sabotaged("slow-moves"),
         // A store goes on through an old translation only where another store went a moment before.
-        broken("map-early", "only=8"),
+        broken("map-early", "hammer=2"),
         broken("judge-early", ""),
         broken("forget-replica", ""),
     ]
@@ -147,6 +147,8 @@ fn touring(scenario: Scenario, stops: Stops, words: &str) -> Scenario {
             .set("mode", "\"off\""))
         // Page tables for each node: a move changes them all.
         .host("roots", "\"every\"")
+        // No close look takes large leaves apart meanwhile.
+        .host("sample_ms", "60000")
         .type_after("[stamps] STAMPS ", &around(stops.large))
         .type_after(
             OVER,
