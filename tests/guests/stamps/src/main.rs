@@ -6,8 +6,7 @@
 //! that one. It says now and then how far it is. A `q` ends it, an `a` halts all of its processors but the first.
 //!
 //! Command line: `seed=S`; `turns=N`: every page has been compared so often before it ends; `only=N`: the first N pages are
-//! written all the time by the first processor, and no others ever; `hammer=N`: the first processor goes round the first N of its
-//! pages only.
+//! written all the time by the first processor, and no others ever.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]

@@ -81,14 +81,9 @@ fn stamp() {
         kit::number("turns").unwrap_or(10),
     );
     let pages = PAGES.load(SeqCst);
-    let most = match kit::number("hammer") {
-        Some(few) if me == 0 => few as usize,
-        _ => usize::MAX,
-    };
-    let mine = (me..pages).step_by(all as usize).take(most);
     let mut reported = cpu::tsc();
     loop {
-        for page in mine.clone() {
+        for page in (me..pages).step_by(all as usize) {
             let filled = me == all - 1 && page / all % FILLED == 0;
             for _ in 0..stay(page, seed, filled) {
                 turn(page, seed, filled);
@@ -104,9 +99,8 @@ fn stamp() {
         } else if ALONE.load(SeqCst) {
             halt();
         }
-        let mut turned = mine
-            .clone()
-            .map(|page| u64::from(TURNS[page as usize].load(SeqCst)));
+        let mine = (me..pages).step_by(all as usize);
+        let mut turned = mine.map(|page| u64::from(TURNS[page as usize].load(SeqCst)));
         if ENOUGH.load(SeqCst) && turned.all(|turn| turn >= turns) {
             return;
         }
