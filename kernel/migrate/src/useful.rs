@@ -17,15 +17,18 @@ const FOLLOWED: u64 = 64;
 /// Pages followed at a time.
 const MOST: usize = 256;
 /// Below this, pages stay.
-const OFF: PerMille = PerMille(500);
+const OFF: Score = Score::from_per_mille(500);
 /// From this on they move again.
-const ON: PerMille = PerMille(700);
+const ON: Score = Score::from_per_mille(700);
 /// While pages stay, a few are moved so often to see whether that has changed.
 const PROBE_EVERY: Nanos = Nanos::from_secs(30);
 /// A page that keeps less than this part of its heat over half a horizon is not touched any more.
 const KEEPS: Score = Score::from_per_mille(600);
-/// Weight of one finding in the average.
-const WEIGHT: u16 = 8;
+/// One finding is so great a part of the average while pages move: it takes more than twenty useless pages on end to stop
+/// them. Half a dozen large pages that a guest used while it booted say nothing of what it will do.
+const PART_MOVING: u32 = 32;
+/// And while they stay, when only few are tried.
+const PART_STAYING: u32 = 8;
 
 /// A page that is followed.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +43,7 @@ struct Follow {
 #[derive(Clone, Debug)]
 pub(crate) struct Usefulness {
     follows: BTreeMap<Gpa, Follow>,
-    average: PerMille,
+    average: Score,
     judged: u32,
     off: bool,
     probe_at: Nanos,
@@ -51,7 +54,7 @@ impl Default for Usefulness {
         Self {
             follows: BTreeMap::new(),
             // Until something is found, moves are taken to be what they promise.
-            average: PerMille(1000),
+            average: Score::ONE,
             judged: 0,
             off: false,
             probe_at: Nanos::ZERO,
@@ -62,7 +65,7 @@ impl Default for Usefulness {
 impl Usefulness {
     /// Average of what was found, and how many pages were followed to their end.
     pub(crate) const fn average(&self) -> (PerMille, u32) {
-        (self.average, self.judged)
+        (self.average.per_mille(), self.judged)
     }
 
     /// Until when no page may move; None if pages may.
@@ -117,8 +120,9 @@ impl Usefulness {
                 let before = follow.middle.1.unwrap_or(0);
                 before > 0 && page.heat >= KEEPS.of(before) && way(page.node) < way(follow.from)
             });
-            let found = if useful { 1000 } else { 0 };
-            self.average = PerMille((self.average.0 * (WEIGHT - 1) + found) / WEIGHT);
+            let found = if useful { Score::ONE } else { Score::ZERO };
+            let part = if self.off { PART_STAYING } else { PART_MOVING };
+            self.average = Score((self.average.0 * (part - 1) + found.0) / part);
             self.judged = self.judged.saturating_add(1);
             self.off = match self.off {
                 false => self.average < OFF,

@@ -180,6 +180,36 @@ fn moves_that_are_of_no_use_end_and_cost_no_more() {
 }
 
 #[test]
+fn a_handful_of_useless_pages_stops_nothing() {
+    // As a guest that boots on six pages of which it then wants none, works where it is, and turns to others.
+    let mut lab = Lab::new(row());
+    let touched = |page: usize, now: Nanos| match now.as_millis() {
+        0..6_000 => page < 6,
+        6_000..30_000 => (32..48).contains(&page),
+        _ => (8..24).contains(&page),
+    };
+    let vm = lab.vm_with(
+        "beta",
+        0,
+        &[(3, 32), (0, 32)],
+        touched,
+        Load::Busy,
+        Some(vec![NodeId(0)]),
+    );
+    lab.run(SECONDS(30));
+    assert!(lab.bytes_moved >= 6 * PAGE, "{}", lab.sentences());
+    assert!(
+        lab.told
+            .iter()
+            .all(|e| !matches!(e, Said::Usefulness { .. })),
+        "{:?}",
+        lab.told
+    );
+    lab.run(SECONDS(20));
+    assert!(lab.local(vm, 5) >= 990, "{}", lab.sentences());
+}
+
+#[test]
 fn moves_begin_again_once_they_are_of_use() {
     let (mut lab, vm) = wanderer(true);
     lab.run(SECONDS(120));
