@@ -308,7 +308,8 @@ impl History {
                 }
                 quotes.push(quote);
             }
-            if pages && let Some(mut quote) = pricer.pages_to(node, gamma, resting) {
+            let least = self.least(Course::Pages(node), pricer.tunables);
+            if pages && let Some(mut quote) = pricer.pages_to(node, gamma, least, resting) {
                 if useless {
                     quote.obstacle = Some(Obstacle::Useless);
                 }
@@ -379,6 +380,14 @@ impl History {
         }
     }
 
+    /// What an option must gain: less if it is under way.
+    fn least(&self, course: Course, t: &Tunables) -> Score {
+        match self.under_way.map(Course::Pages) == Some(course) {
+            true => t.close_gain,
+            false => t.open_gain,
+        }
+    }
+
     /// The option to take now, or why there is none.
     fn choose<'q>(
         &self,
@@ -392,10 +401,7 @@ impl History {
             proximity: pricer.now.proximity(pricer.host.latencies),
             gain: best_gain,
         };
-        let enough = |q: &&Quote| {
-            let continued = self.under_way.map(Course::Pages) == Some(Course::of(q));
-            q.gain >= if continued { t.close_gain } else { t.open_gain }
-        };
+        let enough = |q: &&Quote| q.gain >= self.least(Course::of(q), t);
         let gaining: Vec<&Quote> = quotes.iter().filter(enough).collect();
         let Some(best) = gaining.first() else {
             return Err(near());

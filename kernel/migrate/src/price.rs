@@ -181,6 +181,8 @@ struct Haul {
     pages: Vec<PageOrder>,
     /// Why they do not come although it would pay; then `pages` is empty, and the rest says what is missed.
     obstacle: Option<Obstacle>,
+    /// Whether some have no room.
+    left_out: bool,
     /// Bytes that would still pay if the hot threshold were a step higher.
     hotter: u64,
     bytes: u64,
@@ -292,7 +294,8 @@ impl<'a> Pricer<'a> {
         if node.use_with(demand).is_none_or(|used| used > limit) {
             quote.obstacle = Some(Obstacle::Cpu);
         }
-        let haul = follow.and_then(|gamma| self.haul(after, target, gamma, |_| false));
+        let room = Some(self.room_on(target));
+        let haul = follow.and_then(|gamma| self.haul(after, target, gamma, room, |_| false));
         if let Some(haul) = haul.filter(|haul| haul.obstacle.is_none()) {
             quote.all_benefit_ns_per_s = self.benefit_of(&haul.after);
             quote.all_cost = quote.cost + haul.cost;
@@ -310,31 +313,54 @@ impl<'a> Pricer<'a> {
     /// The pages to `target` that are touched, farther away than there, and worth their own cost.
     /// None if there are none or they may not lie there.
     ///
-    /// `gamma` is how often the benefit must exceed the cost; `resting` names pages to leave out.
+    /// `gamma` is how often the benefit must exceed the cost; `resting` names pages to leave out. Where not all
+    /// of them fit, and what fits gains less than `least`, the quote tells what is missed for want of memory.
     pub(crate) fn pages_to(
         &self,
         target: NodeId,
         gamma: u32,
+        least: Score,
         resting: impl Fn(&HotPage) -> bool,
     ) -> Option<Quote> {
-        let haul = self.haul(self.now.clone(), target, gamma, resting)?;
-        let choice = Choice::MovePages {
-            to: target,
-            bytes: haul.bytes,
+        let quote = |haul: Haul| {
+            let choice = Choice::MovePages {
+                to: target,
+                bytes: haul.bytes,
+            };
+            Quote {
+                obstacle: haul.obstacle,
+                hotter_bytes: haul.hotter,
+                pages: haul.pages,
+                ..self.quote(choice, target, &haul.after, haul.cost)
+            }
         };
-        let mut quote = self.quote(choice, target, &haul.after, haul.cost);
-        quote.obstacle = haul.obstacle;
-        quote.hotter_bytes = haul.hotter;
-        quote.pages = haul.pages;
-        Some(quote)
+        let room = Some(self.room_on(target));
+        let haul = self.haul(self.now.clone(), target, gamma, room, &resting)?;
+        let left_out = haul.left_out;
+        let fitting = quote(haul);
+        if !left_out || fitting.gain >= least {
+            return Some(fitting);
+        }
+        let haul = self.haul(self.now.clone(), target, gamma, None, &resting)?;
+        Some(quote(haul))
     }
 
-    /// What brings the touched pages to `target` when the machine runs as in `place`.
+    /// Bytes that may still come to a node.
+    fn room_on(&self, node: NodeId) -> u64 {
+        self.host.node(node).map_or(0, |n| {
+            let reserve = self.tunables.reserve.of(n.total_bytes);
+            n.free_bytes.saturating_sub(reserve)
+        })
+    }
+
+    /// What brings the touched pages to `target` when the machine runs as in `place`: as much as has room there, or all of it, to
+    /// tell what is missed, if None is said.
     fn haul(
         &self,
         place: Place,
         target: NodeId,
         gamma: u32,
+        room: Option<u64>,
         resting: impl Fn(&HotPage) -> bool,
     ) -> Option<Haul> {
         if !self.vm.may_lie_on(target) {
@@ -374,14 +400,11 @@ impl<'a> Pricer<'a> {
         if candidates.is_empty() {
             return None;
         }
-        let mut room = self.host.node(target).map_or(0, |n| {
-            n.free_bytes
-                .saturating_sub(self.tunables.reserve.of(n.total_bytes))
-        });
         let hotter = candidates.iter().filter(|p| pays_at(p, step + 1));
         let mut haul = Haul {
             pages: Vec::new(),
-            obstacle: None,
+            obstacle: room.is_none().then_some(Obstacle::Memory),
+            left_out: false,
             hotter: hotter.map(|p| p.size.bytes()).sum(),
             bytes: 0,
             cost: Nanos::ZERO,
@@ -393,12 +416,10 @@ impl<'a> Pricer<'a> {
             haul.obstacle = Some(Obstacle::Busy);
             coming = candidates.iter().collect();
         }
-        if coming.iter().all(|p| p.size.bytes() > room) {
-            haul.obstacle = haul.obstacle.or(Some(Obstacle::Memory));
-            room = u64::MAX;
-        }
+        let mut room = room.unwrap_or(u64::MAX);
         for p in coming {
             let Some(rest) = room.checked_sub(p.size.bytes()) else {
+                haul.left_out = true;
                 continue;
             };
             room = rest;

@@ -1,7 +1,7 @@
 //! What does not pay, may not be or cannot be, is left alone and said.
 
 use crate::common::Load;
-use crate::lab::{Lab, SECONDS, row};
+use crate::lab::{Lab, PAGE, SECONDS, row};
 use footprint::Latencies;
 use migrate::*;
 use telemetry::Hold;
@@ -139,6 +139,19 @@ fn full_memory_is_said_where_only_pages_could_come() {
     lab.vm_with("beta", 0, &[(3, 64)], |_, _| true, Load::Busy, pin);
     lab.run(SECONDS(10));
     assert!(lab.bytes_moved <= 8 << 20, "{} bytes", lab.bytes_moved);
+    let said = lab.sentences();
+    assert!(said.contains(": its memory is full"), "{said}");
+}
+
+#[test]
+fn memory_that_is_nearly_full_is_said_to_be() {
+    // There is room for one page of 128, which alone is worth no move.
+    let mut lab = Lab::new(row());
+    lab.total = [2 * PAGE, 0, 0, 512 << 20];
+    let pin = Some(vec![NodeId(0)]);
+    lab.vm_with("beta", 0, &[(3, 128)], |_, _| true, Load::Busy, pin);
+    lab.run(SECONDS(10));
+    assert_eq!(lab.bytes_moved, 0, "{}", lab.sentences());
     let said = lab.sentences();
     assert!(said.contains(": its memory is full"), "{said}");
 }
