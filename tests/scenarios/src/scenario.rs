@@ -255,6 +255,11 @@ impl Scenario {
         self
     }
 
+    /// What follows waits until so many more lines of the console contain `line`.
+    pub fn wait_for(self, line: &str, times: usize) -> Self {
+        (0..times).fold(self, |trial, _| trial.type_after(line, ""))
+    }
+
     /// With an NMI on every CPU once a line of the console contains `after`.
     pub fn nmi_after(mut self, after: &str) -> Self {
         self.steps.push(Step {

@@ -73,7 +73,7 @@ fn of_memory() -> Scenario {
         .type_after(line, "inject node 0 mb-s=36000\r")
         .type_after(BUSY, "thresholds\r")
         .within(Duration::from_secs(300));
-    let trial = (1..SETTLES).fold(trial, |trial, _| trial.type_after(line, ""));
+    let trial = trial.wait_for(line, SETTLES - 1);
     trial
         .type_after(line, "inject node 0 mb-s=0\r")
         .type_after("was 25.0 %", "thresholds\r")

@@ -150,7 +150,7 @@ fn compared(trial: Scenario, affinity: &str) -> Scenario {
     }
     // Once all three are at it. Each says this once.
     let ready = "WORKLOAD filled";
-    let trial = trial.type_after(ready, "").type_after(ready, "");
+    let trial = trial.wait_for(ready, 2);
     trial.type_after(ready, &keys)
 }
 

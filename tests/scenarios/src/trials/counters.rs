@@ -44,12 +44,10 @@ fn contradict() -> Scenario {
     let near =
         format!("footprint {NAME}\rcounters\rcounters {NAME}\rinject {NAME} local-dram=5000000\r");
     let trial = trial.type_after(CLOSED, &far);
-    let trial = beats(trial, PASSES).type_after(BEAT, &near);
-    beats(trial, PASSES + 4).type_after(BEAT, &format!("footprint {NAME}\r{GO}"))
-}
-
-fn beats(trial: Scenario, count: usize) -> Scenario {
-    (0..count).fold(trial, |trial, _| trial.type_after(BEAT, ""))
+    let trial = trial.wait_for(BEAT, PASSES).type_after(BEAT, &near);
+    trial
+        .wait_for(BEAT, PASSES + 4)
+        .type_after(BEAT, &format!("footprint {NAME}\r{GO}"))
 }
 
 /// The footprint that the operator was shown at the n-th look: shares, and confidence. The answer names its pass; by time of
@@ -161,7 +159,7 @@ fn flip() -> Scenario {
     .within(Duration::from_secs(300));
     // The line for records is too slow there for every step of a scheduler, and what is lost cannot be repeated.
     trial.bochs_tier = Tier::Gap;
-    let waited = (0..4).fold(trial, |t, _| t.type_after("[one] COUNT ms=", ""));
+    let waited = trial.wait_for("[one] COUNT ms=", 4);
     waited.type_after("[one] COUNT ms=", "why two.0\rwhy one.0\rcounters two\r")
 }
 

@@ -35,13 +35,10 @@ fn counted() -> Scenario {
         .set("mode", "\"off\""))
     .within(Duration::from_secs(300));
     let rise = format!("load\rinject node 0 mb-s={ALL} far-mb-s={FAR}\r");
-    let trial = trial.type_after(BEAT, "").type_after(BEAT, &rise);
-    let trial = beats(trial).type_after(BEAT, "load\rinject node 0 mb-s=0\r");
-    beats(trial).type_after(BEAT, "load\r")
-}
-
-fn beats(trial: Scenario) -> Scenario {
-    (1..SETTLES).fold(trial, |trial, _| trial.type_after(BEAT, ""))
+    let trial = trial.wait_for(BEAT, 1).type_after(BEAT, &rise);
+    let trial = trial.wait_for(BEAT, SETTLES - 1);
+    let trial = trial.type_after(BEAT, "load\rinject node 0 mb-s=0\r");
+    trial.wait_for(BEAT, SETTLES - 1).type_after(BEAT, "load\r")
 }
 
 fn estimated() -> Scenario {

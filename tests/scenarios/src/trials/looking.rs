@@ -48,12 +48,9 @@ pub fn scenarios(seed: u64) -> Vec<Scenario> {
         .set("mode", "\"off\""))
     .seeded(seed)
     .within(Duration::from_secs(400));
-    let trial = beats(trial, SETTLES).type_after(BEAT, &ask);
-    vec![beats(trial, TAKEN).type_after(BEAT, &format!("{ask}{GO}"))]
-}
-
-fn beats(trial: Scenario, count: usize) -> Scenario {
-    (1..count).fold(trial, |trial, _| trial.type_after(BEAT, ""))
+    let trial = trial.wait_for(BEAT, SETTLES - 1).type_after(BEAT, &ask);
+    let trial = trial.wait_for(BEAT, TAKEN - 1);
+    vec![trial.type_after(BEAT, &format!("{ask}{GO}"))]
 }
 
 /// What one answer says that looking had cost until then.

@@ -127,7 +127,7 @@ pub fn scenarios() -> Vec<Scenario> {
 }
 
 /// Two VMs, of which the first is paused while the second reports progress so many times.
-fn paused_for(reports: u64, scenario: Scenario) -> Scenario {
+fn paused_for(reports: u8, scenario: Scenario) -> Scenario {
     let linux = |name, seconds: u64| {
         let warnings_too = "console=ttyS0 loglevel=5 panic=1";
         let workload = format!("--mib 16 --seconds {seconds}");
@@ -135,11 +135,11 @@ fn paused_for(reports: u64, scenario: Scenario) -> Scenario {
     };
     let paused = scenario
         .on(Machine::row(2, 2, 512))
-        .vm(linux("alpha", reports + 10))
-        .vm(linux("beta", reports + 10))
+        .vm(linux("alpha", u64::from(reports) + 10))
+        .vm(linux("beta", u64::from(reports) + 10))
         .type_after("[alpha] WORKLOAD t=", "vm alpha pause\r")
         .type_after("alpha is paused", "");
-    let waited = (1..reports).fold(paused, |s, _| s.type_after("[beta] WORKLOAD t=", ""));
+    let waited = paused.wait_for("[beta] WORKLOAD t=", usize::from(reports) - 1);
     waited
         .type_after("[beta] WORKLOAD t=", "vm alpha\r")
         .type_after("alpha is paused", "vm alpha resume\r")

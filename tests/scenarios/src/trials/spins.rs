@@ -43,16 +43,12 @@ fn donation() -> Scenario {
     .vm(Vm::micro(NAME, "locks", &format!("seconds={SECONDS}")).set("cpus", &CPUS.to_string()))
     .within_in_bochs(Duration::from_secs(1800));
     // The first reports are of the start.
-    let begun = reports(trial);
-    (0..TURNS).fold(begun, |trial, _| {
-        let with = reports(trial.type_after(REPORT, "donate on\r").type_after(ON, ""));
-        reports(with.type_after(REPORT, "donate off\r").type_after(OFF, ""))
+    (0..TURNS).fold(trial.wait_for(REPORT, REPORTS), |trial, _| {
+        let with = trial.type_after(REPORT, "donate on\r").wait_for(ON, 1);
+        let with = with.wait_for(REPORT, REPORTS);
+        let without = with.type_after(REPORT, "donate off\r").wait_for(OFF, 1);
+        without.wait_for(REPORT, REPORTS)
     })
-}
-
-/// Waits for as many reports as a turn has.
-fn reports(trial: Scenario) -> Scenario {
-    (0..REPORTS).fold(trial, |trial, _| trial.type_after(REPORT, ""))
 }
 
 /// What a turn was, with donation or without, and what was done in a second of it, times 1000.
@@ -109,7 +105,6 @@ fn judge(e: &Evidence) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Emulator, Outcome, Stamped};
 
     /// Turns in which so much is done between two reports.
     fn evidence(with: u64, without: u64) -> Evidence {
@@ -134,23 +129,8 @@ mod tests {
             }
         }
         lines.push(format!("[{NAME}] GUEST-RESULT ok n={n}"));
-        Evidence {
-            emulator: Emulator::Bochs,
-            machine: Machine::row(1, 2, 384),
-            vms: vec![NAME.into()],
-            outcome: Outcome::Clean,
-            console: lines
-                .into_iter()
-                .map(|what| Stamped {
-                    at: Duration::ZERO,
-                    what,
-                })
-                .collect(),
-            records: Vec::new(),
-            torn_records: 0,
-            plugin: None,
-            seed: None,
-        }
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        Evidence::clean(&[NAME], &lines)
     }
 
     #[test]
