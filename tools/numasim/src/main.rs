@@ -165,7 +165,8 @@ fn one_seed(seed: u64, seconds: f64, say: bool) -> Result<()> {
     }
     let outcomes = compare::all(&scenario, options);
     for o in &outcomes {
-        let figures: Vec<String> = o.throughput.iter().map(|t| format!("{t:.3e}")).collect();
+        let figures = o.throughput.iter().zip(&o.cpus);
+        let figures: Vec<String> = figures.map(|(t, c)| format!("{t:.3e} ({c:.2})")).collect();
         println!(
             "{:<13} local {:.2}, {}",
             o.policy,

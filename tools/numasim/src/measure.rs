@@ -17,6 +17,7 @@ pub struct Measure {
     wakes: Vec<u64>,
     /// Work and rounds at the end of the warm-up.
     from: Vec<f64>,
+    ran_from: Vec<u64>,
     from_time: u64,
 }
 
@@ -27,6 +28,8 @@ pub struct Outcome {
     pub policy: String,
     /// Throughput of each VM: ns of work, bursts, or rounds, in a second.
     pub throughput: Vec<f64>,
+    /// CPUs that each VM used, on average.
+    pub cpus: Vec<f64>,
     /// Part of the accesses that went to the node where they came from.
     pub local: f64,
     /// Node changes of vCPUs in a minute, of all VMs.
@@ -53,6 +56,7 @@ impl Measure {
             pages: 0,
             wakes: vec![0; 160],
             from: vec![0.0; n],
+            ran_from: vec![0; n],
             from_time: 0,
         }
     }
@@ -61,6 +65,7 @@ impl Measure {
     pub fn begin(&mut self, w: &World) {
         *self = Self::new(w);
         self.from = (0..w.vms.len()).map(|vm| progress(w, vm)).collect();
+        self.ran_from = (0..w.vms.len()).map(|vm| ran(w, vm)).collect();
         self.from_time = w.now;
     }
 
@@ -108,11 +113,14 @@ impl Measure {
             };
             done / seconds
         });
+        let cpus =
+            (0..w.vms.len()).map(|vm| (ran(w, vm) - self.ran_from[vm]) as f64 / 1e9 / seconds);
         let sum = |of: &[f64]| of.iter().sum::<f64>();
         let minutes = seconds / 60.0;
         Outcome {
             policy: policy.into(),
             throughput: throughput.collect(),
+            cpus: cpus.collect(),
             local: sum(&self.local) / sum(&self.all).max(1e-9),
             moves_per_minute: self.moves.iter().sum::<u64>() as f64 / minutes,
             pages_per_minute: self.pages as f64 / minutes,
@@ -120,6 +128,11 @@ impl Measure {
             wake_p99_us: self.wake_percentile(0.99),
         }
     }
+}
+
+/// Time that a VM's vCPUs have run since the start.
+fn ran(w: &World, vm: usize) -> u64 {
+    w.vms[vm].vcpus.iter().map(|v| w.vcpus[*v].ran).sum()
 }
 
 /// What a VM has done since the start.
