@@ -13,9 +13,12 @@ use units::{CpuId, Credits, Nanos, NodeId, Score, VcpuId, VmId};
 
 use crate::event::Commands;
 use crate::scheduler::Scheduler;
+use crate::vcpu::Vcpu;
 
 /// vCPUs from each end of the order by account that are compared for a change of places.
 const ENDS: usize = 8;
+/// Time for which a vCPU rests after a move before it is brought to its preferred node.
+const REST: Nanos = Nanos::from_secs(1);
 
 impl Scheduler {
     pub(crate) fn balance(&mut self, now: Nanos, out: &mut Commands) {
@@ -33,10 +36,13 @@ impl Scheduler {
             .map(|(vm, _)| vm)
             .collect();
         for vm in vms {
-            self.move_to_preferred(now, vm, out);
+            // Who sleeps is asked where to when it wakes, and who has just been there and left again for want of room is let be.
+            let rested = |v: &Vcpu| v.moved_at == Nanos::ZERO || now.since(v.moved_at) > REST;
+            self.move_to_preferred(now, vm, |v| v.runnable() && rested(v), out);
         }
         let moved = self.even_out(now, out);
         self.spread_cores(now, out);
+        self.pair_by_stall(now, out);
         if !moved {
             if !self.swap_for_proximity(now, out) {
                 self.swap_to_gather(now, out);
@@ -49,16 +55,22 @@ impl Scheduler {
         }
     }
 
-    /// Brings the vCPUs of a machine to its preferred node, each as soon as a CPU there is less
+    /// Brings those vCPUs of a machine to its preferred node, each as soon as a CPU there is less
     /// wanted than the one it would leave.
-    pub(crate) fn move_to_preferred(&mut self, now: Nanos, vm: VmId, out: &mut Commands) {
+    pub(crate) fn move_to_preferred(
+        &mut self,
+        now: Nanos,
+        vm: VmId,
+        those: impl Fn(&Vcpu) -> bool,
+        out: &mut Commands,
+    ) {
         let Some(node) = self.vcpus.vm(vm).and_then(|vm| vm.preferred) else {
             return;
         };
         let away: Vec<VcpuId> = self
             .vcpus
             .of(vm)
-            .filter(|(_, v)| v.move_to.is_none() && self.node_of(v.cpu) != Some(node))
+            .filter(|(_, v)| those(v) && v.move_to.is_none() && self.node_of(v.cpu) != Some(node))
             .map(|(id, _)| id)
             .collect();
         let mut sent: Vec<(CpuId, u64)> = Vec::new();
@@ -87,7 +99,7 @@ impl Scheduler {
             let target = target.map(|(there, _, cpu)| (there, cpu));
             let Some((there, to)) = target else { continue };
             let here = self.demand_on(from).max(u64::from(Score::ONE.0));
-            if there + demand > here {
+            if there + demand > here || self.would_share(id, from, to, coming) {
                 continue;
             }
             let score = |cpu| self.node_of(cpu).map_or(Score::ONE, |n| self.score(id, n));

@@ -4,8 +4,9 @@
 //! rest of the slice is lost on both. So the slice goes to a neighbour that was preempted (not one
 //! that spun itself): the one that has waited longest, which passes through all of them when the
 //! first was not the holder of the lock (KVM's directed yield does the same, `kvm_vcpu_on_spin`).
-//! The neighbour comes to the spinner's CPU if it waits on another one of the same node; from another
-//! node the way would cost more than a slice.
+//! The neighbour comes to the spinner's CPU if it waits on another one of the same node, and goes home after the slice: two of
+//! one machine that stayed on one CPU would get no more than that between them, however much is theirs. From another node the
+//! way would cost more than a slice.
 //!
 //! No more is left than the donor can pay for within the bound of its lag, and nothing while somebody else presses
 //! (`guard`).
@@ -50,6 +51,9 @@ impl Scheduler {
         let from = self.vcpus.get(to).map_or(cpu, |v| v.cpu);
         if from != cpu {
             self.transfer(now, to, cpu, out);
+            if let Some(v) = self.vcpus.get_mut(to) {
+                v.move_to = Some((from, MoveReason::Visited));
+            }
             out.push(Command::Migrate {
                 vcpu: to,
                 from,

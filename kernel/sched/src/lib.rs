@@ -48,7 +48,8 @@
 extern crate alloc;
 
 pub mod balance;
-pub mod donate;
+pub mod cores;
+mod donate;
 mod entitle;
 pub mod even;
 pub mod event;

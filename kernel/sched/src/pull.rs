@@ -28,8 +28,10 @@ impl Scheduler {
         // An idle CPU was kicked for it and is about to come: whoever takes it away meanwhile gains
         // nothing, and two neighbours would swap theirs for ever. Only a CPU that does not come is
         // not waited for, and its neighbours go first: CPUs of other nodes wait as long again. One that
-        // its core's rule keeps idle does not come.
-        if src.current.is_none() && src.kicked {
+        // its core's rule keeps idle does not come. The same with one that is about to send its own elsewhere: two that
+        // change places would each be taken back by the CPU that they left.
+        let leaves = |id| self.vcpus.get(id).is_some_and(|v| v.move_to.is_some());
+        if src.kicked && src.current.is_none_or(leaves) {
             return match from == to_node {
                 true => t.kick_grace,
                 false => t.kick_grace + t.kick_grace,

@@ -228,12 +228,17 @@ impl ClassQueue {
         }
     }
 
-    /// `id` joins with `credit`. A vCPU that is alone has none: nobody owes it.
+    /// `id` joins with `credit`. A vCPU that is alone has none: nobody owes it. What it owes beyond what it can bring here
+    /// it owes in the next queue.
     pub(crate) fn join(&mut self, id: VcpuId, credit: i64, bound: i64, vcpus: &mut Vcpus) {
-        let credit = self.bearable(credit, bound, vcpus);
-        share_out(credit.saturating_neg(), &self.members, self.weight, vcpus);
+        let bearable = self.bearable(credit, bound, vcpus);
+        share_out(bearable.saturating_neg(), &self.members, self.weight, vcpus);
+        let unpaid = match self.members.is_empty() {
+            true => 0,
+            false => credit.saturating_sub(bearable).min(0),
+        };
         if let Some(v) = vcpus.get_mut(id) {
-            v.credit = credit;
+            (v.credit, v.unpaid) = (bearable, unpaid);
             v.queued = true;
             self.weight += u64::from(v.weight);
         }

@@ -119,7 +119,7 @@ impl Scheduler {
                     vm.preferred = node;
                 }
                 if node.is_some() {
-                    self.move_to_preferred(now, vm, out);
+                    self.move_to_preferred(now, vm, |_| true, out);
                 }
             }
             Event::Respecified { vcpu, spec } => self.respecify(now, vcpu, spec, out)?,

@@ -6,9 +6,6 @@
 //! others wait: then its threads run dry, and the last to leave chooses anew, among the queues of all
 //! threads, so that no thread's queue is left out because it never chooses. Whom it may not take, as he is bound to
 //! another thread, it gives way to.
-//!
-//! Threads also share the pipeline: two busy threads of one core are worth about one and a quarter,
-//! so a vCPU moves from a full core to an empty one when there is one.
 
 use alloc::vec::Vec;
 use telemetry::{Class, MoveReason};
@@ -171,49 +168,6 @@ impl Scheduler {
         let chosen: Vec<CpuId> = chosen.collect();
         for sibling in chosen {
             self.kick(sibling, out);
-        }
-    }
-
-    /// Sends a vCPU from a core with two busy threads to one of the node with none, for each node once.
-    pub(crate) fn spread_cores(&mut self, now: Nanos, out: &mut Commands) {
-        for i in 0..self.nodes.len() {
-            let Some(node) = self.nodes.get(i).copied() else {
-                return;
-            };
-            let free = |cpu: &CpuId| {
-                let empty = |id: CpuId| {
-                    self.cpus
-                        .get(id)
-                        .is_some_and(|c| c.current.is_none() && c.is_empty())
-                };
-                let siblings = self.cpus.get(*cpu).map_or(&[][..], |c| &c.siblings);
-                !siblings.is_empty() && empty(*cpu) && siblings.iter().all(|s| empty(*s))
-            };
-            let Some(to) = self.index.idle(node).find(free) else {
-                continue;
-            };
-            let busy = |cpu: &CpuId| self.cpus.get(*cpu).is_some_and(|c| !c.is_empty());
-            let crowded = |cpu: &CpuId| {
-                let siblings = self.cpus.get(*cpu).map_or(&[][..], |c| &c.siblings);
-                busy(cpu) && siblings.iter().any(busy)
-            };
-            let may = |vcpu: &VcpuId| {
-                self.vcpus.get(*vcpu).is_some_and(|v| {
-                    let rested = now.since(v.moved_at) > self.tunables.balance_period;
-                    v.move_to.is_none() && rested && self.allowed(*vcpu, to)
-                })
-            };
-            let cpus = self.node_cpus.get(&node).map_or(&[][..], |c| c.as_slice());
-            let crowds = cpus.iter().filter(|c| crowded(c));
-            let members = crowds.filter_map(|c| self.cpus.get(*c));
-            let one = members.flat_map(|c| c.members()).find(may);
-            if let Some(vcpu) = one {
-                let reason = MoveReason::Balance {
-                    from_load: 2000,
-                    to_load: 0,
-                };
-                self.send(now, vcpu, to, reason, out);
-            }
         }
     }
 }

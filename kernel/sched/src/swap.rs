@@ -197,7 +197,9 @@ impl Scheduler {
                 && v.load_weight <= weight.saturating_mul(2)
                 && weight <= v.load_weight.saturating_mul(2)
                 && id.vm != away.vm
-                && self.may_swap(now, *id)
+                && v.runnable()
+                && v.move_to.is_none()
+                && now.since(v.moved_at) > self.tunables.balance_period
                 && self.allowed(away, *cpu)
                 && self.allowed(*id, from)
         })

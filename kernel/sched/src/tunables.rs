@@ -41,7 +41,9 @@ pub struct Tunables {
     pub imbalance_across: u32,
     /// Load difference, in per cent, that is worth a move inside a node.
     pub imbalance_inside: u32,
-    /// Weight of lost proximity against imbalance, in per cent.
+    /// Weight of lost proximity against imbalance, in per cent. With 100 a move that loses proximity must gain as much of what
+    /// machines get done: for loads l about a mean m, the sum of l log l, which is what sharing CPUs costs, falls by
+    /// the fall of the sum of l² over 2m, and the machine that moves loses its load times the proximity.
     pub locality_per_cent: u32,
     /// Over- and underserved by more than this, two vCPUs of neighbouring CPUs change places.
     pub fairness_gap: Nanos,
@@ -103,7 +105,7 @@ impl Default for Tunables {
             balance_period: Nanos::from_millis(50),
             imbalance_across: 17,
             imbalance_inside: 5,
-            locality_per_cent: 50,
+            locality_per_cent: 100,
             fairness_gap: Nanos::from_millis(60),
             demand_window: Nanos::from_millis(100),
             share_cores: false,

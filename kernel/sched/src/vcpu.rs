@@ -31,6 +31,8 @@ pub(crate) struct Vcpu {
     pub(crate) last_cpu: Option<CpuId>,
     /// Lag against the fluid share of its queue, ns. See `queue`.
     pub(crate) credit: i64,
+    /// What it owed when it came into its queue and could not bring, at most 0.
+    pub(crate) unpaid: i64,
     /// What is left of its request.
     pub(crate) remaining: Nanos,
     /// When it left a queue, and its share there: at that rate a debt is forgiven.
@@ -90,6 +92,7 @@ impl Vcpu {
             on_cpu: None,
             last_cpu: None,
             credit: 0,
+            unpaid: 0,
             remaining: tunables.request,
             left: (now, Score::ZERO),
             penalty: Nanos::ZERO,
@@ -195,10 +198,11 @@ impl Vcpu {
         let (at, share) = self.left;
         let bound = Credits::for_time(bound).0;
         let earned = i64::try_from(share.of(now.since(at).0)).unwrap_or(i64::MAX);
-        let credit = if self.credit < 0 {
-            self.credit.saturating_add(earned).min(0)
+        let credit = self.credit.saturating_add(self.unpaid);
+        let credit = if credit < 0 {
+            credit.saturating_add(earned).min(0)
         } else {
-            self.credit
+            credit
         };
         credit.clamp(-bound, bound)
     }

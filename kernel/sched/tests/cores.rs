@@ -126,3 +126,135 @@ fn machines_that_are_bound_to_a_thread_each_share_the_core() {
         );
     }
 }
+
+fn shared() -> Tunables {
+    Tunables {
+        share_cores: true,
+        ..Tunables::default()
+    }
+}
+
+/// Says that a machine's memory is all on node 0 and how much of their time its vCPUs wait for it.
+fn stalls(sim: &mut Sim, vm: u16, per_mille: u16) {
+    sim.event(Event::ProximityUpdated {
+        vm: VmId(vm),
+        scores: vec![Score::ONE, Score::ZERO],
+    });
+    sim.event(Event::CachePenalty {
+        vcpu: vcpu(vm, 0),
+        stall: Score::from_per_mille(per_mille),
+        penalty: Nanos::ZERO,
+        refill: Nanos::ZERO,
+    });
+}
+
+/// Eight machines of one vCPU each on the eight threads of node 0, whose four cores are full then; node 1 is empty.
+fn full_node(stall: Option<u16>) -> Sim {
+    let mut sim = Sim::with(2, 8, 2, shared(), 1);
+    for vm in 0..8 {
+        let home = VcpuSpec {
+            home: Some(NodeId(0)),
+            ..VcpuSpec::default()
+        };
+        sim.add(vcpu(vm, 0), home, Load::Busy);
+        if let Some(stall) = stall {
+            stalls(&mut sim, vm, stall);
+        }
+    }
+    sim
+}
+
+fn on_node(sim: &Sim, node: u16) -> usize {
+    let there = (0..8).filter(|vm| sim.node(vcpu(*vm, 0)) == NodeId(node));
+    there.count()
+}
+
+#[test]
+fn who_computes_goes_to_another_node_for_a_core_of_its_own() {
+    let mut sim = full_node(Some(20));
+    sim.run(Nanos::from_secs(4));
+    assert_eq!(on_node(&sim, 1), 4, "{:?}", sim.moves);
+    assert_eq!(sim.moves.len(), 4, "one move each: {:?}", sim.moves);
+}
+
+#[test]
+fn who_waits_for_memory_stays_by_it_and_shares_the_core() {
+    // With a PMU that says so, and without one.
+    for stall in [Some(700), None] {
+        let mut sim = full_node(stall);
+        if stall.is_none() {
+            for vm in 0..8 {
+                sim.event(Event::ProximityUpdated {
+                    vm: VmId(vm),
+                    scores: vec![Score::ONE, Score::ZERO],
+                });
+            }
+        }
+        sim.run(Nanos::from_secs(4));
+        assert_eq!(on_node(&sim, 0), 8, "{stall:?}: {:?}", sim.moves);
+    }
+}
+
+#[test]
+fn nobody_leaves_a_core_of_his_own_to_be_nearer_to_memory_that_he_hardly_needs() {
+    // Node 0 has a busy thread in each core; vm2 has a core of node 1 for itself.
+    for (stall, node) in [(50, 1), (700, 0)] {
+        let mut sim = Sim::with(2, 4, 2, shared(), 1);
+        for vm in 0..3 {
+            let bound = VcpuSpec {
+                affinity: Affinity::Nodes(vec![NodeId(0)]),
+                ..VcpuSpec::default()
+            };
+            let free = VcpuSpec {
+                home: Some(NodeId(1)),
+                ..VcpuSpec::default()
+            };
+            sim.add(vcpu(vm, 0), if vm < 2 { bound } else { free }, Load::Busy);
+            stalls(&mut sim, vm, stall);
+        }
+        sim.run(Nanos::from_secs(1));
+        sim.event(Event::PreferredNode {
+            vm: VmId(2),
+            node: Some(NodeId(0)),
+        });
+        sim.run(Nanos::from_secs(3));
+        assert_eq!(
+            sim.node(vcpu(2, 0)),
+            NodeId(node),
+            "{stall}: {:?}",
+            sim.moves
+        );
+        assert!(sim.moves.len() <= 1, "{stall}: {:?}", sim.moves);
+    }
+}
+
+#[test]
+fn those_who_stall_share_and_those_who_compute_do_not() {
+    // Six vCPUs on four cores: two pairs share. At first those who compute are among them.
+    let mut sim = Sim::with(1, 8, 2, shared(), 1);
+    for vm in 0..6 {
+        let at = VcpuSpec {
+            affinity: Affinity::Cpus(vec![CpuId(u32::from(vm))]),
+            ..VcpuSpec::default()
+        };
+        sim.add(vcpu(vm, 0), at, Load::Busy);
+        stalls(&mut sim, vm, if vm < 2 { 10 } else { 800 });
+    }
+    sim.run(Nanos::from_secs(1));
+    for vm in 0..6 {
+        sim.event(Event::Respecified {
+            vcpu: vcpu(vm, 0),
+            spec: VcpuSpec::default(),
+        });
+    }
+    sim.run(Nanos::from_secs(6));
+    let core = |vm| sim.sched.vcpu(vcpu(vm, 0)).expect("known").cpu.0 / 2;
+    for vm in 0..2 {
+        let beside = (0..6).filter(|other| *other != vm && core(*other) == core(vm));
+        assert_eq!(beside.count(), 0, "vm{vm} has a core: {:?}", sim.moves);
+    }
+    let settled = sim.moves.len();
+    assert!(settled <= 6, "{:?}", sim.moves);
+    sim.run(Nanos::from_secs(6));
+    assert_eq!(sim.moves.len(), settled, "and so it stays: {:?}", sim.moves);
+}

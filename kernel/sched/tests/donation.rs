@@ -229,6 +229,11 @@ fn a_neighbour_that_spun_itself_is_no_heir_and_one_elsewhere_comes_over() {
     });
     assert!(came, "{out:?}");
     assert_eq!(pick(&mut s, ONE, end), Some(vcpu(0, 1)));
+    // And it goes home after it: two of one machine that stayed on one CPU would have that one for both.
+    let after = end + 2_000_000;
+    tell(&mut s, after, charge(ONE, vcpu(0, 1)));
+    assert_eq!(pick(&mut s, ONE, after), Some(vcpu(0, 0)));
+    assert_eq!(s.vcpu(vcpu(0, 1)).map(|v| v.cpu), Some(CpuId(1)));
 }
 
 #[test]

@@ -264,3 +264,48 @@ fn two_machines_that_both_lie_across_two_nodes_get_one_each() {
         sim.moves
     );
 }
+
+#[test]
+fn who_sleeps_is_not_sent_about() {
+    // Its machine is wanted on node 1, where each CPU is busy most of the time. Whenever it wakes, the idle one where it ran last
+    // serves it better.
+    let mut sim = Sim::new(2, 2, 1);
+    for i in 0..2 {
+        let there = VcpuSpec {
+            affinity: Affinity::Nodes(vec![NodeId(1)]),
+            ..VcpuSpec::default()
+        };
+        let load = Load::Bursts {
+            run: Nanos::from_millis(8),
+            sleep: Nanos::from_millis(2),
+        };
+        sim.add(vcpu(0, i), there, load);
+    }
+    let home = VcpuSpec {
+        home: Some(NodeId(0)),
+        ..VcpuSpec::default()
+    };
+    let sleeps = Load::Bursts {
+        run: Nanos::from_micros(150),
+        sleep: Nanos::from_millis(5),
+    };
+    sim.add(vcpu(1, 0), home, sleeps);
+    sim.event(Event::CachePenalty {
+        vcpu: vcpu(1, 0),
+        stall: Score::from_per_mille(200),
+        penalty: Nanos::ZERO,
+        refill: Nanos::ZERO,
+    });
+    sim.run(Nanos::from_secs(1));
+    sim.event(Event::PreferredNode {
+        vm: VmId(1),
+        node: Some(NodeId(1)),
+    });
+    sim.run(Nanos::from_secs(10));
+    let of_it = sim.moves.iter().filter(|m| m.1 == vcpu(1, 0));
+    assert!(
+        of_it.clone().count() <= 40,
+        "{:?}",
+        of_it.collect::<Vec<_>>()
+    );
+}

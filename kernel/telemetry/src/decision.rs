@@ -160,6 +160,8 @@ pub enum MoveReason {
         /// Who.
         by: VcpuId,
     },
+    /// It had come for a slice that was left to it, and goes back to its own CPU.
+    Visited,
 }
 
 impl fmt::Display for MoveReason {
@@ -178,6 +180,7 @@ impl fmt::Display for MoveReason {
             }
             Self::Affinity => f.write_str("its affinity asks for it"),
             Self::Donated { by } => write!(f, "{by} spun and left it its slice"),
+            Self::Visited => f.write_str("it had come for a slice and goes home"),
         }
     }
 }

