@@ -382,9 +382,10 @@ impl History {
 
     /// What an option must gain: less if it is under way.
     fn least(&self, course: Course, t: &Tunables) -> Score {
-        match self.under_way.map(Course::Pages) == Some(course) {
-            true => t.close_gain,
-            false => t.open_gain,
+        match course {
+            Course::Pages(node) if self.under_way == Some(node) => t.close_pages,
+            Course::Pages(_) => t.open_pages,
+            Course::Vcpus(_) => t.open_gain,
         }
     }
 

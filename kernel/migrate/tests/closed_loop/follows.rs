@@ -122,6 +122,23 @@ fn after_the_vcpus_the_hot_remainder_follows_as_pages() {
 }
 
 #[test]
+fn the_last_tenth_comes_too() {
+    // Eleven of twelve accesses are near. One in twelve goes two nodes away, which is less than half of the longest way.
+    let mut lab = Lab::new(row());
+    let pin = Some(vec![NodeId(0)]);
+    let vm = lab.vm_with(
+        "beta",
+        0,
+        &[(0, 22), (2, 40)],
+        |p, _| p < 24,
+        Load::Busy,
+        pin,
+    );
+    lab.run(SECONDS(10));
+    assert!(lab.local(vm, 2) >= 990, "{}", lab.sentences());
+}
+
+#[test]
 fn a_node_with_busy_cpus_gets_no_vcpus_and_the_pages_come_instead() {
     let mut lab = Lab::new(row());
     for name in ["gamma", "delta"] {
