@@ -25,6 +25,8 @@ const NEARLY: u64 = 95;
 const HOT_MIB: u64 = 64;
 /// Local accesses, in percent, that count as all.
 const NEAR: u64 = 95;
+/// Local accesses, in percent, below which a workload has gone elsewhere.
+const FAR: u64 = 80;
 
 /// Those that are judged by what the observer outside counts: in Bochs there is none.
 const COUNTED: [&str; 4] = [
@@ -205,22 +207,31 @@ fn two_halves(words: &str) -> Vm {
 fn shift_is_followed(e: &Evidence) -> Result<(), String> {
     e.every_guest_is_well(1)?;
     let counted = Counted::enough(e, 2)?;
-    let by_window = counted.by_window(local);
-    let (half, tenth) = (by_window.len() / 2, by_window.len() / 10);
-    let mean = |part: &[u64]| part.iter().sum::<u64>() / (part.len() as u64).max(1);
-    let before = by_window.get(half - 3 * tenth..half - tenth).unwrap_or(&[]);
-    let (before, after) = (mean(before), counted.last(local));
+    let (before, far) = around_the_shift(&counted.by_window(local))?;
+    let after = counted.last(local);
     if before < NEAR || after < NEAR {
         return Err(format!(
             "{before} % of accesses were local before the shift and {after} % at the end"
         ));
     }
     let on_3 = counted.last(|_, memory| memory == 3);
-    let far = by_window.iter().skip(half - tenth).any(|share| *share < 50);
     if !far && on_3 >= NEAR {
         return Err("the second half was never far: there was nothing to follow".into());
     }
     Ok(())
+}
+
+/// Percentage of local accesses in the second half of the time before the shift, and whether the shift was seen. It is where
+/// accesses turn far for the first time after they had come near; where they never did, half of the windows were before
+/// it. A window is as many accesses as any other, so the shift need not be in their middle.
+fn around_the_shift(by_window: &[u64]) -> Result<(u64, bool), String> {
+    let near = by_window.iter().position(|share| *share >= NEAR);
+    let near = near.ok_or("accesses were never near")?;
+    let seen = by_window.iter().skip(near).position(|share| *share < FAR);
+    let shift = seen.map_or(by_window.len() / 2, |after| near + after);
+    let part = by_window.get(shift / 2..shift).unwrap_or(&[]);
+    let mean = part.iter().sum::<u64>() / (part.len() as u64).max(1);
+    Ok((mean, seen.is_some()))
 }
 
 /// Moves of pages, and of vCPUs for their memory, that began after this time.
@@ -332,4 +343,25 @@ fn refused(e: &Evidence) -> Result<(), String> {
     let said = e.line(": its memory is full");
     said.map(|_| ())
         .ok_or_else(|| "the operator was not told that memory is full".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shift_is_where_accesses_turn_far() {
+        let run = |parts: &[(u64, usize)]| -> Vec<u64> {
+            let parts = parts.iter();
+            parts.flat_map(|(share, n)| vec![*share; *n]).collect()
+        };
+        // Near soon, and the shift early in the series.
+        let followed = run(&[(0, 20), (100, 180), (53, 30), (100, 400)]);
+        assert_eq!(around_the_shift(&followed), Ok((100, true)));
+        // Near only just before it.
+        let late = run(&[(0, 180), (100, 20), (53, 30), (100, 400)]);
+        assert!(around_the_shift(&late).is_ok_and(|(before, far)| before < NEAR && far));
+        assert_eq!(around_the_shift(&run(&[(100, 40)])), Ok((100, false)));
+        assert!(around_the_shift(&run(&[(40, 40)])).is_err());
+    }
 }
