@@ -192,6 +192,7 @@ mod tests {
             weight: 256,
             start: 0,
             pages: vec![0; 64],
+            shared: Kind::Memory.shared(),
         };
         let s = Scenario {
             name: "pair".into(),

@@ -157,7 +157,7 @@ impl Perigee {
             *seen = (now.ran_on.clone(), now.work);
         }
         let all: f64 = misses.iter().sum();
-        let shared = v.kind.shared();
+        let shared = v.shared;
         let leaves = v.pages.iter().enumerate().map(|(i, page)| {
             let touches = match page.owner {
                 Owner::Shared => all * shared,

@@ -66,6 +66,8 @@ struct VmTable {
     /// Nodes that hold the memory, in turn.
     #[serde(default)]
     memory_nodes: Vec<usize>,
+    /// Part of the misses, 0 to 1, that go to pages that all of its vCPUs use; else what is usual of its kind.
+    shared: Option<f64>,
 }
 
 const fn one() -> usize {
@@ -109,7 +111,15 @@ impl Scenario {
                     i + 1
                 );
             }
+            let shared = vm.shared.unwrap_or(vm.kind.shared());
+            if !(0.0..=1.0).contains(&shared) {
+                bail!(
+                    "{name}: VM {} shares {shared} of its misses, not 0 to 1",
+                    i + 1
+                );
+            }
             let spec = VmSpec {
+                shared,
                 kind: vm.kind,
                 vcpus: vm.vcpus,
                 weight: vm.weight,
@@ -205,6 +215,7 @@ impl Scenario {
                 weight: [128, 256, 256, 512][rng.below(4)],
                 start,
                 pages: (0..pages).map(node).collect(),
+                shared: kind.shared(),
             });
         }
         Self {
@@ -250,6 +261,7 @@ impl Scenario {
                 weight: 256,
                 start,
                 pages: vec![memory; 16],
+                shared: kind.shared(),
             }
         };
         Self {

@@ -55,7 +55,7 @@ impl Kind {
         }
     }
 
-    /// Part of the misses that go to shared pages.
+    /// Part of the misses that go to shared pages, if the scenario says nothing else.
     pub const fn shared(self) -> f64 {
         match self {
             Self::Sharing => 0.9,
@@ -135,6 +135,8 @@ pub struct VmSpec {
     pub start: usize,
     /// Node of each page.
     pub pages: Vec<usize>,
+    /// Part of the misses that go to pages that all of its vCPUs use.
+    pub shared: f64,
 }
 
 /// Lays a VM's pages out: the first quarter is shared, the rest belongs to the vCPUs in turn.
@@ -205,6 +207,7 @@ mod tests {
             weight: 256,
             start: 0,
             pages: (0..32).map(|i| i % 2).collect(),
+            shared: 0.2,
         };
         let mut pages = pages(&spec);
         let sum: f64 = spread(&pages, 2, 1, 0.2).iter().sum();

@@ -71,6 +71,8 @@ pub struct Vm {
     pub vcpus: Vec<usize>,
     /// Its memory.
     pub pages: Vec<Page>,
+    /// Part of the misses that go to shared pages.
+    pub shared: f64,
     /// Counts changes of what is hot.
     pub phase: u64,
     /// Who holds the lock.
@@ -151,6 +153,7 @@ impl World {
                 start: spec.start,
                 vcpus: (first..first + spec.vcpus).collect(),
                 pages: pages(spec),
+                shared: spec.shared,
                 phase: 0,
                 holder: None,
                 wants: Vec::new(),
@@ -165,7 +168,7 @@ impl World {
         let nodes = self.machine.nodes();
         let v = &self.vms[vm];
         for (index, vcpu) in v.vcpus.iter().enumerate() {
-            let spread = spread(&v.pages, nodes, index, v.kind.shared());
+            let spread = spread(&v.pages, nodes, index, v.shared);
             let parts = spread.iter().copied().enumerate();
             self.vcpus[*vcpu].touched = parts.filter(|(_, part)| *part > 0.0).collect();
             self.vcpus[*vcpu].spread = spread;

@@ -25,6 +25,7 @@ pub mod roots;
 pub mod sabotage;
 pub mod schedule;
 pub mod selftests;
+pub mod simulated;
 pub mod spins;
 pub mod starved;
 pub mod topology;
@@ -50,6 +51,7 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         roots::scenarios(),
         adapts::scenarios(),
         schedule::scenarios(),
+        simulated::scenarios(seed),
         spins::scenarios(),
         sabotage::scenarios(),
         counters::scenarios(),
