@@ -123,7 +123,7 @@ fn far(name: &str, tag: &str, memory: &str) -> Vm {
 }
 
 /// The same with so many MiB.
-fn far_away(name: &str, mib: u64, tag: &str, memory: &str) -> Vm {
+pub(crate) fn far_away(name: &str, mib: u64, tag: &str, memory: &str) -> Vm {
     Vm::linux(name)
         .set("cpus", "1")
         .set("memory", "\"128M\"")

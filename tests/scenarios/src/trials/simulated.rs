@@ -11,6 +11,7 @@ use numasim::perigee::Options;
 use numasim::scenario::Scenario as Simulated;
 
 use super::GO;
+use super::converge::far_away;
 use super::counted::{Counted, local};
 use super::observed::Observed;
 use super::random::Random;
@@ -38,12 +39,6 @@ const FAR: &str = "[[vm]]\nkind = \"memory\"\nmemory = 32\nmemory_nodes = [1]\n"
 pub fn scenarios(seed: u64) -> Vec<Scenario> {
     let mut random = Random::new(seed ^ 0x51);
     let mut drawn = || u64::from(random.between(1, u32::MAX));
-    let far = Vm::linux("far")
-        .set("cpus", "1")
-        .set("memory", "\"128M\"")
-        .set("memory_nodes", "[1]")
-        .set("start_node", "0")
-        .workload("--mib 32 --seconds 30 --tag 2");
     let trials = [
         still(
             "the-simulator-agrees-on-a-mix",
@@ -73,7 +68,9 @@ pub fn scenarios(seed: u64) -> Vec<Scenario> {
                 agree(counted.last(local), simulated("perigee", FAR)?)
             },
         )
-        .vm(far),
+        .vm(far_away("far", 32, "2", "[1]"))
+        .type_after("[far] WORKLOAD t=2 ", "vm far mode auto\r")
+        .observed(""),
     ];
     let on_two_nodes = |trial: Scenario| {
         let mut trial = trial
