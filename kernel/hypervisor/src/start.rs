@@ -214,6 +214,7 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
         machine,
         tracking,
         sched: Mutex::new(sched),
+        decisions: drive::Decisions::new(cpus),
         timers: (0..cpus)
             .map(|_| Mutex::new(timers::TimerQueue::default()))
             .collect(),

@@ -2,6 +2,7 @@
 //! command, and verifies it.
 //!
 //! * this file: what happens becomes the scheduler's events; its commands are obeyed
+//! * `decisions`: what the scheduler decided lately, for who asks why
 //! * `schedule`: the scheduler's inputs in their order, recorded for a replay if asked for
 //! * `counters`: performance counters to footprints and to the scheduler's penalties
 //! * `load`: how busy nodes and links are
@@ -12,6 +13,7 @@
 
 mod carry;
 mod counters;
+mod decisions;
 pub mod load;
 mod look;
 mod moves;
@@ -20,6 +22,7 @@ pub mod roots;
 mod sample;
 pub mod schedule;
 
+pub use decisions::Decisions;
 pub use look::Watch;
 pub use moves::{Tour, queued, tally, work};
 pub use record::record;
@@ -32,6 +35,7 @@ use crate::virt::Backend;
 use crate::vm::{Hypervisor, NOWHERE, Vcpu, Vm, VmState};
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::SeqCst;
+use decisions::Decision;
 use sched::{Command, Commands, Event, Next, Refusal};
 use schedule::Trace;
 use spin::Mutex;
@@ -68,12 +72,16 @@ fn tell_all<B: Backend>(hv: &Hypervisor<B>, events: impl IntoIterator<Item = Eve
 /// What this CPU does next.
 pub fn pick<B: Backend>(hv: &Hypervisor<B>, cpu: CpuId) -> Next {
     let mut trace = Trace::new();
-    let (next, commands) = {
+    let (now, (next, commands)) = {
         let mut sched = hv.sched.lock();
-        schedule::pick(&mut sched, cpu, time::now(), &mut trace)
+        let now = time::now();
+        (now, schedule::pick(&mut sched, cpu, now, &mut trace))
     };
     trace.write();
     execute(hv, commands);
+    if let Next::Run { why, .. } = &next {
+        hv.decisions.note(now, Decision::Pick(*why));
+    }
     next
 }
 
@@ -88,6 +96,13 @@ fn execute<B: Backend>(hv: &Hypervisor<B>, mut commands: Commands) {
                 reason,
             } => {
                 verify_left(hv, vcpu, from, to);
+                let decision = Decision::Move {
+                    vcpu,
+                    from,
+                    to,
+                    reason,
+                };
+                hv.decisions.note(time::now(), decision);
                 let node = |cpu: CpuId| {
                     hv.machine
                         .cpus

@@ -30,7 +30,7 @@ const COMMANDS: &[Entry] = &[
     ("footprint", "[NAME]", "who touches which node's memory"),
     ("proximity", "[NAME]", "how near each CPU is to what a VM touches"),
     ("where", "NAME ADDRESS", "where a VM's memory at an address lies, and how hot it is"),
-    ("why", "[NAME[.VCPU]]", "the planner's last word, and the scheduler's sum for each vCPU"),
+    ("why", "[NAME[.VCPU]]", "the planner's last word, and the scheduler's sum for each vCPU; of one, its last decisions too"),
     ("thresholds", "", "thresholds that follow the load: what they are, what they follow, when they changed last"),
     ("donate", "[on|off]", "shows or sets whether a vCPU that waits for a lock leaves its slice to a preempted one of its VM"),
     ("moves", "", "what page moves have cost so far: pauses, pages a second, failures, and the copy budget"),

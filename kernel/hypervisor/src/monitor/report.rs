@@ -21,6 +21,9 @@ use sched::Explanation;
 use topology::Machine;
 use units::{CpuId, Nanos, NodeId, PAGE_BYTES, VcpuId};
 
+/// Past decisions about a vCPU that are told.
+const LATELY: usize = 6;
+
 /// Seconds with three digits.
 fn seconds(time: Nanos) -> String {
     format!(
@@ -363,7 +366,12 @@ pub fn why<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, only: Option<u16>) -> Str
         .filter(|v| only.is_none_or(|i| v.id.index == i))
     {
         match sched.why(time::now(), vcpu.id) {
-            Some(explanation) => text.push_str(&sum(hv, &explanation)),
+            Some(explanation) => {
+                text.push_str(&sum(hv, &explanation));
+                if only.is_some() {
+                    text.push_str(&lately(hv, vcpu.id));
+                }
+            }
             None => text.push_str(&format!(
                 "  {} is not scheduled any more\n",
                 name(hv, vcpu.id)
@@ -371,6 +379,13 @@ pub fn why<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, only: Option<u16>) -> Str
         }
     }
     text
+}
+
+/// What was decided about a vCPU before, oldest first.
+fn lately<B: Backend>(hv: &Hypervisor<B>, vcpu: VcpuId) -> String {
+    let lines = hv.decisions.about(vcpu, LATELY);
+    let line = |(at, decision)| format!("    at {at}: {decision}\n");
+    lines.into_iter().map(line).collect()
 }
 
 /// One vCPU's sum, a thought a line.

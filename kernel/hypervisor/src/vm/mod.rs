@@ -51,7 +51,7 @@ pub use restart::chores;
 pub use tables::DirectTables;
 
 use crate::counters::Counts;
-use crate::drive::Tracking;
+use crate::drive::{Decisions, Tracking};
 use crate::exits::operands::{Looks, NextLook};
 use crate::timers::TimerQueue;
 use crate::virt::{Backend, Event};
@@ -81,6 +81,8 @@ pub struct Hypervisor<B: Backend> {
     pub vms: Vec<Vm<B>>,
     /// Who runs where.
     pub sched: Mutex<Scheduler>,
+    /// What it decided lately.
+    pub decisions: Decisions,
     /// Things to do at a certain time, one queue per CPU.
     pub timers: Vec<Mutex<TimerQueue>>,
     /// Footprints and plans of all VMs.

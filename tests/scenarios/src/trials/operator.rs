@@ -32,7 +32,7 @@ const QUESTIONS: [(&str, &[&str]); 33] = [
     ("footprint alpha", &["of its accesses", "performance counters are absent: CPUID offers "]),
     ("proximity", &["proximity", "node1"]),
     ("why", &["alpha.0", "deadline", "credit", "key"]),
-    ("why alpha.1", &["alpha.1"]),
+    ("why alpha.1", &["alpha.1", "machine-wide", "    at ", " runs vm0.1 for "]),
     ("donate off", &["donation of slices is off"]),
     ("donate on", &["donation of slices is on"]),
     ("donate maybe", &["donate [on|off]"]),
