@@ -62,6 +62,9 @@ enum Command {
         /// Compare with these only, commas between them: a policy, or "optimum"
         #[arg(long, value_delimiter = ',', default_values_t = everybody())]
         against: Vec<String>,
+        /// Fail if the worst ratio is below this, in per cent
+        #[arg(long)]
+        at_least: Option<f64>,
         /// Threads
         #[arg(long, default_value_t = 2)]
         jobs: usize,
@@ -93,11 +96,13 @@ fn main() -> Result<()> {
             seconds,
             out,
             against,
+            at_least,
             jobs,
         } => {
             let others = Others::named(&against)?;
             let seeds = from..from.saturating_add(seeds);
-            report(seeds, seconds, &others, out.as_deref(), jobs)
+            let report = report(seeds, seconds, &others, out.as_deref(), jobs)?;
+            at_least.map_or(Ok(()), |per_cent| report.holds(per_cent))
         }
         Command::Large { vms, seconds } => large(vms, seconds),
         Command::Cost { out } => cost::measure(out.as_deref()),
@@ -207,7 +212,7 @@ fn report(
     others: &Others,
     out: Option<&Path>,
     jobs: usize,
-) -> Result<()> {
+) -> Result<Report> {
     if seeds.is_empty() || seconds <= 0.0 {
         bail!("a report needs a seed and a time");
     }
@@ -243,7 +248,7 @@ fn report(
         )?;
         write(&out.join("ratios.svg"), &svg::ratios(&report))?;
     }
-    Ok(())
+    Ok(report)
 }
 
 fn large(vms: usize, seconds: f64) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The comparison of many seeds, as numbers, a table and plots.
 
+use anyhow::{Result, bail};
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -108,6 +109,24 @@ fn against(
 }
 
 impl Report {
+    /// Whether Perigee reached so many per cent of each other policy in every trial.
+    ///
+    /// # Errors
+    /// The policy and the trial in which it did not.
+    pub fn holds(&self, per_cent: f64) -> Result<()> {
+        for a in &self.against {
+            let (ratio, trial) = &a.worst;
+            if ratio * 100.0 < per_cent {
+                bail!(
+                    "{:.1} % of {} in {trial} are less than {per_cent} %",
+                    ratio * 100.0,
+                    a.other
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Of these trials, each with the same policies in the same order.
     pub fn of(trials: Vec<Trial>) -> Self {
         let names: Vec<String> = trials
@@ -190,5 +209,39 @@ impl Report {
             );
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trial(seed: u64, theirs: f64) -> Trial {
+        let outcome = |policy: &str, throughput: f64| Outcome {
+            policy: policy.into(),
+            throughput: vec![throughput, 5.0],
+            cpus: vec![1.0, 1.0],
+            local: 1.0,
+            moves_per_minute: 0.0,
+            pages_per_minute: 0.0,
+            wake_p50_us: 0.0,
+            wake_p99_us: 0.0,
+        };
+        Trial {
+            scenario: format!("seed {seed}"),
+            seed,
+            entitled: vec![1.0, 1.0],
+            outcomes: vec![outcome("perigee", 4.0), outcome("other", theirs)],
+            optimum: None,
+        }
+    }
+
+    #[test]
+    fn a_bound_holds_only_if_it_does_in_every_trial() {
+        // The second: the root of 4 / 4.41 is 0.952.
+        let report = Report::of(vec![trial(1, 4.0), trial(2, 4.41), trial(3, 1.0)]);
+        assert!(report.holds(95.0).is_ok());
+        let why = report.holds(96.0).expect_err("seed 2 is below").to_string();
+        assert!(why.contains("95.2 % of other in seed 2"), "{why}");
     }
 }

@@ -18,7 +18,11 @@ pub const CHECKS: [Check; 3] = [
     ("lint/clippy", clippy),
 ];
 
-fn cargo(arguments: &[&str]) -> Result<(), String> {
+/// Runs cargo with these words.
+///
+/// # Errors
+/// It cannot be run, or ends with an error.
+pub fn cargo(arguments: &[&str]) -> Result<(), String> {
     match cargo_command().args(arguments).status() {
         Ok(status) if status.success() => Ok(()),
         Ok(_) => Err(format!("`cargo {}` complains", arguments.join(" "))),

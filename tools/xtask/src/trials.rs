@@ -61,6 +61,9 @@ impl TestArgs {
 /// The name under which the host tests are listed and filtered.
 const HOST: &str = "host/";
 
+/// The bound on harm, which takes minutes: with `--full`.
+const HARM_BOUND: lint::Check = ("host/harm-bound", harm_bound);
+
 /// `cargo xtask test`: the exit status.
 ///
 /// # Errors
@@ -71,8 +74,10 @@ pub fn test(args: &TestArgs) -> Result<u8> {
         .unwrap_or_else(|| u64::from(std::process::id()) ^ unix_nanos());
     let wanted =
         |name: &str| args.filter.is_empty() || args.filter.iter().any(|f| name.contains(f));
+    let harm = (args.full || args.list).then_some(HARM_BOUND);
     let checks: Vec<_> = lint::CHECKS
         .into_iter()
+        .chain(harm)
         .filter(|(name, _)| wanted(name))
         .collect();
     let packages: Vec<String> = host_packages()?
@@ -124,6 +129,12 @@ pub fn test(args: &TestArgs) -> Result<u8> {
     } else {
         u8::from(tally.failed > 0)
     })
+}
+
+/// In the simulator, on 200 random machines and mixes, Perigee is never below 98 % of itself in mode "off".
+fn harm_bound() -> Result<(), String> {
+    let words = "run --release --quiet -p numasim -- report --seeds 200 --against perigee-off --at-least 98";
+    lint::cargo(&words.split(' ').collect::<Vec<_>>())
 }
 
 /// The self-tests on the plain emulator.
