@@ -12,6 +12,7 @@ use telemetry::MoveReason;
 use units::{CpuId, Credits, Nanos, NodeId, Score, VcpuId, VmId};
 
 use crate::event::Commands;
+use crate::repack;
 use crate::scheduler::Scheduler;
 use crate::vcpu::Vcpu;
 
@@ -47,8 +48,15 @@ impl Scheduler {
             if !self.swap_for_proximity(now, out) {
                 self.swap_to_gather(now, out);
             }
+            let pack = now.since(self.packed_at) >= repack::PERIOD;
+            if pack {
+                self.packed_at = now;
+            }
             for i in 0..self.nodes.len() {
-                if let Some(node) = self.nodes.get(i).copied() {
+                let Some(node) = self.nodes.get(i).copied() else {
+                    break;
+                };
+                if !pack || !self.repack(now, node, out) {
                     self.rotate(now, node, out);
                 }
             }
@@ -168,6 +176,15 @@ impl Scheduler {
             && a.move_to.is_none()
             && self.allowed(behind, a.cpu)
             && self.allowed(ahead, b.cpu)
-            && self.load_on(b.cpu) > self.load_on(a.cpu)
+            && self.evens_enough(behind, ahead, (b.cpu, a.cpu))
+    }
+
+    /// Whether CPUs differ, so that who is behind gains by changing places, and do not differ more after it. Of even CPUs none is
+    /// better, and a heavy one that changes places with a light one takes its load along: for what it was owed long ago
+    /// it would be sent to and fro for ever, and all load with it.
+    fn evens_enough(&self, behind: VcpuId, ahead: VcpuId, (from, to): (CpuId, CpuId)) -> bool {
+        let gap = self.load_on(from).saturating_sub(self.load_on(to));
+        let (b, a) = (self.load_of(behind), self.load_of(ahead));
+        gap > 0 && b.abs_diff(a) <= gap.max(b / 8)
     }
 }

@@ -32,7 +32,7 @@ struct Exchange {
 }
 
 impl Scheduler {
-    fn load_of(&self, vcpu: VcpuId) -> u64 {
+    pub(crate) fn load_of(&self, vcpu: VcpuId) -> u64 {
         self.vcpus
             .get(vcpu)
             .map_or(0, |v| v.demand.of(u64::from(v.load_weight) * LOAD_ONE))

@@ -8,7 +8,7 @@
 //! conservation comes first.
 
 use alloc::vec::Vec;
-use units::{Nanos, NodeId};
+use units::{Nanos, NodeId, Score};
 
 use crate::scheduler::Scheduler;
 use crate::tunables::GateTunables;
@@ -19,6 +19,26 @@ struct Gate {
     open: bool,
     tokens: u32,
     filled_at: Nanos,
+}
+
+/// How loaded a node is.
+#[derive(Clone, Copy, Debug)]
+struct NodeLoad {
+    /// CPU time that is wanted, in thousandths of its CPUs.
+    demand: u32,
+    /// The weights of those who want it, in thousandths of what there is on average on the host's CPUs.
+    weight: u32,
+}
+
+impl NodeLoad {
+    /// Two loads in one measure: where all CPUs are wanted on both, it is weights that tell who gets less than his share.
+    const fn compared((from, to): (Self, Self)) -> (u32, u32) {
+        if from.demand >= 1000 && to.demand >= 1000 {
+            (from.weight, to.weight)
+        } else {
+            (from.demand, to.demand)
+        }
+    }
 }
 
 /// All gates of a host.
@@ -36,8 +56,8 @@ impl Gates {
         Some(at(from)? * self.nodes.len() + at(to)?)
     }
 
-    /// Judges all pairs by the nodes' loads, in thousandths of their CPUs.
-    fn judge(&mut self, now: Nanos, nodes: &[NodeId], loads: &[u32], t: &GateTunables) {
+    /// Judges all pairs by the nodes' loads.
+    fn judge(&mut self, now: Nanos, nodes: &[NodeId], loads: &[NodeLoad], t: &GateTunables) {
         if self.nodes != nodes {
             self.nodes = nodes.to_vec();
             let fresh = Gate {
@@ -50,7 +70,8 @@ impl Gates {
         let pairs = loads
             .iter()
             .flat_map(|from| loads.iter().map(move |to| (*from, *to)));
-        for (gate, (from, to)) in self.gates.iter_mut().zip(pairs) {
+        for (gate, pair) in self.gates.iter_mut().zip(pairs) {
+            let (from, to) = NodeLoad::compared(pair);
             let surplus = from.saturating_sub(to);
             gate.open = if gate.open {
                 from >= t.close_load && surplus >= t.close_surplus
@@ -88,14 +109,27 @@ impl Gates {
 impl Scheduler {
     /// Looks at all nodes' loads and opens and closes what is between them.
     pub(crate) fn judge_gates(&mut self, now: Nanos) {
-        let loads: Vec<u32> = self
+        let all = self
+            .cpus
+            .iter()
+            .map(|(cpu, _)| self.load_on(cpu))
+            .sum::<u64>();
+        let mean = all / (self.cpus.iter().count() as u64).max(1);
+        let loads: Vec<NodeLoad> = self
             .nodes
             .iter()
             .map(|n| {
                 let cpus = self.node_cpus.get(n).map_or(&[][..], Vec::as_slice);
+                let each = |sum: u64, one: u64| {
+                    let thousandths = sum * 1000 / one.max(1) / (cpus.len() as u64).max(1);
+                    u32::try_from(thousandths).unwrap_or(u32::MAX)
+                };
                 let demand: u64 = cpus.iter().map(|c| self.demand_on(*c)).sum();
-                let thousandths = (demand * 1000) >> 16;
-                u32::try_from(thousandths / (cpus.len() as u64).max(1)).unwrap_or(u32::MAX)
+                let weight: u64 = cpus.iter().map(|c| self.load_on(*c)).sum();
+                NodeLoad {
+                    demand: each(demand, Score::ONE.0.into()),
+                    weight: each(weight, mean),
+                }
             })
             .collect();
         let t = self.tunables.gate;
@@ -109,6 +143,16 @@ mod tests {
     use crate::Tunables;
 
     #[test]
+    fn full_nodes_are_compared_by_weight() {
+        let load = |demand, weight| NodeLoad { demand, weight };
+        let heavy = (load(1250, 1480), load(1260, 520));
+        assert_eq!(NodeLoad::compared(heavy), (1480, 520));
+        // There is room on the second, whatever weighs on it.
+        let room = (load(1250, 500), load(700, 1500));
+        assert_eq!(NodeLoad::compared(room), (1250, 700));
+    }
+
+    #[test]
     fn a_gate_opens_and_closes_at_different_values_and_counts_what_passes() {
         let t = Tunables::default().gate;
         let nodes = [NodeId(0), NodeId(1)];
@@ -118,6 +162,7 @@ mod tests {
             "nothing is known: open"
         );
         let mut at = |ms, loads: [u32; 2]| {
+            let loads = loads.map(|demand| NodeLoad { demand, weight: 0 });
             gates.judge(Nanos::from_millis(ms), &nodes, &loads, &t);
             gates.passable(NodeId(0), NodeId(1))
         };
@@ -134,7 +179,8 @@ mod tests {
             gates.pay(NodeId(0), NodeId(1));
         }
         assert!(!gates.passable(NodeId(0), NodeId(1)), "the bucket is empty");
-        gates.judge(Nanos::from_millis(402), &nodes, &[1500, 0], &t);
+        let loads = [1500, 0].map(|demand| NodeLoad { demand, weight: 0 });
+        gates.judge(Nanos::from_millis(402), &nodes, &loads, &t);
         assert!(gates.passable(NodeId(0), NodeId(1)), "one token came in");
     }
 }

@@ -63,6 +63,7 @@ pub mod place;
 pub mod pull;
 mod purse;
 pub mod queue;
+mod repack;
 pub mod report;
 pub mod scheduler;
 mod score;

@@ -44,6 +44,8 @@ pub struct Scheduler {
     pub(crate) index: Index,
     pub(crate) gates: Gates,
     pub(crate) balanced_at: Nanos,
+    /// When a node's vCPUs were last to be divided anew.
+    pub(crate) packed_at: Nanos,
     pub(crate) latencies: Latencies,
 }
 
@@ -59,6 +61,7 @@ impl Scheduler {
             index: Index::default(),
             gates: Gates::default(),
             balanced_at: Nanos::ZERO,
+            packed_at: Nanos::ZERO,
             latencies: Latencies::default(),
         }
     }

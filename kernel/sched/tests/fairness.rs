@@ -305,3 +305,30 @@ fn a_run_repeats_to_the_same_moves() {
     };
     assert_eq!(run(), run());
 }
+
+#[test]
+fn weights_are_kept_where_exchanges_of_two_do_not_even_out_load() {
+    // Twelve on four CPUs, of weights that divide evenly in one way only. How they come decides where exchanges end.
+    for seed in 0..8 {
+        let mut sim = Sim::new(1, 4, seed);
+        let weight = |i: u16| 128 << (i / 4);
+        for i in 0..12 {
+            sim.busy(vcpu(i, 0), weight(i));
+            sim.run(Nanos::from_millis(37 + seed));
+        }
+        sim.run(Nanos::from_secs(10));
+        let ran = |sim: &Sim| -> Vec<u64> { (0..12).map(|i| sim.ran(vcpu(i, 0)).0).collect() };
+        let (before, moved) = (ran(&sim), sim.moves.len());
+        sim.run(Nanos::from_secs(10));
+        for (i, (before, after)) in (0..).zip(before.iter().zip(ran(&sim))) {
+            let fair = 40_000_000_000 * u64::from(weight(i)) / 3584;
+            assert!(
+                (after - before).abs_diff(fair) * 50 <= fair,
+                "seed {seed}: vm{i} ran {} of {fair} ns",
+                after - before
+            );
+        }
+        let moves = sim.moves.len() - moved;
+        assert!(moves <= 40, "seed {seed}: {moves} moves in ten seconds");
+    }
+}
