@@ -11,12 +11,14 @@
 //!   may write meanwhile: a look is a sample, not a proof.
 //! * A run goes on through branches until one is not known, up to [`MOST_INSTRUCTIONS`]. So it does not matter that
 //!   some processors, emulators above all, take interrupts at some instructions rather than others.
+//! * A moment right behind a repeated string instruction counts for that ([`repeated`]).
 //! * One moment weighs by density: each operand counts [`ONE`] over the number of instructions in the run, so a long
 //!   run with one access does not count as much as a short one.
 
 mod follow;
 mod known;
 mod pages;
+mod repeated;
 
 use units::{Gpa, PAGE_BYTES, PageSize};
 
@@ -103,6 +105,10 @@ impl Reader {
             CodeSize::Bits64 => 64,
         };
         let pages = Pages::new(memory, paging, cpu.cpl);
+        if let Some(operands) = repeated::just_ended(&pages, cpu) {
+            operands.for_each(touched);
+            return 1;
+        }
         let mut code = Code::default();
         let mut follow = Follow::new(&pages, cpu.clone());
         while instructions < MOST_INSTRUCTIONS {

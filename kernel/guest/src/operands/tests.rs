@@ -322,3 +322,32 @@ fn a_page_weighs_what_its_operands_do() {
     );
     assert!(!run.is_empty());
 }
+
+#[test]
+fn right_behind_a_repeated_string_instruction_its_last_elements_count() {
+    let m = memory();
+    let copied = |code: &[u8], registers: &[(usize, u64)], flags: u64| {
+        m.write(Gpa(CODE), code).expect("memory for code");
+        let mut cpu = cpu(CodeSize::Bits64, registers);
+        cpu.rip = CODE + code.len() as u64;
+        cpu.rflags |= flags;
+        // What comes next touches something else.
+        let next = [0x48, 0x8B, 0x03, END]; // mov rax, [rbx]
+        m.write(Gpa(cpu.rip), &next).expect("memory for code");
+        follow(&m, &FLAT, &cpu).operands
+    };
+    let done = [(RCX, 0), (RSI, 0x20_1000), (RDI, 0x30_2000), (3, 0x40_0000)];
+    let read_and_written = |size: u64| [Gpa(0x20_1000 - size), Gpa(0x30_2000 - size)];
+    assert_eq!(copied(&[0x90, 0xF3, 0xA4], &done, 0), read_and_written(1));
+    assert_eq!(copied(&[0x90, 0xF3, 0xA5], &done, 0), read_and_written(4));
+    assert_eq!(copied(&[0xF3, 0x48, 0xA5], &done, 0), read_and_written(8));
+    assert_eq!(copied(&[0xF3, 0x48, 0xAB], &done, 0), [Gpa(0x30_1FF8)]);
+    // Backwards.
+    let back = copied(&[0x90, 0xF3, 0xAA], &done, 1 << 10);
+    assert_eq!(back, [Gpa(0x30_2001)]);
+    // Not repeated, or not ended: the next instruction counts.
+    let left = [(RCX, 5), (RSI, 0x20_1000), (RDI, 0x30_2000), (3, 0x40_0000)];
+    assert_eq!(copied(&[0x90, 0xF3, 0xA4], &left, 0), [Gpa(0x40_0000)]);
+    assert_eq!(copied(&[0x90, 0x90, 0xA4], &done, 0), [Gpa(0x40_0000)]);
+    assert_eq!(copied(&[0xF3, 0x90, 0x90], &done, 0), [Gpa(0x40_0000)]);
+}
