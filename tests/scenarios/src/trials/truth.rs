@@ -49,7 +49,7 @@ pub fn scenarios(seed: u64) -> Vec<Scenario> {
         .collect();
     trials.push(
         touching(
-            Scenario::gap,
+            Scenario::full,
             "attribution-scan",
             "a sequential scan over two nodes' memory is attributed as it was counted",
             "scan",
@@ -70,7 +70,7 @@ pub fn scenarios(seed: u64) -> Vec<Scenario> {
         ),
     ] {
         trials.push(touching(
-            Scenario::gap,
+            Scenario::full,
             &format!("attribution-{layout}"),
             about,
             layout,
