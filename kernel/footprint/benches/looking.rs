@@ -11,7 +11,7 @@ use memory::buddy::OutOfFrames;
 use memory::harvest::{Bit, Cursor, Descend, Options, Progress};
 use memory::probe::Probe;
 use memory::table::{
-    Attributes, ENTRIES, NoProcessor, NptFormat, RadixTable, TableFormat, TableMemory,
+    Attributes, ENTRIES, LINE, LINES, NoProcessor, NptFormat, RadixTable, TableFormat, TableMemory,
 };
 use memory::testing::{Access, touch};
 use std::hint::black_box;
@@ -46,6 +46,11 @@ impl Flat {
 impl TableMemory for Flat {
     fn load(&self, table: Frame, index: usize) -> u64 {
         self.entry(table, index).load(Acquire)
+    }
+    fn load_line(&self, table: Frame, line: usize) -> [u64; LINE] {
+        let first = (table.0 as usize - 1) * ENTRIES + line % LINES * LINE;
+        let line = &self.entries[first..first + LINE];
+        std::array::from_fn(|i| line[i].load(Acquire))
     }
     fn store(&self, table: Frame, index: usize, value: u64) {
         self.entry(table, index).store(value, Release);

@@ -20,7 +20,10 @@
 //! caller knows that (the VM's sample generation): it passes [`Descend::Everywhere`] where it is not
 //! so. A harvest itself never asks for a flush.
 
-use crate::table::{ENTRIES, Entry, Level, RadixTable, TableAddress, TableFormat, TableMemory};
+use crate::page_bits::{WORD, bits_within, ones};
+use crate::table::{
+    ENTRIES, Entry, Level, RadixTable, Slot, TableAddress, TableFormat, TableMemory,
+};
 use core::fmt;
 use core::ops::ControlFlow;
 use units::{Frame, PageSize};
@@ -74,6 +77,12 @@ impl Options {
         dirty: Bit::Clear,
         descend: Descend::Everywhere,
     };
+
+    /// The bits that are to be cleared.
+    fn cleared<F: TableFormat>(self) -> u64 {
+        let clear = |bit: Bit, mask: u64| if bit == Bit::Clear { mask } else { 0 };
+        clear(self.accessed, F::ACCESSED) | clear(self.dirty, F::DIRTY)
+    }
 }
 
 /// A leaf with A or D set.
@@ -102,6 +111,22 @@ pub struct Tally {
     pub accessed_pages: u64,
     /// 4 KiB pages in leaves with D set.
     pub dirty_pages: u64,
+}
+
+impl Tally {
+    /// Counts a leaf's bits.
+    fn note<A>(&mut self, leaf: &Touched<A>) {
+        let pages = leaf.size.pages();
+        self.accessed_pages += if leaf.accessed { pages } else { 0 };
+        self.dirty_pages += if leaf.dirty { pages } else { 0 };
+    }
+
+    fn add(&mut self, more: Self) {
+        self.entries += more.entries;
+        self.leaves += more.leaves;
+        self.accessed_pages += more.accessed_pages;
+        self.dirty_pages += more.dirty_pages;
+    }
 }
 
 /// Whether a harvest is through.
@@ -247,12 +272,8 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
                 return ControlFlow::Break(());
             }
             let entry = self.memory().load(table, index);
-            match (
-                Entry::decode::<F>(entry, level),
-                level.below(),
-                level.leaf_size(),
-            ) {
-                (Entry::Table(child), Some(below), _) => {
+            match (Entry::decode::<F>(entry, level), level.below()) {
+                (Entry::Table(child), Some(below)) => {
                     if !reentered && !self.enters(table, index, entry, at, level, pass) {
                         continue;
                     }
@@ -260,9 +281,19 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
                     self.harvest_table(child, below, at, pass)?;
                     pass.cursor.entered &= !(1 << level.number());
                 }
-                (Entry::Leaf, _, Some(size)) => {
+                (Entry::Leaf, _) if level.leaf_size().is_some() => {
                     pass.cursor.tally.leaves += 1;
-                    self.harvest_leaf(table, index, entry, at, size, pass);
+                    if entry & (F::ACCESSED | F::DIRTY) != 0 {
+                        let slot = Slot {
+                            table,
+                            index,
+                            level,
+                            value: entry,
+                        };
+                        let leaf = self.take_leaf(slot, at, pass.options);
+                        pass.cursor.tally.note(&leaf);
+                        (pass.visit)(leaf);
+                    }
                 }
                 _ => {}
             }
@@ -283,19 +314,29 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         let last = (in_range.min(ENTRIES as u64) as usize).max(first);
         let affordable = usize::try_from(pass.budget).unwrap_or(usize::MAX);
         let stop = last.min(first.saturating_add(affordable));
-        let mut leaves = 0;
-        for index in first..stop {
-            let entry = self.memory().load(table, index);
-            leaves += u64::from(F::is_present(entry));
-            if F::is_present(entry) && entry & (F::ACCESSED | F::DIRTY) != 0 {
-                let at = table_start + index as u64 * span;
-                self.harvest_leaf(table, index, entry, at, PageSize::Size4K, pass);
+        let mut tally = Tally::default();
+        for word in first / WORD..stop.div_ceil(WORD) {
+            let pages = self.pages_in_word(table, word, F::ACCESSED | F::DIRTY);
+            let inside = bits_within(first..stop, word * WORD);
+            tally.leaves += u64::from((pages.mapped & inside).count_ones());
+            for bit in ones(pages.used & inside) {
+                let index = word * WORD + bit;
+                let value = self.memory().load(table, index);
+                let slot = Slot {
+                    table,
+                    index,
+                    level: Level::LOWEST,
+                    value,
+                };
+                let leaf = self.take_leaf(slot, table_start + index as u64 * span, pass.options);
+                tally.note(&leaf);
+                (pass.visit)(leaf);
             }
         }
         let read = (stop - first) as u64;
         pass.budget -= read;
-        pass.cursor.tally.entries += read;
-        pass.cursor.tally.leaves += leaves;
+        tally.entries += read;
+        pass.cursor.tally.add(tally);
         if stop < last {
             pass.cursor.next = (table_start + stop as u64 * span).max(pass.resumed_at);
             return ControlFlow::Break(());
@@ -324,44 +365,27 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         true
     }
 
-    fn harvest_leaf<V: FnMut(Touched<F::Address>)>(
-        &self,
-        table: Frame,
-        index: usize,
-        entry: u64,
-        at: u64,
-        size: PageSize,
-        pass: &mut Pass<'_, V>,
-    ) {
-        let tally = &mut pass.cursor.tally;
-        if entry & (F::ACCESSED | F::DIRTY) == 0 {
-            return;
-        }
-        let clear = |bit: Bit, mask: u64| if bit == Bit::Clear { mask } else { 0 };
-        let mut mask =
-            clear(pass.options.accessed, F::ACCESSED) | clear(pass.options.dirty, F::DIRTY);
+    /// Reads a leaf with A or D and clears what the options say.
+    fn take_leaf(&self, slot: Slot, at: u64, options: Options) -> Touched<F::Address> {
+        let size = slot.level.leaf_size().unwrap_or(PageSize::Size4K);
+        let mut mask = options.cleared::<F>();
         if mask & F::DIRTY != 0 && self.is_evidence(at, size) {
             mask &= !F::DIRTY;
         }
         // What the clearing operation returns is what is reported: a bit that a processor sets
         // between the read and the clear is neither lost nor reported twice.
-        let entry = if entry & mask == 0 {
-            entry
+        let entry = if slot.value & mask == 0 {
+            slot.value
         } else {
-            self.memory().fetch_and(table, index, !mask)
+            self.memory().fetch_and(slot.table, slot.index, !mask)
         };
-        let accessed = entry & F::ACCESSED != 0;
-        let dirty = entry & F::DIRTY != 0;
-        tally.accessed_pages += if accessed { size.pages() } else { 0 };
-        tally.dirty_pages += if dirty { size.pages() } else { 0 };
-        let frame = F::leaf_frame(entry, size);
-        (pass.visit)(Touched {
+        Touched {
             at: F::Address::from_offset(at),
-            frame,
+            frame: F::leaf_frame(entry, size),
             size,
-            accessed,
-            dirty,
-        });
+            accessed: entry & F::ACCESSED != 0,
+            dirty: entry & F::DIRTY != 0,
+        }
     }
 }
 

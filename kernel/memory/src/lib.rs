@@ -43,6 +43,7 @@ pub mod entry;
 pub mod harvest;
 pub mod inventory;
 pub mod mtrr;
+mod page_bits;
 pub mod page_move;
 pub mod probe;
 pub mod replica;

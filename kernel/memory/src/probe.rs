@@ -8,6 +8,7 @@
 //! What A = 0 means, and when, is said in [`crate::harvest`]: who probes must know that every CPU has flushed since
 //! the bit was cleared.
 
+use crate::page_bits::{WORD, ones};
 use crate::table::{ENTRIES, Entry, Level, RadixTable, TableAddress, TableFormat, TableMemory};
 use units::PageSize;
 
@@ -24,7 +25,7 @@ pub enum Probe {
 
 /// Pages of 4 KiB in one granule: a bit for each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PageSet([u64; ENTRIES / 64]);
+pub struct PageSet([u64; ENTRIES / WORD]);
 
 impl PageSet {
     /// Those that are in either.
@@ -36,16 +37,8 @@ impl PageSet {
 
     /// Their numbers in the granule, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u16> {
-        (0u16..).zip(&self.0).flat_map(|(i, word)| {
-            let mut rest = *word;
-            core::iter::from_fn(move || {
-                let bit = u16::try_from(rest.trailing_zeros())
-                    .ok()
-                    .filter(|bit| *bit < 64)?;
-                rest &= rest - 1;
-                Some(i * 64 + bit)
-            })
-        })
+        let words = (0u16..).step_by(WORD).zip(&self.0);
+        words.flat_map(|(first, word)| ones(*word).map(move |bit| first + bit as u16))
     }
 }
 
@@ -61,14 +54,11 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
             Entry::Leaf => return None,
             Entry::Empty | Entry::FrozenLeaf | Entry::FrozenTable(_) => return Some(used),
         };
-        for (word, first) in used.0.iter_mut().zip((0..ENTRIES).step_by(64)) {
-            for bit in 0..64 {
-                let index = first + bit;
-                let entry = self.memory().load(table, index);
-                if entry & F::ACCESSED != 0 && F::is_present(entry) {
-                    self.memory().fetch_and(table, index, !F::ACCESSED);
-                    *word |= 1 << bit;
-                }
+        for (number, word) in used.0.iter_mut().enumerate() {
+            *word = self.pages_in_word(table, number, F::ACCESSED).used;
+            for bit in ones(*word) {
+                let index = number * WORD + bit;
+                self.memory().fetch_and(table, index, !F::ACCESSED);
             }
         }
         Some(used)

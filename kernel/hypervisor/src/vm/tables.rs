@@ -8,7 +8,7 @@ use crate::mm;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use memory::buddy::OutOfFrames;
-use memory::table::{ENTRIES, TableMemory};
+use memory::table::{ENTRIES, LINE, LINES, TableMemory};
 use units::{Frame, NodeId, PageSize};
 
 /// Tables whose frames come from the node allocators.
@@ -25,9 +25,21 @@ fn entry(table: Frame, index: usize) -> &'static AtomicU64 {
     unsafe { AtomicU64::from_ptr(at) }
 }
 
+/// A line of entries, found once for all of them.
+fn line(table: Frame, line: usize) -> &'static [AtomicU64; LINE] {
+    let first: *const AtomicU64 = entry(table, line % LINES * LINE);
+    // SAFETY: as in `entry`; a table has `LINES` lines, so all entries of this one are in the same frame.
+    unsafe { &*first.cast() }
+}
+
 impl TableMemory for DirectTables {
     fn load(&self, table: Frame, index: usize) -> u64 {
         entry(table, index).load(Acquire)
+    }
+    fn load_line(&self, table: Frame, number: usize) -> [u64; LINE] {
+        line(table, number)
+            .each_ref()
+            .map(|entry| entry.load(Acquire))
     }
     fn store(&self, table: Frame, index: usize, value: u64) {
         entry(table, index).store(value, Release);

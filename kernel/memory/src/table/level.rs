@@ -21,6 +21,7 @@ impl Level {
     pub const LOWEST: Self = Self(1);
 
     /// The level that holds leaves of `size`.
+    #[inline]
     pub const fn of(size: PageSize) -> Self {
         match size {
             PageSize::Size4K => Self(1),
@@ -29,10 +30,12 @@ impl Level {
         }
     }
     /// 1 to 4.
+    #[inline]
     pub const fn number(self) -> u32 {
         self.0
     }
     /// Size of a leaf at this level; the root has none.
+    #[inline]
     pub const fn leaf_size(self) -> Option<PageSize> {
         match self.0 {
             1 => Some(PageSize::Size4K),
@@ -42,14 +45,17 @@ impl Level {
         }
     }
     /// Bytes that one entry of this level spans.
+    #[inline]
     pub const fn span(self) -> u64 {
         1 << self.shift()
     }
     /// Which entry of a table at this level translates `offset`.
+    #[inline]
     pub(crate) const fn index(self, offset: u64) -> usize {
         (offset >> self.shift()) as usize & (ENTRIES - 1)
     }
     /// The level below; `None` below the lowest.
+    #[inline]
     pub(crate) const fn below(self) -> Option<Self> {
         if self.0 > 1 {
             Some(Self(self.0 - 1))
@@ -58,6 +64,7 @@ impl Level {
         }
     }
     /// The level above; `None` above the root.
+    #[inline]
     pub(crate) const fn above(self) -> Option<Self> {
         if self.0 < Self::ROOT.0 {
             Some(Self(self.0 + 1))
@@ -65,6 +72,7 @@ impl Level {
             None
         }
     }
+    #[inline]
     const fn shift(self) -> u32 {
         PAGE_SHIFT + INDEX_BITS * (self.0 - 1)
     }

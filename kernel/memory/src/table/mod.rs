@@ -52,10 +52,10 @@ pub use format::{Attributes, MemoryType, Rights, TableFormat};
 pub use leaves::Leaves;
 pub use level::Level;
 pub use pages::Pages;
-pub(crate) use radix::Entry;
+pub(crate) use radix::{Entry, Slot};
 pub use radix::{LargeLeaves, Leaf, Lookup, RadixTable};
 pub use resize::{CollapseReady, Collapsing, SplitReady, Splitting};
-pub use store::TableMemory;
+pub use store::{LINE, LINES, TableMemory};
 pub(crate) use watch::Ticket;
 
 /// Entries in a table.

@@ -1,8 +1,14 @@
 //! Where tables live.
 
+use super::ENTRIES;
 use crate::buddy::OutOfFrames;
 use alloc::sync::Arc;
 use units::{Frame, NodeId};
+
+/// Entries in a line of 64 bytes.
+pub const LINE: usize = 8;
+/// Lines of a table.
+pub const LINES: usize = ENTRIES / LINE;
 
 /// The memory that table frames are made of: the direct map in the kernel, a `Vec` of atomics in
 /// tests, a model of a processor's view under a checker.
@@ -14,6 +20,12 @@ use units::{Frame, NodeId};
 pub trait TableMemory {
     /// Reads an entry.
     fn load(&self, table: Frame, index: usize) -> u64;
+    /// Reads a line of entries, which is what a cache line holds: `line` is below [`LINES`]. Who knows where a table is
+    /// finds it once for all of them.
+    #[inline]
+    fn load_line(&self, table: Frame, line: usize) -> [u64; LINE] {
+        core::array::from_fn(|i| self.load(table, line * LINE + i))
+    }
     /// Writes an entry that no processor changes meanwhile: an absent one, or one of an unlinked table.
     fn store(&self, table: Frame, index: usize, value: u64);
     /// Writes `new` if the entry is still `current`.
@@ -44,9 +56,15 @@ pub trait TableMemory {
 macro_rules! through_a_handle {
     ($handle:ty) => {
         impl<M: TableMemory + ?Sized> TableMemory for $handle {
+            #[inline]
             fn load(&self, table: Frame, index: usize) -> u64 {
                 (**self).load(table, index)
             }
+            #[inline]
+            fn load_line(&self, table: Frame, line: usize) -> [u64; LINE] {
+                (**self).load_line(table, line)
+            }
+            #[inline]
             fn store(&self, table: Frame, index: usize, value: u64) {
                 (**self).store(table, index, value);
             }
@@ -62,6 +80,7 @@ macro_rules! through_a_handle {
             fn swap(&self, table: Frame, index: usize, new: u64) -> u64 {
                 (**self).swap(table, index, new)
             }
+            #[inline]
             fn fetch_and(&self, table: Frame, index: usize, mask: u64) -> u64 {
                 (**self).fetch_and(table, index, mask)
             }
