@@ -20,7 +20,7 @@
 //! caller knows that (the VM's sample generation): it passes [`Descend::Everywhere`] where it is not
 //! so. A harvest itself never asks for a flush.
 
-use crate::page_bits::{WORD, bits_within, ones};
+use crate::page_bits::{PagesInWord, WORD};
 use crate::table::{
     ENTRIES, Entry, Level, RadixTable, Slot, TableAddress, TableFormat, TableMemory,
 };
@@ -272,8 +272,12 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
                 return ControlFlow::Break(());
             }
             let entry = self.memory().load(table, index);
-            match (Entry::decode::<F>(entry, level), level.below()) {
-                (Entry::Table(child), Some(below)) => {
+            match (
+                Entry::decode::<F>(entry, level),
+                level.below(),
+                level.leaf_size(),
+            ) {
+                (Entry::Table(child), Some(below), _) => {
                     if !reentered && !self.enters(table, index, entry, at, level, pass) {
                         continue;
                     }
@@ -281,7 +285,7 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
                     self.harvest_table(child, below, at, pass)?;
                     pass.cursor.entered &= !(1 << level.number());
                 }
-                (Entry::Leaf, _) if level.leaf_size().is_some() => {
+                (Entry::Leaf, _, Some(_)) => {
                     pass.cursor.tally.leaves += 1;
                     if entry & (F::ACCESSED | F::DIRTY) != 0 {
                         let slot = Slot {
@@ -315,13 +319,13 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         let affordable = usize::try_from(pass.budget).unwrap_or(usize::MAX);
         let stop = last.min(first.saturating_add(affordable));
         let mut tally = Tally::default();
+        let mut pages = PagesInWord::EMPTY;
         for word in first / WORD..stop.div_ceil(WORD) {
-            let pages = self.pages_in_word(table, word, F::ACCESSED | F::DIRTY);
-            let inside = bits_within(first..stop, word * WORD);
-            tally.leaves += u64::from((pages.mapped & inside).count_ones());
-            for bit in ones(pages.used & inside) {
+            let mask = F::ACCESSED | F::DIRTY;
+            self.read_pages(table, word, &(first..stop), mask, &mut pages);
+            tally.leaves += u64::from(pages.mapped.count_ones());
+            for (bit, value) in pages.each_used() {
                 let index = word * WORD + bit;
-                let value = self.memory().load(table, index);
                 let slot = Slot {
                     table,
                     index,
@@ -365,7 +369,7 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         true
     }
 
-    /// Reads a leaf with A or D and clears what the options say.
+    /// What a leaf with A or D says; clears what the options want cleared.
     fn take_leaf(&self, slot: Slot, at: u64, options: Options) -> Touched<F::Address> {
         let size = slot.level.leaf_size().unwrap_or(PageSize::Size4K);
         let mut mask = options.cleared::<F>();

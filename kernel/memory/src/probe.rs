@@ -8,7 +8,7 @@
 //! What A = 0 means, and when, is said in [`crate::harvest`]: who probes must know that every CPU has flushed since
 //! the bit was cleared.
 
-use crate::page_bits::{WORD, ones};
+use crate::page_bits::{PagesInWord, WORD, ones};
 use crate::table::{ENTRIES, Entry, Level, RadixTable, TableAddress, TableFormat, TableMemory};
 use units::PageSize;
 
@@ -54,8 +54,10 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
             Entry::Leaf => return None,
             Entry::Empty | Entry::FrozenLeaf | Entry::FrozenTable(_) => return Some(used),
         };
+        let mut pages = PagesInWord::EMPTY;
         for (number, word) in used.0.iter_mut().enumerate() {
-            *word = self.pages_in_word(table, number, F::ACCESSED).used;
+            self.read_pages(table, number, &(0..ENTRIES), F::ACCESSED, &mut pages);
+            *word = pages.used;
             for bit in ones(*word) {
                 let index = number * WORD + bit;
                 self.memory().fetch_and(table, index, !F::ACCESSED);
