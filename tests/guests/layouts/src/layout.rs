@@ -20,7 +20,7 @@ pub enum Layout {
     Ranges,
     /// Single pages here and there, one in thirty-two.
     Scattered,
-    /// The k-th in the order of popularity about 1/k as often as the first.
+    /// The k-th in the order of popularity 1/k as often as the first.
     Zipf,
     /// One range, which jumps elsewhere when the epoch changes.
     Moving,
@@ -161,12 +161,17 @@ impl Walk {
         (which % 2) * half + self.random.below(half)
     }
 
-    /// Without floating point: first a scale, each as often as the next, then anything within it. The ranks of
-    /// scale s are 2^s to 2^(s+1), so a rank's probability is 1/rank within a factor of two.
+    /// Exactly, and without floating point: first a scale, each as often as the next, whose ranks are 2^s to 2^(s+1);
+    /// then one of its ranks, which is kept with a probability of 2^s over the rank.
     fn zipf(&mut self) -> u64 {
         let scales = u64::from(self.pages.ilog2()).max(1);
-        let scale = self.random.below(scales);
-        let rank = ((1 << scale) + self.random.below(1 << scale)).min(self.pages) - 1;
+        let rank = loop {
+            let scale = self.random.below(scales);
+            let rank = (1 << scale) + self.random.below(1 << scale);
+            if self.random.below(rank) < 1 << scale {
+                break rank.min(self.pages) - 1;
+            }
+        };
         // An odd factor and a shift spread the popular ranks over memory, each to a page of its own.
         rank.wrapping_mul(0x9e37_79b1).wrapping_add(self.draw(3)) % self.pages
     }
@@ -252,5 +257,17 @@ mod tests {
         let zipf = counts(Layout::Zipf, 1, 0);
         assert!(zipf.iter().filter(|c| **c > 0).count() > PAGES as usize / 2);
         assert!(hot(&zipf).len() < PAGES as usize / 4);
+    }
+
+    #[test]
+    fn the_kth_page_of_zipf_is_visited_a_kth_as_often_as_the_first() {
+        let mut zipf = counts(Layout::Zipf, 1, 0);
+        zipf.sort_by_key(|count| std::cmp::Reverse(*count));
+        // Also between the powers of two.
+        for k in [2, 3, 5, 7, 11, 13, 24, 47] {
+            let expected = zipf[0] / k;
+            let off = zipf[k as usize - 1].abs_diff(expected);
+            assert!(off * 8 < expected, "{k}: {off} of {expected}");
+        }
     }
 }
