@@ -419,6 +419,14 @@ impl Sampler {
         self.regions.all_mut().iter_mut().for_each(Region::halve);
     }
 
+    /// Forgets what close looks found: the machine has begun something else. They begin anew.
+    pub fn forget(&mut self) {
+        self.pages.clear();
+        for region in self.regions.all_mut() {
+            (region.density, region.look_at, region.look_again) = (None, 0, 0);
+        }
+    }
+
     fn set_interval(&mut self, length: Nanos) {
         let longest = self.tunables.longest.max(self.tunables.shortest);
         let shortest = self.tunables.shortest.max(self.least);

@@ -20,7 +20,7 @@ fn share(classes: &mut [Class], looks: &PageLooks) {
     let sum = |part: &[Class], of: fn(&Class) -> u128| part.iter().map(of).sum::<u128>();
     let others = classes.partition_point(|c| c.last != SATURATED);
     let (looked, rates) = (sum(classes, |c| c.looked.into()), sum(classes, |c| c.rates));
-    let count = u128::from(if looked > 0 { looks.looks } else { 0 }) >> 8;
+    let count = u128::from(if looked > 0 { looks.looks() } else { 0 }) >> 8;
     let by_looks = |c: &Class| part(c.looked.into(), looked);
     let (others, saturated) = classes.split_at_mut(others);
     for group in [&mut *others, &mut *saturated] {

@@ -10,15 +10,16 @@
 //! What the two are told to have is what looks prove of each ([`evidence`](crate::evidence)), so that few looks at many
 //! cold pages do not add up to something.
 //!
-//! Inside a class a page's own looks count as far as they are more than luck: see `mixture`. And how many of the hottest pages are
+//! Inside a class a page's own looks count as far as they are more than luck: see `mixture`; and what a guest did before it
+//! began something else is forgotten: see `looks`. And how many of the hottest pages are
 //! the hot set is a decision of its own, for what looks leave open may be hundreds of pages or none: [`hot_pages`].
 
 mod classes;
 mod hot;
+mod looks;
 mod mixture;
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use units::{Gpa, Nanos, PAGE_BYTES};
 
@@ -27,11 +28,10 @@ use crate::rate::{Rates, TOUCH_PER_SECOND};
 use crate::sampler::Heat;
 use classes::Classes;
 pub use hot::hot_pages;
+pub use looks::PageLooks;
 
 /// Intervals that are remembered of a granule's pages: five close looks.
 const REMEMBERED: u8 = 5 * crate::lens::INTERVALS;
-/// Pages that looks are remembered of.
-const LOOKED_AT: usize = 8192;
 /// All touches together, as heat of pages.
 const ALL: u128 = 1 << 48;
 /// A look, where looks are counted in parts.
@@ -91,61 +91,6 @@ impl PageHits {
     /// Intervals that were observed.
     pub const fn observed(&self) -> u8 {
         self.observed
-    }
-}
-
-/// What looks at stopped guests met, by page, of the last sixteen passes or so.
-#[derive(Clone, Debug, Default)]
-pub struct PageLooks {
-    weights: BTreeMap<u64, u64>,
-    total: u64,
-    /// In 1/256.
-    looks: u64,
-}
-
-impl PageLooks {
-    /// One look: the pages that it met and what each weighs.
-    pub fn look(&mut self, pages: impl IntoIterator<Item = (Gpa, u32)>) {
-        let before = self.total;
-        for (page, weight) in pages.into_iter().filter(|(_, weight)| *weight > 0) {
-            *self.weights.entry(page.0 / PAGE_BYTES).or_default() += u64::from(weight);
-            self.total += u64::from(weight);
-        }
-        self.looks += u64::from(self.total > before) << 8;
-        while self.weights.len() > LOOKED_AT {
-            self.fade(|_| 2);
-        }
-    }
-
-    /// A pass is over: what was seen before it counts for less. It counts for much less where close looks have not
-    /// found the page touched since: it was of use once.
-    pub fn age(&mut self, idle: impl Fn(Gpa) -> bool) {
-        self.fade(|page| if idle(Gpa(page * PAGE_BYTES)) { 2 } else { 16 });
-    }
-
-    fn fade(&mut self, part: impl Fn(u64) -> u64) {
-        let before = self.total;
-        self.weights.retain(|page, weight| {
-            *weight -= weight.div_ceil(part(*page));
-            *weight > 0
-        });
-        self.total = self.weights.values().sum();
-        let looks = u128::from(self.looks) * u128::from(self.total);
-        let looks = looks.checked_div(before.into()).unwrap_or(0);
-        self.looks = u64::try_from(looks).unwrap_or(self.looks);
-    }
-
-    /// Looks, as far as they still count.
-    pub const fn count(&self) -> u64 {
-        self.looks >> 8
-    }
-
-    /// What one look weighs on average.
-    fn one(&self) -> u64 {
-        (self.total << 8)
-            .checked_div(self.looks)
-            .unwrap_or(0)
-            .max(1)
     }
 }
 
@@ -245,8 +190,8 @@ fn class(rate: u64) -> u32 {
 /// Gives each page that looks met a run of its own. Bits may know nothing of it: then it is as cold as anything.
 fn single_out(mut runs: Vec<Run>, looks: &PageLooks) -> Vec<Run> {
     runs.sort_unstable_by_key(|r| r.first);
-    let mut looked = looks.weights.iter().peekable();
-    let mut all: Vec<Run> = Vec::with_capacity(runs.len() + looks.weights.len());
+    let mut looked = looks.pages().iter().peekable();
+    let mut all: Vec<Run> = Vec::with_capacity(runs.len() + looks.pages().len());
     let alone = |page: u64, weight: u64| Run {
         looked: weight,
         ..run(page, 1, TOUCH_PER_SECOND / 10, class(TOUCH_PER_SECOND / 10))

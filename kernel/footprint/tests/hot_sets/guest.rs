@@ -67,6 +67,11 @@ impl Guest {
         }
     }
 
+    /// Does something else from now on.
+    pub fn turn_to(&mut self, layout: Layout, seed: u64) {
+        self.walk = Walk::new(layout, ARENA_PAGES, seed, 0);
+    }
+
     /// Runs until `end`; looks find their way into `looks`.
     pub fn run(&mut self, end: Nanos, epoch: u64, looks: &mut Vec<Vec<(Gpa, u32)>>) {
         while self.now < end {
@@ -150,7 +155,9 @@ impl Eyes for Guest {
 }
 
 /// Puts looks where the footprint's pass does.
-pub fn hand_in(seen: &mut Vec<Vec<(Gpa, u32)>>, looks: &mut PageLooks, sampler: &Sampler) {
-    looks.age(|page| sampler.is_idle(page));
+pub fn hand_in(seen: &mut Vec<Vec<(Gpa, u32)>>, looks: &mut PageLooks, sampler: &mut Sampler) {
+    if looks.age(|page| sampler.is_idle(page)) {
+        sampler.forget();
+    }
     seen.drain(..).for_each(|look| looks.look(look));
 }

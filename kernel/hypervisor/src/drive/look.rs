@@ -184,7 +184,9 @@ impl Watch {
         }
         let resident = vm.ram.bytes_by_node();
         let sampler = &self.sampler;
-        self.looked.age(|page| sampler.is_idle(page));
+        if self.looked.age(|page| sampler.is_idle(page)) {
+            self.sampler.forget();
+        }
         let operands = operands(vm, nodes, &mut self.looked);
         self.cost.operands += operands.looks();
         let window = Window {

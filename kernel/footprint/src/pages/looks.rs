@@ -1,0 +1,146 @@
+//! What looks at stopped guests met, by page, and for how long it counts.
+//!
+//! A guest that goes on doing the same is known the better the longer its looks are remembered; of one that has begun
+//! something else, what it did before is worse than nothing: pages that were hot then fill the hot set with what nobody
+//! touches. So looks fade slowly, by a sixteenth a pass, and a change of what the guest does is told by itself: most of what a pass
+//! meets is *familiar*, met before; how much, depends on how many pages there are, but for one guest it stays the same, until a pass
+//! comes that meets other pages. Then all that was before is forgotten. A guest that turns from one thing to another and
+//! back meets nothing new, and remains one thing.
+
+use alloc::collections::BTreeMap;
+use units::{Gpa, PAGE_BYTES, Score};
+
+/// Pages that looks are remembered of.
+const LOOKED_AT: usize = 8192;
+/// With each pass so much of itself is lost of what was met, and of what was met on pages that close looks find untouched since.
+const FADES: u64 = 16;
+/// See [`FADES`].
+const FADES_IDLE: u64 = 2;
+/// Looks that say how familiar a pass is; one with fewer is judged together with the next.
+const ENOUGH: u64 = 32;
+/// A pass that is less familiar than usual, by more than this part of that, is something else.
+const LESS: Score = Score::from_per_mille(250);
+
+/// What looks met, by page.
+#[derive(Clone, Debug, Default)]
+struct Met {
+    weights: BTreeMap<u64, u64>,
+    total: u64,
+    /// In 1/256.
+    looks: u64,
+}
+
+impl Met {
+    fn of(&self, page: u64) -> u64 {
+        self.weights.get(&page).copied().unwrap_or(0)
+    }
+
+    fn add(&mut self, page: u64, weight: u32) {
+        *self.weights.entry(page).or_default() += u64::from(weight);
+        self.total += u64::from(weight);
+    }
+
+    fn note_look(&mut self) {
+        self.looks += 1 << 8;
+        while self.weights.len() > LOOKED_AT {
+            self.fade(|_| 2);
+        }
+    }
+
+    fn fade(&mut self, part: impl Fn(u64) -> u64) {
+        let before = self.total;
+        self.weights.retain(|page, weight| {
+            *weight -= weight.div_ceil(part(*page));
+            *weight > 0
+        });
+        self.total = self.weights.values().sum();
+        let looks = u128::from(self.looks) * u128::from(self.total);
+        let looks = looks.checked_div(before.into()).unwrap_or(0);
+        self.looks = u64::try_from(looks).unwrap_or(self.looks);
+    }
+}
+
+/// What looks at stopped guests met, by page, as far as it counts.
+#[derive(Clone, Debug, Default)]
+pub struct PageLooks {
+    all: Met,
+    /// Of that, what was met since the last judgement, and the weight of what was familiar then.
+    lately: Met,
+    familiar: u64,
+    /// The usual part of familiar touches, once it is known.
+    usual: Option<Score>,
+}
+
+impl PageLooks {
+    /// One look: the pages that it met and what each weighs.
+    pub fn look(&mut self, pages: impl IntoIterator<Item = (Gpa, u32)>) {
+        let before = self.all.total;
+        for (page, weight) in pages.into_iter().filter(|(_, weight)| *weight > 0) {
+            let page = page.0 / PAGE_BYTES;
+            if self.all.of(page) > self.lately.of(page) {
+                self.familiar += u64::from(weight);
+            }
+            self.all.add(page, weight);
+            self.lately.add(page, weight);
+        }
+        if self.all.total > before {
+            self.all.note_look();
+            self.lately.note_look();
+        }
+    }
+
+    /// A pass is over: what was seen before it counts for less. It counts for much less where close looks have not
+    /// found the page touched since: it was of use once. True if the guest has begun something else, so that what close looks
+    /// found before is of no use either.
+    pub fn age(&mut self, idle: impl Fn(Gpa) -> bool) -> bool {
+        let changed = self.lately.looks >= ENOUGH << 8 && self.is_something_else();
+        self.all.fade(|page| match idle(Gpa(page * PAGE_BYTES)) {
+            true => FADES_IDLE,
+            false => FADES,
+        });
+        changed
+    }
+
+    /// Whether the guest does something else than before; then what was before is forgotten.
+    fn is_something_else(&mut self) -> bool {
+        let lately = core::mem::take(&mut self.lately);
+        let familiar = core::mem::take(&mut self.familiar);
+        let familiar = Score::ratio(familiar.into(), lately.total.into());
+        let usual = self.usual.unwrap_or(familiar);
+        if familiar < usual.above(part(usual, LESS)) {
+            (self.all, self.usual) = (lately, None);
+            return true;
+        }
+        // A mean that follows within four passes.
+        self.usual = Some(Score(usual.0 - usual.0 / 4 + familiar.0 / 4));
+        false
+    }
+
+    /// Looks, as far as they still count.
+    pub const fn count(&self) -> u64 {
+        self.all.looks >> 8
+    }
+
+    /// The same, in 1/256.
+    pub(super) const fn looks(&self) -> u64 {
+        self.all.looks
+    }
+
+    /// Weights by the number of the page.
+    pub(super) const fn pages(&self) -> &BTreeMap<u64, u64> {
+        &self.all.weights
+    }
+
+    /// What one look weighs on average.
+    pub(super) fn one(&self) -> u64 {
+        (self.all.total << 8)
+            .checked_div(self.all.looks)
+            .unwrap_or(0)
+            .max(1)
+    }
+}
+
+/// A part of a score.
+fn part(score: Score, of: Score) -> Score {
+    Score(u32::try_from(of.of(score.0.into())).unwrap_or(score.0))
+}
