@@ -52,6 +52,8 @@ type ExitFn = extern "C" fn(id: u64, data: *mut c_void);
 unsafe extern "C" {
     fn qemu_plugin_register_vcpu_tb_trans_cb(id: u64, callback: TranslatedFn);
     fn qemu_plugin_register_vcpu_init_cb(id: u64, callback: VcpuFn);
+    fn qemu_plugin_register_vcpu_idle_cb(id: u64, callback: VcpuFn);
+    fn qemu_plugin_register_vcpu_resume_cb(id: u64, callback: VcpuFn);
     fn qemu_plugin_register_atexit_cb(id: u64, callback: ExitFn, data: *mut c_void);
     fn qemu_plugin_tb_n_insns(block: *const c_void) -> usize;
     fn qemu_plugin_tb_get_insn(block: *const c_void, index: usize) -> *mut c_void;
@@ -100,6 +102,12 @@ pub(crate) trait Handler {
     fn executed(vcpu: usize, watch: usize);
     /// A block of `vcpu` that was watched with `watch` begins.
     fn entered(vcpu: usize, watch: usize);
+    /// A block of so many instructions of `vcpu` begins, whose execution is timed.
+    fn timed(vcpu: usize, instructions: usize);
+    /// A vCPU has nothing to execute.
+    fn idles(vcpu: usize);
+    /// It has again.
+    fn resumes(vcpu: usize);
     /// The emulator ends.
     fn ended();
 }
@@ -147,6 +155,21 @@ impl Block<'_> {
     }
 }
 
+impl Block<'_> {
+    /// Calls [`Handler::timed`] with `instructions` at each execution.
+    pub(crate) fn time<H: Handler>(&self, instructions: usize) {
+        // SAFETY: as in `watch_entry`.
+        unsafe {
+            qemu_plugin_register_vcpu_tb_exec_cb(
+                self.handle,
+                timed::<H>,
+                NO_REGISTERS,
+                std::ptr::without_provenance_mut(instructions),
+            )
+        }
+    }
+}
+
 impl Instruction<'_> {
     /// Hands its bytes to `look`.
     pub(crate) fn bytes<T>(&self, look: impl FnOnce(&[u8]) -> T) -> T {
@@ -176,6 +199,20 @@ impl Instruction<'_> {
                 NO_REGISTERS,
                 LOADS_AND_STORES,
                 data,
+            );
+        }
+    }
+
+    /// Calls [`Handler::timed`] with one instruction for each of its data accesses.
+    pub(crate) fn time_accesses<H: Handler>(&self) {
+        // SAFETY: as in `watch_memory`.
+        unsafe {
+            qemu_plugin_register_vcpu_mem_cb(
+                self.handle,
+                repeated::<H>,
+                NO_REGISTERS,
+                LOADS_AND_STORES,
+                std::ptr::null_mut(),
             );
         }
     }
@@ -224,12 +261,28 @@ extern "C" fn memory<H: Handler>(vcpu: c_uint, info: u32, address: u64, watch: *
     H::accessed(vcpu as usize, watch.addr(), address, access);
 }
 
+extern "C" fn repeated<H: Handler>(vcpu: c_uint, _info: u32, _address: u64, _data: *mut c_void) {
+    H::timed(vcpu as usize, 1);
+}
+
 extern "C" fn executed<H: Handler>(vcpu: c_uint, watch: *mut c_void) {
     H::executed(vcpu as usize, watch.addr());
 }
 
 extern "C" fn entered<H: Handler>(vcpu: c_uint, watch: *mut c_void) {
     H::entered(vcpu as usize, watch.addr());
+}
+
+extern "C" fn timed<H: Handler>(vcpu: c_uint, instructions: *mut c_void) {
+    H::timed(vcpu as usize, instructions.addr());
+}
+
+extern "C" fn idles<H: Handler>(_id: u64, vcpu: c_uint) {
+    H::idles(vcpu as usize);
+}
+
+extern "C" fn resumes<H: Handler>(_id: u64, vcpu: c_uint) {
+    H::resumes(vcpu as usize);
 }
 
 extern "C" fn started<H: Handler>(_id: u64, vcpu: c_uint) {
@@ -247,6 +300,8 @@ pub(crate) fn register<H: Handler>(id: u64) {
     unsafe {
         qemu_plugin_register_vcpu_tb_trans_cb(id, translated::<H>);
         qemu_plugin_register_vcpu_init_cb(id, started::<H>);
+        qemu_plugin_register_vcpu_idle_cb(id, idles::<H>);
+        qemu_plugin_register_vcpu_resume_cb(id, resumes::<H>);
         qemu_plugin_register_atexit_cb(id, ended::<H>, std::ptr::null_mut());
     }
 }

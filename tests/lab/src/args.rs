@@ -53,6 +53,8 @@ pub(crate) struct Args {
     pub(crate) host: bool,
     /// Whether they are counted by address, too.
     pub(crate) profile: bool,
+    /// Picoseconds that an instruction takes, if the machine's clock counts instructions.
+    pub(crate) clock: Option<u32>,
 }
 
 /// Reads `key=value` arguments for a machine of `vcpus` vCPUs.
@@ -62,6 +64,7 @@ pub(crate) struct Args {
 pub(crate) fn parse<'a>(args: impl Iterator<Item = &'a str>, vcpus: usize) -> Result<Args, String> {
     let (mut out, mut cpus, mut map, mut window) = (None, None, None, 200_000);
     let (mut pages, mut linear_end, mut host) = (Scope::Nobody, 0, None);
+    let mut clock = None;
     for arg in args {
         let (key, value) = arg
             .split_once('=')
@@ -100,6 +103,11 @@ pub(crate) fn parse<'a>(args: impl Iterator<Item = &'a str>, vcpus: usize) -> Re
                 }
             }
             "linear" => linear_end = (number(value, "linear")? as u64).min(LINEAR_MAX_MIB) << 20,
+            "clock" => {
+                let ps = u32::try_from(number(value, "clock")?).ok();
+                let ps = ps.filter(|ps| *ps > 0);
+                clock = Some(ps.ok_or("clock is a number of picoseconds, and not none")?);
+            }
             "host" => match value {
                 "count" => host = Some(false),
                 "profile" => host = Some(true),
@@ -107,7 +115,7 @@ pub(crate) fn parse<'a>(args: impl Iterator<Item = &'a str>, vcpus: usize) -> Re
             },
             _ => {
                 return Err(format!(
-                    "{key:?} is not one of out, cpus, nodes, map, window, pages, linear, host"
+                    "{key:?} is not one of out, cpus, nodes, map, window, pages, linear, host, clock"
                 ));
             }
         }
@@ -148,6 +156,7 @@ pub(crate) fn parse<'a>(args: impl Iterator<Item = &'a str>, vcpus: usize) -> Re
         pages,
         linear_end,
         host: host.is_some(),
+        clock,
         profile: host == Some(true),
     })
 }
@@ -254,6 +263,11 @@ mod tests {
                 "out=x pages=all",
                 "\"all\" in pages is neither tagged nor guests",
             ),
+            (
+                "out=x clock=0",
+                "clock is a number of picoseconds, and not none",
+            ),
+            ("out=x clock=fast", "\"fast\" in clock is not a number"),
             ("out=x host=1", "\"1\" in host is neither count nor profile"),
             ("out=x verbose", "\"verbose\" is not key=value"),
             ("out=x verbose=1", "\"verbose\" is not one of"),

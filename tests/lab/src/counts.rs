@@ -295,6 +295,7 @@ mod tests {
             linear_end: 0,
             host: false,
             profile: false,
+            clock: None,
         })
     }
 

@@ -31,6 +31,7 @@
 //! | `window` | accesses of a tag to a window, default 200000 |
 //! | `pages` | `tagged` or `guests`: whose accesses are counted by page while a window is open |
 //! | `linear` | MiB of linear addresses that are counted by page beside the physical ones, default 0 |
+//! | `clock` | picoseconds that each instruction takes: the machine's time is what its CPUs execute (`clock`) |
 //! | `host` | `count`: the hypervisor's instructions are counted; `profile`: by address, too |
 //!
 //! The report is JSON ([`report::Report`]). It is written at QEMU's exit (SIGTERM included), whenever a
@@ -47,7 +48,9 @@
 
 mod abi;
 mod args;
+mod clock;
 mod counts;
+mod hook;
 mod host;
 mod pages;
 mod report;

@@ -49,6 +49,12 @@ extern "C" fn qemu_plugin_register_vcpu_tb_trans_cb(_id: u64, callback: Translat
 extern "C" fn qemu_plugin_register_vcpu_init_cb(_id: u64, callback: extern "C" fn(u64, c_uint)) {
     REGISTERED.lock().expect("alone").vcpu = Some(callback);
 }
+/// This emulator's vCPUs never idle.
+#[unsafe(no_mangle)]
+extern "C" fn qemu_plugin_register_vcpu_idle_cb(_id: u64, _callback: extern "C" fn(u64, c_uint)) {}
+#[unsafe(no_mangle)]
+extern "C" fn qemu_plugin_register_vcpu_resume_cb(_id: u64, _callback: extern "C" fn(u64, c_uint)) {
+}
 #[unsafe(no_mangle)]
 extern "C" fn qemu_plugin_register_atexit_cb(_id: u64, callback: ExitFn, _data: *mut c_void) {
     REGISTERED.lock().expect("alone").exit = Some(callback);

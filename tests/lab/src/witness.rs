@@ -2,7 +2,9 @@
 
 use crate::abi::{self, Block, Emulator, Handler, Instruction};
 use crate::args::{self, Scope};
+use crate::clock::Clock;
 use crate::counts::{Access, Counts};
+use crate::hook::{self, Emulated};
 use crate::host::{Host, UPPER_HALF};
 use crate::pages::Pages;
 use crate::report::{Report, State};
@@ -43,6 +45,8 @@ struct Witness {
     pages: Pages,
     /// Where the hypervisor's instructions are counted, if they are.
     host: Option<Host>,
+    /// The machine's clock, if it is ours.
+    clock: Option<(Clock, Emulated)>,
     out: PathBuf,
     loaded: Instant,
     /// Held while a report is written, so that two do not mix.
@@ -60,7 +64,12 @@ struct Witness {
 pub(crate) fn install(id: u64, emulator: &Emulator, arguments: &[&str]) -> Result<(), String> {
     let args = args::parse(arguments.iter().copied(), emulator.vcpus)?;
     let memory_end = args.map.last().map_or(0, |range| range.end);
+    let clock = match args.clock {
+        Some(ps) => Some((Clock::new(emulator.vcpus, ps), hook::timers()?)),
+        None => None,
+    };
     let witness = Witness {
+        clock,
         counts: Counts::new(&args),
         sides: Sides::new(emulator.vcpus),
         scope: args.pages,
@@ -111,6 +120,22 @@ impl Witness {
     }
 }
 
+/// Whether an instruction is a repeated one on strings, which is executed once and accesses memory many times.
+fn repeats(bytes: &[u8]) -> bool {
+    let mut behind = bytes
+        .iter()
+        .skip_while(|byte| matches!(byte, 0x26 | 0x2E | 0x36 | 0x3E | 0x64..=0x67));
+    let repeated = matches!(behind.next(), Some(0xF2 | 0xF3));
+    let opcode = behind.find(|byte| !matches!(byte, 0x40..=0x4F | 0x66 | 0x67));
+    repeated && matches!(opcode, Some(0xA4..=0xA7 | 0xAA..=0xAF))
+}
+
+/// The machine's time, as the emulator asks for it.
+extern "C" fn time() -> i64 {
+    let clock = WITNESS.get().and_then(|w| w.clock.as_ref());
+    clock.map_or(0, |(clock, _)| clock.now_ns())
+}
+
 /// The emulator's calls.
 #[derive(Debug)]
 pub(crate) struct Calls;
@@ -133,6 +158,13 @@ impl Handler for Calls {
             );
         }
         threads.push((vcpu, thread));
+        if let Some((clock, _)) = &witness.clock {
+            if let Err(problem) = hook::install(time) {
+                eprintln!("lab plugin: {problem}");
+                std::process::exit(1);
+            }
+            clock.resumes(vcpu);
+        }
     }
 
     fn translated(block: &Block<'_>) {
@@ -147,12 +179,18 @@ impl Handler for Calls {
         let Some((first, _)) = instructions.first() else {
             return;
         };
+        if witness.clock.is_some() {
+            block.time::<Self>(instructions.len());
+        }
         let high = first.address() >= UPPER_HALF;
         if witness.host.is_some() && !high {
             block.watch_entry::<Self>(instructions.len());
         }
         let (mut tag, mut behind) = (None, instructions.iter().skip(1));
         for (index, (instruction, bytes)) in instructions.iter().enumerate() {
+            if witness.clock.is_some() && repeats(bytes) {
+                instruction.time_accesses::<Self>();
+            }
             let next = behind.next().map_or(&[][..], |(_, bytes)| bytes);
             let switch = witness
                 .sides
@@ -255,6 +293,24 @@ impl Handler for Calls {
             && !witness.sides.in_guest(vcpu)
         {
             host.low(vcpu, watch as u64);
+        }
+    }
+
+    fn timed(vcpu: usize, instructions: usize) {
+        if let Some((clock, timers)) = WITNESS.get().and_then(|w| w.clock.as_ref()) {
+            clock.executes(vcpu, instructions, timers);
+        }
+    }
+
+    fn idles(vcpu: usize) {
+        if let Some((clock, _)) = WITNESS.get().and_then(|w| w.clock.as_ref()) {
+            clock.idles(vcpu);
+        }
+    }
+
+    fn resumes(vcpu: usize) {
+        if let Some((clock, _)) = WITNESS.get().and_then(|w| w.clock.as_ref()) {
+            clock.resumes(vcpu);
         }
     }
 

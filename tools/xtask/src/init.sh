@@ -23,17 +23,14 @@ done
 # time: another one would get other pages.
 if [ "$1" = --program ]; then
     case "$2" in
-    sort)
-        work() { $b sort -n /tmp/in >/tmp/done; }
-        go_on() { while :; do again; done | $b sort -n >/dev/null; }
-        ;;
-    gzip)
-        work() { $b gzip -c /tmp/in >/tmp/done; }
-        go_on() { while :; do again; done | $b gzip -c >/dev/null; }
-        ;;
+    sort) filter="$b sort -n" ;;
+    gzip) filter="$b gzip -c" ;;
+    bzip2) filter="$b bzip2 -c" ;;
     esac
+    work() { $filter </tmp/in >/tmp/done; }
+    go_on() { while :; do again; done | $filter >/dev/null; }
     again() { $b cat /tmp/in; }
-    $b awk -v seed="$4" 'BEGIN { srand(seed); for (i = 0; i < 120000; i++) print int(rand() * 1e9) }' >/tmp/in
+    $b awk -v seed="$4" 'BEGIN { srand(seed); for (i = 0; i < 30000; i++) print int(rand() * 1e9) }' >/tmp/in
     work
     first=$($b sha256sum </tmp/done)
     go_on &

@@ -109,6 +109,26 @@ pub(crate) fn hot_set(pages: &BTreeMap<u64, Touches>) -> BTreeSet<u64> {
     hot.map(|(_, page)| page).collect()
 }
 
+/// The same, where which pages make it the smallest is a matter of chance: of pages that were touched as often as the last
+/// one of the set, but for a twentieth, those that are believed come first. A program that walks a buffer touches all of its
+/// pages alike, and a window that begins a moment later has others of them.
+pub(crate) fn hot_set_as_believed(
+    pages: &BTreeMap<u64, Touches>,
+    belief: &BTreeSet<u64>,
+) -> BTreeSet<u64> {
+    let count = |page: &u64| pages.get(page).map_or(0, |t| t.0 + t.1);
+    let smallest = hot_set(pages);
+    let last = smallest.iter().map(count).min().unwrap_or(0);
+    let alike = |page: &&u64| count(page).abs_diff(last) <= last / 20;
+    let mut hot: BTreeSet<u64> = smallest.iter().filter(|p| !alike(p)).copied().collect();
+    let believed_first = |page: &&u64| (!belief.contains(page), **page);
+    let mut others: Vec<&u64> = pages.keys().filter(alike).collect();
+    others.sort_unstable_by_key(believed_first);
+    let missing = smallest.len() - hot.len();
+    hot.extend(others.into_iter().take(missing));
+    hot
+}
+
 /// The first `hot` pages of what Perigee believes, hottest first; `number` names a range's first page as the observer does.
 ///
 /// # Errors
@@ -186,6 +206,34 @@ mod tests {
             pages,
             heat,
         }
+    }
+
+    #[test]
+    fn of_pages_that_are_touched_alike_the_hot_set_has_those_that_are_believed() {
+        let counts = [
+            (1, 400),
+            (2, 200),
+            (3, 101),
+            (4, 100),
+            (5, 99),
+            (6, 60),
+            (7, 40),
+        ];
+        let pages: BTreeMap<u64, Touches> = counts.map(|(p, n)| (p, (n, 0))).into();
+        assert_eq!(hot_set(&pages), BTreeSet::from([1, 2, 3, 4]));
+        let as_believed = |belief: &[u64]| {
+            let belief = belief.iter().copied().collect();
+            hot_set_as_believed(&pages, &belief)
+                .into_iter()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(as_believed(&[1, 2, 5, 4]), [1, 2, 4, 5]);
+        assert_eq!(
+            as_believed(&[1, 5, 6]),
+            [1, 2, 3, 5],
+            "and no page that is colder"
+        );
+        assert_eq!(as_believed(&[]), [1, 2, 3, 4]);
     }
 
     #[test]
