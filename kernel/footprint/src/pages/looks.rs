@@ -18,8 +18,11 @@ const FADES: u64 = 16;
 const FADES_IDLE: u64 = 2;
 /// Looks that say how familiar a pass is; one with fewer is judged together with the next.
 const ENOUGH: u64 = 32;
-/// A pass that is less familiar than usual, by more than this part of that, is something else.
-const LESS: Score = Score::from_per_mille(250);
+/// A pass that is less familiar than usual, by more than this part of that and by more than chance makes of it, is something
+/// else.
+const LESS: Score = Score::from_per_mille(125);
+/// Standard deviations that chance makes at most.
+const DEVIATIONS: u64 = 4;
 
 /// What looks met, by page.
 #[derive(Clone, Debug, Default)]
@@ -107,7 +110,8 @@ impl PageLooks {
         let familiar = core::mem::take(&mut self.familiar);
         let familiar = Score::ratio(familiar.into(), lately.total.into());
         let usual = self.usual.unwrap_or(familiar);
-        if familiar < usual.above(part(usual, LESS)) {
+        let less = part(usual, LESS).max(chance(usual, lately.looks >> 8));
+        if familiar < usual.above(less) {
             (self.all, self.usual) = (lately, None);
             return true;
         }
@@ -143,4 +147,14 @@ impl PageLooks {
 /// A part of a score.
 fn part(score: Score, of: Score) -> Score {
     Score(u32::try_from(of.of(score.0.into())).unwrap_or(score.0))
+}
+
+/// By how much a share that so many looks tell is off by chance at most: [`DEVIATIONS`] times the root of p (1 - p) / n.
+fn chance(share: Score, looks: u64) -> Score {
+    let variance = share.of(Score::ONE.above(share).0.into()) << 16;
+    let deviation = variance
+        .checked_div(looks)
+        .map_or(Score::ONE.0.into(), u64::isqrt);
+    let off = deviation.saturating_mul(DEVIATIONS);
+    Score(u32::try_from(off).unwrap_or(Score::ONE.0)).min(Score::ONE)
 }

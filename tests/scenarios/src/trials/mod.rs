@@ -31,6 +31,7 @@ pub mod starved;
 pub mod topology;
 pub mod truth;
 pub mod vmcs;
+mod wakes;
 
 use crate::Scenario;
 
@@ -53,6 +54,7 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         schedule::scenarios(),
         simulated::scenarios(seed),
         spins::scenarios(),
+        wakes::scenarios(),
         sabotage::scenarios(),
         counters::scenarios(),
         load::scenarios(),

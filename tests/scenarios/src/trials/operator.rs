@@ -184,33 +184,33 @@ fn answered(e: &Evidence, command: &str, words: &[&str]) -> Result<(), String> {
     }
 }
 
+/// How often the vCPUs of a VM or a class woke, by the answer to `latency`, and how long they waited then, in nanoseconds: the
+/// median, the longest of 99 of 100, and the longest.
+pub(super) fn waits(e: &Evidence, of: &str) -> Result<(f64, [f64; 3]), String> {
+    let lines = answer(e, "latency")?;
+    let line = lines
+        .iter()
+        .find(|line| line.trim_start().starts_with(of))
+        .ok_or_else(|| format!("no latencies of {of}: {lines:?}"))?;
+    let words = line.split_whitespace();
+    let numbers: Vec<f64> = words.clone().filter_map(|word| word.parse().ok()).collect();
+    let unit = |word| match word {
+        "ns" => Some(1.0),
+        "us" => Some(1e3),
+        "ms" => Some(1e6),
+        "s" => Some(1e9),
+        _ => None,
+    };
+    let units: Vec<f64> = words.filter_map(unit).collect();
+    match (numbers.as_slice(), units.as_slice()) {
+        ([count, p50, p99, longest], [a, b, c]) => Ok((*count, [p50 * a, p99 * b, longest * c])),
+        _ => Err(format!("not a count and three times: {line:?}")),
+    }
+}
+
 /// A Linux guest ticks and sleeps, so its vCPUs woke, and waited for their CPU for some time each.
 fn wakes_were_counted(e: &Evidence) -> Result<(), String> {
-    let lines = answer(e, "latency")?;
-    let row = |name: &str| {
-        let line = lines
-            .iter()
-            .find(|line| line.trim_start().starts_with(name));
-        let line = line.ok_or_else(|| format!("no latencies of {name}: {lines:?}"))?;
-        let numbers = line
-            .split_whitespace()
-            .filter_map(|word| word.parse::<f64>().ok());
-        let units = line.split_whitespace().filter_map(|word| match word {
-            "ns" => Some(1.0),
-            "us" => Some(1e3),
-            "ms" => Some(1e6),
-            "s" => Some(1e9),
-            _ => None,
-        });
-        let (mut numbers, units): (Vec<f64>, Vec<f64>) = (numbers.collect(), units.collect());
-        if numbers.len() != 4 || units.len() != 3 {
-            return Err(format!("not a count and three times: {line:?}"));
-        }
-        let times = numbers.split_off(1);
-        let ns: Vec<f64> = times.iter().zip(&units).map(|(n, unit)| n * unit).collect();
-        Ok((numbers.first().copied().unwrap_or(0.0), ns))
-    };
-    let ((count, ns), (all, _)) = (row("alpha")?, row("class normal")?);
+    let ((count, ns), (all, _)) = (waits(e, "alpha")?, waits(e, "class normal")?);
     let rises = ns.iter().all(|t| *t > 0.0) && ns.is_sorted();
     match count >= 100.0 && all >= count && rises {
         true => Ok(()),

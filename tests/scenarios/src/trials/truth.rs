@@ -26,7 +26,7 @@ const ERROR: u64 = 100;
 /// What is counted from outside.
 const COUNTED: &str = "pages=guests,linear=128";
 /// Of guests that are not one loop: each instruction takes so long, or the emulator's own work would be taken for theirs.
-const INSTRUCTION_PS: u32 = 4000;
+const INSTRUCTION_PS: u32 = 3000;
 const CLOSED: &str = "PROBE window closed";
 
 /// Makes a scenario of one tier.
