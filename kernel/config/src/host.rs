@@ -17,6 +17,7 @@ pub(crate) const KEYS: &[&str] = &[
     "share_cores",
     "counters",
     "roots",
+    "operands",
     "adapt",
     "trace",
 ];
@@ -47,6 +48,7 @@ pub(crate) fn read(table: &TableReader<'_>, issues: &mut Issues<'_>) -> Host {
         share_cores: table.boolean("share_cores", default.share_cores, issues),
         counters: u8::try_from(counters).unwrap_or(default.counters),
         roots: table.keyword("roots", issues).unwrap_or_default(),
+        operands: table.boolean("operands", default.operands, issues),
         adapt: table.boolean("adapt", default.adapt, issues),
         trace: table.boolean("trace", default.trace, issues),
     }

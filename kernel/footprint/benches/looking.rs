@@ -188,13 +188,15 @@ struct Bits<'t, 'm>(&'t Table<'m>);
 impl Eyes for Bits<'_, '_> {
     fn granule(&mut self, at: Gpa) -> Seen {
         match self.0.probe(at) {
-            Probe::Accessed => Seen::Touched,
-            Probe::Idle | Probe::Absent => Seen::Untouched,
+            Probe::Accessed => Seen::by(NodeId(0)),
+            Probe::Idle | Probe::Absent => Seen::UNTOUCHED,
         }
     }
-    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16)) -> Mapped {
+    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16, Seen)) -> Mapped {
         let pages = self.0.probe_pages(at).expect("mapped by small pages");
-        pages.iter().for_each(touched);
+        pages
+            .iter()
+            .for_each(|page| touched(page, Seen::by(NodeId(0))));
         Mapped::Pages
     }
 }

@@ -10,6 +10,7 @@
 use alloc::boxed::Box;
 use units::{Nanos, PageSize};
 
+use crate::port::Seen;
 use crate::rate::Rates;
 
 /// Pages of a granule.
@@ -69,13 +70,13 @@ impl Lens {
 
     /// Takes in one interval: the pages that were touched in it. Whether it counts: the first one says what was touched
     /// before the look began, and a stale one nothing.
-    pub fn observe(&mut self, fresh: bool, touched: &[u16]) -> bool {
+    pub fn observe(&mut self, fresh: bool, touched: &[(u16, Seen)]) -> bool {
         if !core::mem::replace(&mut self.primed, true) || !fresh {
             return false;
         }
         self.observed += 1;
         self.any += u8::from(!touched.is_empty());
-        for page in touched {
+        for (page, _) in touched {
             if let Some(hits) = self.hits.get_mut(usize::from(*page)) {
                 *hits = hits.saturating_add(1).min(self.observed);
             }
@@ -117,11 +118,12 @@ mod tests {
     /// A look at pages `every` of each interval and one page of the first interval only.
     fn look(every: core::ops::Range<u16>) -> Found {
         let mut lens = Lens::over(0);
-        lens.observe(true, &[511]);
+        let seen = |page| (page, Seen::TOUCHED);
+        lens.observe(true, &[seen(511)]);
         for i in 0..INTERVALS {
-            lens.observe(false, &[400]);
-            let mut touched: alloc::vec::Vec<u16> = every.clone().collect();
-            touched.extend((i == 3).then_some(500));
+            lens.observe(false, &[seen(400)]);
+            let mut touched: alloc::vec::Vec<_> = every.clone().map(seen).collect();
+            touched.extend((i == 3).then_some(seen(500)));
             assert!(!lens.is_done());
             lens.observe(true, &touched);
         }

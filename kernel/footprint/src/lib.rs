@@ -41,7 +41,9 @@
 //! # Whose touch was it?
 //! With one nested root for the whole machine the bit does not tell who touched; touches are
 //! attributed to nodes by where the machine ran ([`Attribution::ByRunTime`]). With one root per
-//! node the bit itself tells ([`Attribution::ByRoot`]); nothing else changes.
+//! node the bit itself tells ([`Attribution::ByRoot`], [`accessors`]): touches through a root are divided among the nodes that
+//! use it, by run time, which is one node alone if it has a root of its own. What is hot, and how much in all, is the same
+//! either way.
 //!
 //! # Invariants
 //! * Untouched memory, an idle machine and an empty pass leave every share and score unchanged or
@@ -56,6 +58,7 @@
 
 extern crate alloc;
 
+pub mod accessors;
 pub mod counters;
 pub mod evidence;
 mod fading;
@@ -67,10 +70,13 @@ pub mod operands;
 pub mod pages;
 pub mod port;
 pub mod rate;
+pub mod region;
 pub mod regions;
+mod remembered;
 pub mod roots;
 pub mod sample;
 pub mod sampler;
+mod share;
 pub mod tracker;
 pub mod tunables;
 

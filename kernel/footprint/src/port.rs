@@ -1,7 +1,7 @@
 //! What passes between the sampler and the mechanism: what it asks, what it is told, what it wants done.
 
 use alloc::vec::Vec;
-use units::{Gpa, Nanos};
+use units::{Gpa, Nanos, NodeId};
 
 use crate::regions::RegionTunables;
 
@@ -47,13 +47,56 @@ impl Default for Tunables {
     }
 }
 
-/// What the mechanism found at an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen {
-    /// Touched since the last look.
-    Touched,
+/// Through whose page tables something was touched since the last look: a bit for each node that has its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen(u64);
+
+impl Seen {
     /// Not touched since, or not mapped.
-    Untouched,
+    pub const UNTOUCHED: Self = Self(0);
+    /// Touched; through whose tables is not known.
+    pub const TOUCHED: Self = Self(u64::MAX);
+
+    /// Touched through the tables of a node.
+    pub const fn by(node: NodeId) -> Self {
+        match 1u64.checked_shl(node.0 as u32) {
+            Some(bit) => Self(bit),
+            None => Self::TOUCHED,
+        }
+    }
+    /// As this and the other say.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+    /// Whether it was touched at all.
+    pub const fn is_touched(self) -> bool {
+        self.0 != 0
+    }
+    /// Whether it is known that the tables of the node with this number say so.
+    pub fn is_by(self, node: usize) -> bool {
+        let bit = u32::try_from(node).ok().and_then(|n| self.0.checked_shr(n));
+        self.is_told() && bit.is_some_and(|bit| bit & 1 == 1)
+    }
+    /// Whether it is known by whom.
+    pub const fn is_told(self) -> bool {
+        self.0 != Self::TOUCHED.0
+    }
+    /// A bit for each node, as in [`LeafSample::accessed`](crate::LeafSample::accessed).
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+    /// The nodes whose tables say so, by number; none if that is not known.
+    pub fn nodes(self) -> impl Iterator<Item = usize> {
+        let mut rest = if self.is_told() { self.0 } else { 0 };
+        core::iter::from_fn(move || {
+            let node = rest.trailing_zeros() as usize;
+            (rest != 0).then(|| {
+                rest &= rest - 1;
+                node
+            })
+        })
+    }
 }
 
 /// How a granule is mapped.
@@ -67,11 +110,11 @@ pub enum Mapped {
 
 /// The mechanism: reads accessed bits and clears them.
 pub trait Eyes {
-    /// Whether any page of the granule was touched; clears what says so.
+    /// Through whose tables any page of the granule was touched; clears what says so.
     fn granule(&mut self, at: Gpa) -> Seen;
-    /// Calls `touched` with the number of each touched page of the granule and clears their bits; says how the
+    /// Calls `touched` once with the number of each touched page of the granule and clears their bits; says how the
     /// granule is mapped.
-    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16)) -> Mapped;
+    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16, Seen)) -> Mapped;
 }
 
 /// Whether an interval's answers may be believed.

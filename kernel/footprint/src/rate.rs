@@ -56,6 +56,17 @@ pub fn at_least(hits: u32, n: u32, interval: Nanos) -> u64 {
     )
 }
 
+/// The likely rate; see [`Rates`].
+fn estimate(hits: u32, n: u32, interval: Nanos) -> u64 {
+    let share = Score::ratio(hits.into(), n.max(1).into());
+    rate(Score::ONE.above(share), interval)
+}
+
+/// What [`Rates`] say of one number of hits.
+pub fn likely(hits: u32, n: u32, interval: Nanos) -> u64 {
+    estimate(hits.min(n), n, interval).min(at_least(n, n, interval))
+}
+
 /// The likely rates for every number of hits in the same `n` intervals, for sums over many pages: each may err, and
 /// the errors cancel. None is higher than what hits in all intervals prove, for more cannot be seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,11 +76,11 @@ impl Rates {
     /// The table for `n` intervals.
     pub fn of(n: u32, interval: Nanos) -> Self {
         let most = at_least(n, n, interval);
-        let likely = |hits: u32| {
-            let share = Score::ratio(hits.into(), n.max(1).into());
-            rate(Score::ONE.above(share), interval).min(most)
-        };
-        Self((0..=n).map(likely).collect())
+        Self(
+            (0..=n)
+                .map(|hits| estimate(hits, n, interval).min(most))
+                .collect(),
+        )
     }
     /// The rate for so many hits; more than all intervals count as all.
     pub fn get(&self, hits: u32) -> u64 {
@@ -116,6 +127,7 @@ mod tests {
             let interval = Nanos::from_millis(100);
             let rates = Rates::of(n, interval);
             prop_assert!(rates.get(hits) <= rates.get(hits + 1));
+            prop_assert_eq!(rates.get(hits), likely(hits, n, interval));
             let proved = at_least(hits, n, interval);
             prop_assert!(proved <= rates.get(hits) + 2);
             prop_assert!(hits == n || proved <= at_least(hits + 1, n, interval));

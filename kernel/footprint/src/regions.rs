@@ -9,6 +9,7 @@
 //! A machine with no more granules than [`RegionTunables::most`] has a region for each: nothing is guessed and
 //! nothing needs to be merged.
 
+pub use crate::region::{Region, Sighting};
 use alloc::vec::Vec;
 
 /// How many regions there may be, and when they change.
@@ -32,127 +33,6 @@ impl Default for RegionTunables {
             period: 20,
             memory: 40,
         }
-    }
-}
-
-/// A run of granules.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Region {
-    /// Number of its first granule.
-    pub first: u32,
-    /// How many; never 0.
-    pub granules: u32,
-    /// Intervals in which the granule that spoke for it was touched.
-    pub hits: u16,
-    /// Intervals that were observed.
-    pub observed: u16,
-    /// Hits since the last pass.
-    pub fresh_hits: u16,
-    /// The granule that is being observed.
-    pub pick: Option<u32>,
-    /// What a close look found: heat of a granule over its rate, in 1/1024 pages; `None` before the first look.
-    pub density: Option<u64>,
-    /// When the next close look is due, in intervals since the beginning, and how long until the one after it.
-    pub look_at: u64,
-    /// See [`Region::look_at`].
-    pub look_again: u32,
-    /// When it was seen touched last, in intervals since the beginning; 0 is never.
-    pub touched_at: u64,
-    /// Granules that were seen touched lately; only for regions of several.
-    pub seen: Vec<u32>,
-}
-
-impl Region {
-    /// Number of the first granule behind it.
-    pub const fn end(&self) -> u32 {
-        self.first.saturating_add(self.granules)
-    }
-
-    /// Takes in what became of its pick.
-    pub fn observe(&mut self, touched: bool) {
-        self.observed = self.observed.saturating_add(1);
-        if !touched {
-            return;
-        }
-        self.hits = self.hits.saturating_add(1);
-        self.fresh_hits = self.fresh_hits.saturating_add(1);
-        if self.granules > 1
-            && let Some(pick) = self.pick
-        {
-            self.seen.push(pick);
-        }
-    }
-
-    /// The share of its observations that were hits, in 2^-16.
-    fn share(&self) -> u32 {
-        (u32::from(self.hits) << 16) / u32::from(self.observed).max(1)
-    }
-
-    /// Forgets the older half of what was observed.
-    pub fn halve(&mut self) {
-        self.hits /= 2;
-        self.observed /= 2;
-        let old = self.seen.len() / 2;
-        self.seen.drain(..old);
-    }
-
-    /// Takes its right neighbour in.
-    fn absorb(&mut self, right: Self) {
-        let all = u64::from(self.granules) + u64::from(right.granules);
-        let mean = |a: u16, b: u16| {
-            let sum =
-                u64::from(a) * u64::from(self.granules) + u64::from(b) * u64::from(right.granules);
-            u16::try_from(sum / all.max(1)).unwrap_or(u16::MAX)
-        };
-        let (hits, observed) = (
-            mean(self.hits, right.hits),
-            mean(self.observed, right.observed),
-        );
-        self.density = match (self.density, right.density) {
-            (Some(a), Some(b)) => Some(a / 2 + b / 2),
-            (a, b) => a.or(b),
-        };
-        for (part, from) in [(self.granules, self.first), (right.granules, right.first)] {
-            // A lone granule had no need to write down which one was seen.
-            if part == 1
-                && (from == self.first && self.hits > 0 || from == right.first && right.hits > 0)
-            {
-                self.seen.push(from);
-            }
-        }
-        (self.hits, self.observed) = (hits, observed);
-        self.granules = self.granules.saturating_add(right.granules);
-        self.fresh_hits = self.fresh_hits.saturating_add(right.fresh_hits);
-        self.seen.extend(right.seen);
-        self.look_at = self.look_at.min(right.look_at);
-        self.look_again = self.look_again.min(right.look_again);
-        self.touched_at = self.touched_at.max(right.touched_at);
-        self.pick = None;
-    }
-
-    /// Cuts it before granule `at`, which lies inside; the right part is returned.
-    fn cut(&mut self, at: u32) -> Self {
-        let mut right = self.clone();
-        right.granules = self.end() - at;
-        right.first = at;
-        self.granules = at - self.first;
-        for part in [&mut *self, &mut right] {
-            let (first, end) = (part.first, part.end());
-            part.seen.retain(|g| (first..end).contains(g));
-            if part.pick.is_some_and(|p| !(first..end).contains(&p)) {
-                part.pick = None;
-            }
-        }
-        // What was observed as a whole goes with the part that it was observed in, as far as that is known.
-        let hits = u16::try_from(right.seen.len()).unwrap_or(u16::MAX);
-        right.fresh_hits = self.fresh_hits.min(hits);
-        self.fresh_hits -= right.fresh_hits;
-        for part in [self, &mut right] {
-            if part.granules == 1 {
-                part.seen.clear();
-            }
-        }
-        right
     }
 }
 
@@ -284,7 +164,7 @@ impl Regions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec;
+    use crate::port::Seen;
     use proptest::prelude::*;
 
     /// What must hold of any regions.
@@ -295,7 +175,9 @@ mod tests {
             assert!(r.granules > 0);
             assert!(r.hits <= r.observed, "{r:?}");
             assert!(
-                r.seen.iter().all(|g| (r.first..r.end()).contains(g)),
+                r.seen
+                    .iter()
+                    .all(|s| (r.first..r.end()).contains(&s.granule)),
                 "{r:?}"
             );
             assert!(
@@ -306,6 +188,13 @@ mod tests {
         }
         assert_eq!(next, regions.granules());
         assert!(regions.all().len() as u32 <= regions.tunables.most.max(regions.granules.min(1)));
+    }
+
+    fn seen(touched: bool) -> Seen {
+        match touched {
+            true => Seen::TOUCHED,
+            false => Seen::UNTOUCHED,
+        }
     }
 
     /// A stream of numbers.
@@ -340,7 +229,7 @@ mod tests {
                 for r in regions.all_mut() {
                     let pick = r.first + random(r.granules);
                     r.pick = Some(pick);
-                    r.observe(hot.contains(&pick));
+                    r.observe(seen(hot.contains(&pick)));
                 }
             }
             regions.reshape(&mut random);
@@ -376,7 +265,7 @@ mod tests {
                 for _ in 0..25 {
                     for r in regions.all_mut() {
                         r.pick = Some(r.first + random(r.granules));
-                        r.observe(random(4) < heat);
+                        r.observe(seen(random(4) < heat));
                     }
                 }
                 regions.reshape(&mut random);
@@ -384,7 +273,7 @@ mod tests {
                 for r in regions.all() {
                     prop_assert_eq!(r.first, next);
                     prop_assert!(r.granules > 0 && r.hits <= r.observed);
-                    prop_assert!(r.seen.iter().all(|g| (r.first..r.end()).contains(g)));
+                    prop_assert!(r.seen.iter().all(|s| (r.first..r.end()).contains(&s.granule)));
                     next = r.end();
                 }
                 prop_assert_eq!(next, granules);
@@ -392,34 +281,5 @@ mod tests {
                 prop_assert!(regions.all().len() as u32 <= limit.max(1), "{} of {limit}", regions.all().len());
             }
         }
-    }
-
-    #[test]
-    fn absorbing_and_cutting_keep_what_was_seen() {
-        let lone = |first, hits| Region {
-            first,
-            granules: 1,
-            hits,
-            observed: 20,
-            fresh_hits: hits,
-            ..Region::default()
-        };
-        let mut both = lone(4, 20);
-        both.absorb(lone(5, 0));
-        assert_eq!(
-            (both.first, both.granules, both.hits, both.observed),
-            (4, 2, 10, 20)
-        );
-        assert_eq!(both.seen, vec![4]);
-        both.observe(false);
-        both.pick = Some(5);
-        both.observe(true);
-        assert_eq!(both.seen, vec![4, 5]);
-        let right = both.cut(5);
-        assert_eq!((both.granules, right.first, right.granules), (1, 5, 1));
-        assert!(
-            both.seen.is_empty() && right.seen.is_empty(),
-            "a lone granule needs no list"
-        );
     }
 }

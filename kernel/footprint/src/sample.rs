@@ -1,9 +1,12 @@
 //! What the kernel hands in: one pass over the accessed and dirty bits of one machine.
 
 use crate::operands::Operands;
+use crate::port::Seen;
+use crate::tracker::HEAT_LIMIT;
 use units::{Gpa, Nanos, NodeId, PageSize};
 
-/// One present leaf of a machine's nested tables, as a pass found it.
+/// One present leaf of a machine's nested tables, as a pass found it; or what one set of nodes did to it: of a leaf that
+/// nodes touch at different rates there is a sample for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeafSample {
     /// First guest address that the leaf maps, aligned to its size.
@@ -12,10 +15,10 @@ pub struct LeafSample {
     pub size: PageSize,
     /// Node that holds the memory.
     pub node: NodeId,
-    /// Who touched it since the last pass. With [`Attribution::ByRunTime`] any bit means touched;
-    /// with [`Attribution::ByRoot`] bit `k` means that node `k` touched it.
+    /// Through whose root it was touched since the last pass: bit `k` is for that of node `k`; all bits where that is not
+    /// known. With [`Attribution::ByRunTime`] any bit means touched, no more.
     pub accessed: u64,
-    /// How often pages of it are touched, in units of [`TOUCH`](crate::TOUCH): what it weighs.
+    /// How often these nodes together touch pages of it, in units of [`TOUCH`](crate::TOUCH): what it weighs.
     pub heat: u64,
     /// How many observations found it touched since the last pass: what the weight rests on.
     pub hits: u32,
@@ -36,20 +39,21 @@ impl LeafSample {
             gpa,
             size,
             node,
-            accessed: accessed as u64,
+            accessed: if accessed { UNKNOWN } else { 0 },
             heat: if accessed { crate::TOUCH } else { 0 },
             hits: accessed as u32,
             dirty,
         }
     }
 
-    /// A leaf whose rate a [`Sampler`](crate::Sampler) found, seen through the machine's only nested root.
+    /// A leaf whose rate a [`Sampler`](crate::Sampler) found; by whom it was touched is not known yet
+    /// ([`Sampler::told_apart`](crate::Sampler::told_apart)).
     pub const fn sampled(gpa: Gpa, size: PageSize, node: NodeId, heat: u64, hits: u32) -> Self {
         Self {
             gpa,
             size,
             node,
-            accessed: 1,
+            accessed: UNKNOWN,
             heat,
             hits,
             dirty: false,
@@ -57,13 +61,60 @@ impl LeafSample {
     }
 }
 
+impl LeafSample {
+    /// What it weighs, if it was touched.
+    pub(crate) fn touched_heat(&self) -> u64 {
+        match self.accessed {
+            0 => 0,
+            _ => self.heat.min(HEAT_LIMIT),
+        }
+    }
+
+    /// Takes in what others did to the same leaf.
+    pub(crate) fn absorb(&mut self, more: &Self) -> bool {
+        let touched = |s: &Self| if s.accessed == 0 { 0 } else { s.hits };
+        self.heat = self.touched_heat().saturating_add(more.touched_heat());
+        self.hits = touched(self).saturating_add(touched(more));
+        self.accessed |= more.accessed;
+        self.dirty |= more.dirty;
+        true
+    }
+}
+
+/// Touched, but through whose root is not known.
+const UNKNOWN: u64 = Seen::TOUCHED.bits();
+
 /// How touches find the node that made them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attribution {
+pub enum Attribution<'a> {
     /// One nested root: in proportion to where the machine's vCPUs ran.
     ByRunTime,
-    /// One nested root per node: the root's own bit tells.
-    ByRoot,
+    /// Several nested roots: what was touched through one is divided among the nodes that use it, in proportion to
+    /// where the machine's vCPUs ran.
+    ByRoot {
+        /// By node number: the node whose root its CPUs use.
+        root_of: &'a [NodeId],
+    },
+}
+
+impl Attribution<'_> {
+    /// The nodes that may have touched what a sample says in [`LeafSample::accessed`], of so many, by number.
+    pub(crate) fn nodes(self, accessed: u64, nodes: usize) -> impl Iterator<Item = usize> {
+        (0..nodes).filter(move |node| match self {
+            Self::ByRunTime => true,
+            Self::ByRoot { root_of } => root_of
+                .get(*node)
+                .is_some_and(|root| accessed & Seen::by(*root).bits() != 0),
+        })
+    }
+
+    /// Whether a node's CPUs use its own root.
+    pub(crate) fn owns_root(self, node: usize) -> bool {
+        match self {
+            Self::ByRunTime => true,
+            Self::ByRoot { root_of } => root_of.get(node).is_some_and(|root| root.index() == node),
+        }
+    }
 }
 
 /// Which leaves a pass hands in.
@@ -86,7 +137,7 @@ pub struct Window<'a> {
     /// For how long the machine's vCPUs ran on each node in it, by node number.
     pub run_time: &'a [Nanos],
     /// How touches find their node.
-    pub attribution: Attribution,
+    pub attribution: Attribution<'a>,
     /// Which leaves the pass hands in.
     pub coverage: Coverage<'a>,
     /// What looks at stopped guests found, where there were any.

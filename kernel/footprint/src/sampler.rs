@@ -12,6 +12,11 @@
 //! a region has had one, the average of the others stands in, and while that is so for more than half of the heat
 //! the sampler is not [`Sampler::settled`].
 //!
+//! # Who touched it
+//! Where several nodes have page tables of their own ([`Sampler::set_roots`]), the answers say through which ones, and that is
+//! counted beside ([`accessors`](crate::accessors)). It changes nothing of what is hot; it divides a sample's heat and hits among
+//! samples that name one node each ([`Sampler::told_apart`]). When nodes get tables or lose them, counting begins anew.
+//!
 //! # Close looks
 //! Touched regions are looked at closely in turn, first those that never were, and again after a time that
 //! doubles as long as looks agree. At most [`Tunables::lenses`] are open at a time; the mechanism is told which
@@ -23,15 +28,16 @@
 //! one part in [`Tunables::rest`] of the time (MECHANISMS section 9: scan time <= 1/32 of run time): where it is slow the interval
 //! is longer, and where the longest is not enough fewer granules are looked at closely.
 
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use units::{Gpa, Nanos, PageSize};
+use units::{Gpa, Nanos, NodeId, PageSize};
 
-use crate::lens::{Found, Lens, density};
+use crate::lens::{Found, Lens, PAGES};
 use crate::pages::PageHits;
 pub use crate::port::{Eyes, Heat, Mapped, Orders, Seen, Sight, Tunables};
-use crate::rate::at_least;
 use crate::regions::{Region, Regions};
+use crate::remembered::Remembered;
+
+mod passes;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -41,7 +47,9 @@ pub struct Sampler {
     runs: Vec<(u32, Gpa)>,
     regions: Regions,
     lenses: Vec<Lens>,
-    pages: BTreeMap<u32, PageHits>,
+    pages: Remembered,
+    /// Nodes with page tables of their own, a bit for each; and whether bits may still speak of others.
+    roots: (u64, bool),
     interval: Nanos,
     stretch: u16,
     /// Regions that would be looked at if there were room.
@@ -84,7 +92,8 @@ impl Sampler {
             tunables,
             runs,
             lenses: Vec::new(),
-            pages: BTreeMap::new(),
+            pages: Remembered::of(granules, tunables.remembered),
+            roots: (0, true),
             waiting: 0,
             now: 0,
             judged: 0,
@@ -123,7 +132,7 @@ impl Sampler {
 
     /// In how many intervals of its last close looks each page of the granule was touched; `None` if they are too few.
     pub fn pages(&self, granule: Gpa) -> Option<&PageHits> {
-        let pages = self.pages.get(&self.number(granule)?)?;
+        let pages = self.pages.pages(self.number(granule)?)?;
         (u32::from(pages.observed()) >= self.tunables.least).then_some(pages)
     }
 
@@ -131,7 +140,7 @@ impl Sampler {
     pub fn is_idle(&self, at: Gpa) -> bool {
         let granule = at.align_down(PageSize::Size2M);
         let page = (at.0 - granule.0) / PageSize::Size4K.bytes();
-        let pages = self.number(granule).and_then(|n| self.pages.get(&n));
+        let pages = self.number(granule).and_then(|n| self.pages.pages(n));
         pages.is_some_and(|pages| {
             let hits = usize::try_from(page).ok().and_then(|i| pages.hits().get(i));
             u32::from(pages.observed()) >= self.tunables.least / 2 && hits == Some(&0)
@@ -147,10 +156,33 @@ impl Sampler {
 
     /// Bytes of memory that the sampler itself takes.
     pub fn metadata_bytes(&self) -> usize {
-        let seen: usize = self.regions().iter().map(|r| r.seen.capacity() * 4).sum();
-        size_of_val(self.regions())
-            + seen
-            + (self.lenses.len() + self.pages.len()) * size_of::<[u8; 512]>()
+        let regions: usize = self.regions().iter().map(Region::bytes).sum();
+        let lenses = self.lenses.len() * (size_of::<Lens>() + PAGES);
+        size_of_val(self.regions()) + regions + lenses + self.pages.bytes()
+    }
+
+    /// These nodes have page tables of their own from now on. Where there are several, they say who touches; but what they said
+    /// before means something else, and what they say at the next look is about both times.
+    pub fn set_roots(&mut self, nodes: impl IntoIterator<Item = NodeId>) {
+        let bits = |all: Seen, node| all.and(Seen::by(node));
+        let roots = nodes.into_iter().fold(Seen::UNTOUCHED, bits).bits();
+        if roots != self.roots.0 {
+            self.roots = (roots, true);
+            self.regions
+                .all_mut()
+                .iter_mut()
+                .for_each(Region::forget_accessors);
+            self.pages.forget_accessors();
+        }
+    }
+
+    /// What is to be made of what a root's bit says.
+    fn told(&self) -> impl Fn(Seen) -> Seen + use<> {
+        let told = self.roots.0.count_ones() > 1 && !self.roots.1;
+        move |seen| match told || !seen.is_touched() {
+            true => seen,
+            false => Seen::TOUCHED,
+        }
     }
 
     /// One interval is over. With `look` false no close looks are begun and open ones are ended: an idle machine is
@@ -160,6 +192,7 @@ impl Sampler {
         let fresh = sight == Sight::Fresh;
         self.observe_regions(fresh, eyes);
         let mut orders = self.observe_lenses(fresh, eyes);
+        self.roots.1 = false;
         self.judged += u16::from(fresh);
         if self.judged >= self.tunables.regions.period {
             self.judged = 0;
@@ -180,18 +213,19 @@ impl Sampler {
 
     fn observe_regions(&mut self, fresh: bool, eyes: &mut impl Eyes) {
         let (mut found, mut sought) = (0, 0);
+        let told = self.told();
         let runs = &self.runs;
         let dice = &mut self.dice;
         for region in self.regions.all_mut() {
             let before = region.pick;
             if let Some(pick) = before {
-                let touched = eyes.granule(address(runs, pick)) == Seen::Touched;
+                let seen = told(eyes.granule(address(runs, pick)));
                 if fresh {
-                    region.observe(touched);
-                    if touched {
+                    region.observe(seen);
+                    if seen.is_touched() {
                         region.touched_at = self.now;
                     }
-                    found += u64::from(touched);
+                    found += u64::from(seen.is_touched());
                     sought += 1;
                 }
             }
@@ -210,17 +244,19 @@ impl Sampler {
 
     fn observe_lenses(&mut self, fresh: bool, eyes: &mut impl Eyes) -> Orders {
         let mut orders = Orders::default();
-        let mut touched = Vec::new();
+        let (mut touched, told) = (Vec::new(), self.told());
         for mut lens in core::mem::take(&mut self.lenses) {
             touched.clear();
             let at = self.address(lens.granule);
-            if eyes.pages(at, &mut |page| touched.push(page)) == Mapped::Whole {
+            let mut note = |page, seen| touched.push((page, told(seen)));
+            if eyes.pages(at, &mut note) == Mapped::Whole {
                 // Somebody mapped it as one leaf: the look is over without a result.
                 self.postpone(lens.granule);
                 continue;
             }
             if lens.observe(fresh, &touched) {
-                self.note_pages(lens.granule, &touched);
+                let interval = self.interval();
+                self.pages.observe(lens.granule, &touched, interval);
             }
             if lens.is_done() {
                 self.learn(lens.granule, lens.found(self.interval()));
@@ -245,7 +281,7 @@ impl Sampler {
     /// Takes in what a close look found.
     fn learn(&mut self, granule: u32, found: Found) {
         let (first, most) = self.tunables.look_again;
-        let now = self.now;
+        let (now, densities) = (self.now, self.pages.densities(granule));
         let Some(region) = self.regions.of_mut(granule) else {
             return;
         };
@@ -264,16 +300,9 @@ impl Sampler {
             (Some(old), Some(new)) if region.granules > 1 => Some(old / 2 + new / 2),
             (old, new) => new.or(old),
         };
-    }
-
-    /// Takes in one interval of a close look.
-    fn note_pages(&mut self, granule: u32, touched: &[u16]) {
-        if self.pages.len() >= self.tunables.remembered && !self.pages.contains_key(&granule) {
-            self.pages.pop_first();
+        if !densities.is_empty() {
+            region.densities = densities;
         }
-        let interval = self.interval();
-        let pages = self.pages.entry(granule).or_default();
-        pages.observe(touched, interval);
     }
 
     /// Where even the longest interval is too short for looking, fewer looks are taken at the same time.
@@ -303,7 +332,7 @@ impl Sampler {
                 let granule = if r.granules == 1 {
                     Some(r.first)
                 } else {
-                    r.seen.last().copied()
+                    r.seen.last().map(|s| s.granule)
                 };
                 // What is mapped as one again in this very interval must have been so first.
                 let granule = granule.filter(|g| !orders.join.contains(&self.address(*g)))?;
@@ -315,77 +344,6 @@ impl Sampler {
         for (_, _, granule) in due.into_iter().take(room) {
             orders.split.push(self.address(granule));
             self.lenses.push(Lens::over(granule));
-        }
-    }
-
-    /// Heat of what was touched lately, by granule; empty before there is enough to say. A region's heat is
-    /// carried by those of its granules that were seen.
-    pub fn pass(&mut self) -> Vec<Heat> {
-        let (interval, least) = (self.interval(), self.tunables.least);
-        let rate = |r: &Region| at_least(r.hits.into(), r.observed.into(), interval);
-        let enough = |r: &&Region| u32::from(r.observed) >= least && r.hits > 0;
-        let rates: Vec<(u64, &Region)> = self
-            .regions()
-            .iter()
-            .filter(enough)
-            .map(|r| (rate(r), r))
-            .collect();
-        let times = |rate: u64, density: u64| {
-            u64::try_from((u128::from(rate) * u128::from(density)) >> 10).unwrap_or(u64::MAX)
-        };
-        let looked = rates.iter().filter_map(|(rate, r)| {
-            let all = rate.saturating_mul(r.granules.into());
-            Some((all, times(all, r.density?)))
-        });
-        let (known_rate, known_heat) = looked.fold((0u64, 0u64), |(a, b), (rate, heat)| {
-            (a.saturating_add(rate), b.saturating_add(heat))
-        });
-        let average = density(known_heat, known_rate).unwrap_or(1 << 10);
-        let mut heats = Vec::new();
-        let mut all_heat = 0u64;
-        for (rate, region) in rates {
-            let rate = rate.saturating_mul(region.granules.into());
-            let heat = times(rate, region.density.unwrap_or(average));
-            all_heat = all_heat.saturating_add(heat);
-            self.carry(region, heat, &mut heats);
-        }
-        self.settled = known_heat > 0 && known_heat >= all_heat / 2;
-        for region in self.regions.all_mut() {
-            region.fresh_hits = 0;
-            if region.hits == 0 && u32::from(region.observed) >= least {
-                // It is cold. When it is touched again, it will be for something else.
-                (region.density, region.look_at, region.look_again) = (None, 0, 0);
-            }
-        }
-        self.steer();
-        heats
-    }
-
-    /// Divides a region's heat among its granules that were seen.
-    fn carry(&self, region: &Region, heat: u64, heats: &mut Vec<Heat>) {
-        let hits = u32::from(region.fresh_hits);
-        if region.granules == 1 {
-            let gpa = self.address(region.first);
-            heats.push(Heat { gpa, heat, hits });
-            return;
-        }
-        let each = heat / (region.seen.len() as u64).max(1);
-        let fresh = region.seen.len().saturating_sub(hits as usize);
-        let mut seen: Vec<(u32, u32)> = region
-            .seen
-            .iter()
-            .enumerate()
-            .map(|(i, g)| (*g, u32::from(i >= fresh)))
-            .collect();
-        seen.sort_unstable();
-        for group in seen.chunk_by(|a, b| a.0 == b.0) {
-            if let Some((granule, _)) = group.first() {
-                heats.push(Heat {
-                    gpa: self.address(*granule),
-                    heat: each.saturating_mul(group.len() as u64),
-                    hits: group.iter().map(|g| g.1).sum(),
-                });
-            }
         }
     }
 
@@ -422,9 +380,8 @@ impl Sampler {
     /// Forgets what close looks found: the machine has begun something else. They begin anew.
     pub fn forget(&mut self) {
         self.pages.clear();
-        for region in self.regions.all_mut() {
-            (region.density, region.look_at, region.look_again) = (None, 0, 0);
-        }
+        let regions = self.regions.all_mut();
+        regions.iter_mut().for_each(Region::forget_looks);
     }
 
     fn set_interval(&mut self, length: Nanos) {

@@ -1,5 +1,6 @@
 //! One machine's footprint: what a pass adds and what can be asked.
 
+use alloc::collections::BTreeMap;
 use alloc::vec;
 use alloc::vec::Vec;
 use units::{Gpa, Nanos, NodeId, PageSize, PerMille, Score};
@@ -10,14 +11,15 @@ use crate::fading::Fading;
 use crate::latency::{Latencies, proximity};
 use crate::matrix::Matrix;
 use crate::operands::{Operands, WEIGHT_OF_BITS};
-use crate::sample::{Attribution, Coverage, LeafSample, Window};
+use crate::sample::{Coverage, LeafSample, Window};
+use crate::share::divide;
 use crate::tunables::Tunables;
 
 /// Weight of one touch; of a rate, one page touched once a second. Shares of a touch are rounded to this.
 pub const TOUCH: u64 = crate::rate::TOUCH_PER_SECOND;
 
 /// A leaf's heat is limited to this, 2^30 touches a second, so that sums over millions of leaves stay exact.
-const HEAT_LIMIT: u64 = TOUCH << 30;
+pub(crate) const HEAT_LIMIT: u64 = TOUCH << 30;
 
 /// A page that was touched lately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,15 +101,17 @@ impl Footprint {
         self.settled = settled;
     }
 
-    /// Takes in one pass: each leaf once, in any order.
+    /// Takes in one pass: each leaf once, or once for each set of nodes that touched it, in any order.
     pub fn record(
         &mut self,
         window: &Window<'_>,
         leaves: impl IntoIterator<Item = LeafSample>,
     ) -> PassSummary {
         let mut samples: Vec<LeafSample> = leaves.into_iter().collect();
-        samples.sort_unstable_by_key(|s| s.gpa);
-        samples.dedup_by_key(|s| s.gpa);
+        samples.sort_unstable_by_key(|s| (s.gpa, s.accessed));
+        samples.dedup_by_key(|s| (s.gpa, s.accessed));
+        let touches = samples.clone();
+        samples.dedup_by(|more, leaf| more.gpa == leaf.gpa && leaf.absorb(more));
 
         self.passes = self.passes.saturating_add(1);
         self.note_run(window);
@@ -123,7 +127,7 @@ impl Footprint {
         self.follow_relocations(&samples);
         self.fade(window.length);
         if !self.idle {
-            self.add_touches(window, &samples);
+            self.add_touches(window, &touches, &samples);
         }
         self.second.end_pass(window.total_run());
         self.note_home(window.length);
@@ -221,57 +225,78 @@ impl Footprint {
         self.pages.retain(|p| p.heat > 0);
     }
 
-    /// Adds the touches of a busy window to matrix, evidence and pages.
-    fn add_touches(&mut self, window: &Window<'_>, samples: &[LeafSample]) {
-        let (bits, mut weights) = self.touches_by_bits(window, samples);
+    /// Adds the touches of a busy window to matrix, evidence and pages; `leaves` has each leaf once.
+    fn add_touches(&mut self, window: &Window<'_>, touches: &[LeafSample], leaves: &[LeafSample]) {
+        let bits = self.touches_by_bits(window, touches);
         let pass = match window.operands {
             Some(looks) => looks.temper(&bits),
             None => bits.clone(),
         };
         let pass = self.second.correct(pass, &self.resident);
-        self.add_evidence(window, samples, &pass);
+        self.add_evidence(window, leaves, &pass);
         self.matrix.add_all(&pass);
         // What the leaves of a node weigh together is what the matrix says of it.
         let (before, after) = (bits.by_memory(), pass.by_memory());
-        for (weight, s) in weights.iter_mut().zip(samples) {
-            let of = |sums: &[u64]| sums.get(s.node.index()).copied().unwrap_or(0);
+        let weigh = |leaf: &LeafSample| {
+            let of = |sums: &[u64]| sums.get(leaf.node.index()).copied().unwrap_or(0);
             let (before, after) = (of(&before), of(&after));
-            if before != after {
-                let scaled = u128::from(*weight) * u128::from(after) / u128::from(before.max(1));
-                *weight = u64::try_from(scaled).unwrap_or(u64::MAX).min(HEAT_LIMIT);
+            if before == after {
+                return leaf.touched_heat();
             }
-        }
-        self.warm(samples, &weights);
+            let scaled = u128::from(leaf.touched_heat()) * u128::from(after);
+            u64::try_from(scaled / u128::from(before.max(1)))
+                .unwrap_or(u64::MAX)
+                .min(HEAT_LIMIT)
+        };
+        let weights: Vec<u64> = leaves.iter().map(weigh).collect();
+        self.warm(leaves, &weights);
     }
 
-    /// What the bits of a window say: who touched what, and what each leaf weighs.
-    fn touches_by_bits(&self, window: &Window<'_>, samples: &[LeafSample]) -> (Matrix, Vec<u64>) {
-        let mut bits = Matrix::new(self.matrix.nodes());
-        let mut touches = vec![0u64; self.matrix.nodes()];
-        let mut weights = Vec::with_capacity(samples.len());
-        for s in samples {
-            let heat = s.heat.min(HEAT_LIMIT);
-            let weight = heat * observers(window, s);
-            weights.push(weight);
-            if let Some(sum) = touches.get_mut(s.node.index()) {
-                *sum = sum.saturating_add(weight);
+    /// What the bits of a window say: who touched what. The sum over accessors is what was touched.
+    fn touches_by_bits(&self, window: &Window<'_>, touches: &[LeafSample]) -> Matrix {
+        let nodes = self.matrix.nodes();
+        let mut sums: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for touch in touches {
+            let by_node = sums.entry(touch.accessed).or_insert_with(|| vec![0; nodes]);
+            if let Some(sum) = by_node.get_mut(touch.node.index()) {
+                *sum = sum.saturating_add(touch.touched_heat());
             }
-            if window.attribution == Attribution::ByRoot {
-                for k in (0..64).filter(|k| s.accessed >> k & 1 == 1) {
-                    bits.add(k, s.node.index(), heat);
+        }
+        let mut bits = Matrix::new(nodes);
+        for (accessed, sums) in sums {
+            let accessors = self.accessors(window, accessed);
+            for (n, sum) in sums.into_iter().enumerate() {
+                for (k, part) in divide(sum, &accessors).into_iter().enumerate() {
+                    bits.add(k, n, part);
                 }
             }
         }
-        if window.attribution == Attribution::ByRunTime {
-            let total = window.total_run().0;
-            for (k, t) in window.run_time.iter().enumerate() {
-                let part = Score::ratio(t.0.into(), total.into());
-                for (n, sum) in touches.iter().enumerate() {
-                    bits.add(k, n, part.of(*sum));
+        bits
+    }
+
+    /// By node: what its part is of touches through these roots. Among nodes that use the same root it is their run time.
+    fn accessors(&self, window: &Window<'_>, accessed: u64) -> Vec<u64> {
+        let nodes = self.matrix.nodes();
+        let ran = |node: &usize| window.run_time.get(*node).map_or(0, |ran| ran.0);
+        let weigh = |who: &mut dyn Iterator<Item = usize>, weight: &dyn Fn(&usize) -> u64| {
+            let mut weights = vec![0; nodes];
+            for node in who {
+                if let Some(slot) = weights.get_mut(node) {
+                    *slot = weight(&node);
                 }
             }
-        }
-        (bits, weights)
+            weights.iter().any(|w| *w > 0).then_some(weights)
+        };
+        let using = || window.attribution.nodes(accessed, nodes);
+        // Nobody who uses these roots ran: it was touched before this window began, and a root's own node is the likeliest.
+        weigh(&mut using(), &ran)
+            .or_else(|| {
+                let mut owners = using().filter(|node| window.attribution.owns_root(*node));
+                weigh(&mut owners, &|_| 1)
+            })
+            // Nobody uses them any more.
+            .or_else(|| weigh(&mut (0..nodes), &ran))
+            .unwrap_or_default()
     }
 
     /// Adds what the shares of a pass rest on: looks, where there were any, else touched leaves.
@@ -279,8 +304,8 @@ impl Footprint {
         let mut hits = vec![0u64; self.matrix.nodes()];
         for s in samples {
             if let Some(sum) = hits.get_mut(s.node.index()) {
-                let by = observers(window, s);
-                *sum = sum.saturating_add(TOUCH.saturating_mul(s.hits.into()).saturating_mul(by));
+                let hits = if s.accessed != 0 { s.hits } else { 0 };
+                *sum = sum.saturating_add(TOUCH.saturating_mul(hits.into()));
             }
         }
         let looks = window.operands.map_or(0, Operands::looks);
@@ -453,13 +478,5 @@ impl Footprint {
             }
         }
         bytes
-    }
-}
-
-/// How many nodes a touch of this leaf came from, as far as its bits tell.
-fn observers(window: &Window<'_>, sample: &LeafSample) -> u64 {
-    match window.attribution {
-        Attribution::ByRunTime => u64::from(sample.accessed != 0),
-        Attribution::ByRoot => u64::from(sample.accessed.count_ones()),
     }
 }

@@ -38,8 +38,7 @@ struct Watched {
 fn look(pages: &mut PageHits, hits: &[u8], interval: Nanos) {
     for i in 0..INTERVALS {
         let touched = (0u16..).zip(hits).filter(|(_, h)| i < **h);
-        let touched: Vec<u16> = touched.map(|(page, _)| page).collect();
-        pages.observe(&touched, interval);
+        pages.observe(touched.map(|(page, _)| page), interval);
     }
 }
 

@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use units::*;
 
 const SECOND: Nanos = Nanos::from_secs(1);
+/// Each node has a root of its own.
+const OWN: [NodeId; 4] = [NodeId(0), NodeId(1), NodeId(2), NodeId(3)];
 
 /// A machine whose 2 MiB pages lie on `nodes[i]`; `hot(i)` says whether page `i` is touched.
 fn leaves(nodes: &[u16], hot: impl Fn(usize) -> bool) -> Vec<LeafSample> {
@@ -166,7 +168,7 @@ fn with_a_root_per_node_the_bit_tells_who() {
     }
     f.record(
         &Window {
-            attribution: Attribution::ByRoot,
+            attribution: Attribution::ByRoot { root_of: &OWN },
             ..window(&run)
         },
         all,
@@ -312,7 +314,7 @@ proptest! {
             f.record(&Window {
                 length: Nanos(length),
                 run_time: &run,
-                attribution: if by_root { Attribution::ByRoot } else { Attribution::ByRunTime },
+                attribution: if by_root { Attribution::ByRoot { root_of: &OWN } } else { Attribution::ByRunTime },
                 coverage: if every { Coverage::EveryLeaf } else { Coverage::TouchedLeaves { resident: &resident } },
                 operands: None,
             }, samples);

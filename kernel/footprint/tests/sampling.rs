@@ -52,17 +52,17 @@ impl Drop for Look<'_> {
 impl Eyes for Look<'_> {
     fn granule(&mut self, at: Gpa) -> Seen {
         match self.granules.remove(&(at.0 / GRANULE)) {
-            true => Seen::Touched,
-            false => Seen::Untouched,
+            true => Seen::TOUCHED,
+            false => Seen::UNTOUCHED,
         }
     }
-    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16)) -> Mapped {
+    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16, Seen)) -> Mapped {
         if !self.pages.split.contains(&at.0) {
             return Mapped::Whole;
         }
         let first = at.0 / PageSize::Size4K.bytes();
         for page in self.pages.accessed.range(first..first + PAGES as u64) {
-            touched((page - first) as u16);
+            touched((page - first) as u16, Seen::TOUCHED);
         }
         Mapped::Pages
     }
@@ -277,14 +277,14 @@ fn a_large_machine_is_watched_at_the_same_cost() {
         fn granule(&mut self, at: Gpa) -> Seen {
             self.0 += 1;
             match self.1.contains(&(at.0 / GRANULE)) {
-                true => Seen::Touched,
-                false => Seen::Untouched,
+                true => Seen::TOUCHED,
+                false => Seen::UNTOUCHED,
             }
         }
-        fn pages(&mut self, _: Gpa, touched: &mut dyn FnMut(u16)) -> Mapped {
+        fn pages(&mut self, _: Gpa, touched: &mut dyn FnMut(u16, Seen)) -> Mapped {
             (0..PAGES as u16)
                 .filter(|_| (self.2)(2) == 0)
-                .for_each(touched);
+                .for_each(|page| touched(page, Seen::TOUCHED));
             Mapped::Pages
         }
     }

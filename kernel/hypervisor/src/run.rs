@@ -182,7 +182,10 @@ fn slice<B: Backend>(
             Prepared::Enter => {}
             Prepared::Waits => return End::Waits,
         }
-        let latest = slice_end.min(core.look.at(now));
+        let latest = match hv.config.host.operands {
+            true => slice_end.min(core.look.at(now)),
+            false => slice_end,
+        };
         arm_timer(hv, cpu, vm, vcpu, core, latest);
         let given = core.hw.pending_event();
         let entered_at = core.hw.rip();

@@ -35,6 +35,12 @@ impl PageSet {
         Self(all)
     }
 
+    /// Whether a page is among them.
+    pub fn contains(&self, page: u16) -> bool {
+        let (word, bit) = (usize::from(page) / WORD, usize::from(page) % WORD);
+        self.0.get(word).is_some_and(|word| word >> bit & 1 == 1)
+    }
+
     /// Their numbers in the granule, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u16> {
         let words = (0u16..).step_by(WORD).zip(&self.0);

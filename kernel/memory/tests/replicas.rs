@@ -365,3 +365,50 @@ fn roots_are_added_and_dropped_by_rule() {
     );
     assert_eq!((full.in_use(), all.all().len()), (3, 1));
 }
+
+/// Each look says through whose tables, of the granule and of its pages, and is about the time since the last one.
+fn looks_say_through_whose_tables<F: TableFormat<Address = Gpa>>() {
+    let memory = VecTables::new(64);
+    let mut all = Replicas::<F, _>::new(&memory, NodeId(0), LargeLeaves::default()).expect("room");
+    for page in 0..512 {
+        let (at, frame) = (Gpa(page << 12), Frame(page));
+        let flush = all.map(at, frame, SMALL, Attributes::GUEST_MEMORY, &NoProcessor);
+        flush.expect("empty").carry_out(&NoProcessor);
+    }
+    for node in [2, 5] {
+        all.add(NodeId(node)).expect("room");
+    }
+    let touch_by = |all: &Replicas<F, _>, node, page: u64| {
+        let root = all.of(NodeId(node)).root();
+        touch::<F>(&memory, root, Gpa(page << 12), Access::Read).expect("mapped");
+    };
+    // Node 7 has none of its own and walks the first.
+    for (node, page) in [(7, 3), (5, 3), (5, 64), (0, 511)] {
+        touch_by(&all, node, page);
+    }
+    assert!(all.probe(Gpa(0x1234)).eq([NodeId(0), NodeId(5)]));
+    assert_eq!(all.probe(Gpa(0)).count(), 0);
+    let pages = |all: &Replicas<F, _>| {
+        let sets = all.probe_pages(Gpa(0)).expect("small pages");
+        let list = |(node, set): (NodeId, memory::probe::PageSet)| {
+            assert!((0..512).all(|page| set.contains(page) == set.iter().any(|p| p == page)));
+            (node.0, set.iter().collect::<Vec<u16>>())
+        };
+        sets.into_iter().map(list).collect::<Vec<_>>()
+    };
+    let none = || vec![(0, vec![]), (2, vec![]), (5, vec![])];
+    assert_eq!(
+        pages(&all),
+        [(0, vec![3, 511]), (2, vec![]), (5, vec![3, 64])]
+    );
+    assert_eq!(pages(&all), none());
+    touch_by(&all, 2, 9);
+    assert!(all.probe(Gpa(0)).eq([NodeId(2)]));
+    all.destroy(&NoProcessor, |_| {});
+}
+
+#[test]
+fn looks_say_through_whose_tables_in_both_formats() {
+    looks_say_through_whose_tables::<NptFormat>();
+    looks_say_through_whose_tables::<EptFormat>();
+}

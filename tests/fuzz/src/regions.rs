@@ -6,9 +6,9 @@ use footprint::lens::PAGES;
 use footprint::pages::heats;
 use footprint::regions::{RegionTunables, Regions};
 use footprint::sampler::{Eyes, Mapped, Seen, Sight, Tunables};
-use footprint::{PageHits, PageLooks};
+use footprint::{LeafSample, PageHits, PageLooks};
 use std::collections::BTreeSet;
-use units::{Gpa, Nanos, PageSize};
+use units::{Gpa, Nanos, NodeId, PageSize};
 
 const GRANULE: u64 = PageSize::Size2M.bytes();
 /// Steps that one input takes at most.
@@ -45,7 +45,7 @@ fn shapes(input: &mut Input<'_>, tunables: RegionTunables) {
                 for region in regions.all_mut() {
                     let random = input.u8();
                     region.pick = Some(region.first + u32::from(random >> 1) % region.granules);
-                    region.observe(random & 1 == 1);
+                    region.observe(seen(random & 1));
                 }
             }
         }
@@ -59,14 +59,24 @@ fn whole(regions: &Regions, tunables: RegionTunables) {
     for r in regions.all() {
         assert_eq!(r.first, next);
         assert!(r.granules > 0 && r.hits <= r.observed, "{r:?}");
-        let inside = |g: &u32| (r.first..r.end()).contains(g);
-        assert!(r.seen.iter().all(inside), "{r:?}");
-        assert!(r.pick.is_none_or(|g| inside(&g)), "{r:?}");
+        let inside = |g: u32| (r.first..r.end()).contains(&g);
+        assert!(r.seen.iter().all(|s| inside(s.granule)), "{r:?}");
+        assert!(r.pick.is_none_or(inside), "{r:?}");
         next = r.end();
     }
     assert_eq!(next, regions.granules());
     let most = tunables.most.max(tunables.fewest).max(1);
     assert!(regions.all().len() as u32 <= most);
+}
+
+/// Through the tables of so many nodes, up to three.
+fn seen(random: u8) -> Seen {
+    match random {
+        0 => Seen::UNTOUCHED,
+        1..4 => Seen::by(NodeId(random.into())),
+        4..6 => Seen::by(NodeId(1)).and(Seen::by(NodeId(2))),
+        _ => Seen::TOUCHED,
+    }
 }
 
 /// Bits as the input says, and what is mapped by small pages.
@@ -80,18 +90,15 @@ struct Bits<'i, 'a> {
 impl Eyes for Bits<'_, '_> {
     fn granule(&mut self, at: Gpa) -> Seen {
         assert!(at.is_aligned(PageSize::Size2M));
-        match self.input.u8() & 1 {
-            0 => Seen::Untouched,
-            _ => Seen::Touched,
-        }
+        seen(self.input.u8() & 7)
     }
-    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16)) -> Mapped {
+    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16, Seen)) -> Mapped {
         assert!(
             self.split.contains(&at),
             "a close look at {at}, which is mapped whole"
         );
         for _ in 0..self.input.u8() % 8 {
-            touched(self.input.u16());
+            touched(self.input.u16(), seen(self.input.u8() & 7));
         }
         match self.input.u8() {
             0 => {
@@ -143,6 +150,7 @@ fn samples(input: &mut Input<'_>, regions: RegionTunables) {
                 judge(&sampler.pass(), &sampler, &looks, bytes);
             }
             1 => sampler.awake(),
+            14 => sampler.set_roots((0..u16::from(input.u8() % 5)).map(NodeId)),
             2 => looks.look([(Gpa(u64::from(input.u32())), input.u32())]),
             word => {
                 let sight = match word & 1 {
@@ -171,6 +179,17 @@ fn samples(input: &mut Input<'_>, regions: RegionTunables) {
 fn judge(found: &[footprint::sampler::Heat], sampler: &Sampler, looks: &PageLooks, bytes: u64) {
     assert!(found.windows(2).all(|w| w[0].gpa < w[1].gpa));
     assert!(found.len() as u64 * GRANULE <= bytes);
+    for heat in found {
+        // Whoever touched it, it is as hot.
+        for size in [PageSize::Size2M, PageSize::Size4K] {
+            let sample = LeafSample::sampled(heat.gpa, size, NodeId(0), heat.heat, heat.hits);
+            let mut samples = Vec::new();
+            sampler.told_apart(heat.gpa, sample, &mut samples);
+            let heats: u128 = samples.iter().map(|s| u128::from(s.heat)).sum();
+            let hits: u64 = samples.iter().map(|s| u64::from(s.hits)).sum();
+            assert_eq!((heats, hits), (heat.heat.into(), heat.hits.into()));
+        }
+    }
     let close = |at| {
         let pages: Option<&PageHits> = sampler.pages(at);
         assert!(pages.is_none_or(|p| p.hits().len() == PAGES));

@@ -31,7 +31,7 @@ pub use hot::hot_pages;
 pub use looks::PageLooks;
 
 /// Intervals that are remembered of a granule's pages: five close looks.
-const REMEMBERED: u8 = 5 * crate::lens::INTERVALS;
+pub(crate) const REMEMBERED: u8 = 5 * crate::lens::INTERVALS;
 /// All touches together, as heat of pages.
 const ALL: u128 = 1 << 48;
 /// A look, where looks are counted in parts.
@@ -62,7 +62,7 @@ impl Default for PageHits {
 
 impl PageHits {
     /// Takes in an interval: the pages that were touched in it.
-    pub fn observe(&mut self, touched: &[u16], interval: Nanos) {
+    pub fn observe(&mut self, touched: impl IntoIterator<Item = u16>, interval: Nanos) {
         if self.observed >= REMEMBERED {
             self.hits.iter_mut().for_each(|hits| *hits /= 2);
             self.observed /= 2;
@@ -71,7 +71,7 @@ impl PageHits {
         self.observed += 1;
         self.time += interval;
         for page in touched {
-            if let Some(hits) = self.hits.get_mut(usize::from(*page)) {
+            if let Some(hits) = self.hits.get_mut(usize::from(page)) {
                 *hits = hits.saturating_add(1).min(self.observed);
             }
         }

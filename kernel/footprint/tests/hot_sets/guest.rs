@@ -135,19 +135,19 @@ impl Eyes for Guest {
     fn granule(&mut self, at: Gpa) -> Seen {
         let bit = &mut self.granules[(at.0 / PageSize::Size2M.bytes()) as usize];
         match core::mem::take(bit) {
-            true => Seen::Touched,
-            false => Seen::Untouched,
+            true => Seen::TOUCHED,
+            false => Seen::UNTOUCHED,
         }
     }
 
-    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16)) -> Mapped {
+    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16, Seen)) -> Mapped {
         if !self.split.contains(&at) {
             return Mapped::Whole;
         }
         let first = (at.0 / PAGE_BYTES) as usize;
         for (page, bit) in (0u16..).zip(&mut self.pages[first..first + PAGES]) {
             if core::mem::take(bit) {
-                touched(page);
+                touched(page, Seen::TOUCHED);
             }
         }
         Mapped::Pages

@@ -4,6 +4,9 @@
 //! that enters the VM flushes first, and nobody is interrupted for it. It ends with the next look. If a virtual CPU
 //! that ran when it began has not been entered since, its CPU may still use translations from before; then the
 //! interval is stale (MECHANISMS: "stale is not cold").
+//!
+//! Where nodes have tables of their own, bits are read and cleared in all of them, each by itself: the one interval and the one
+//! generation are enough for all, and what a node's tables say is what that node did.
 
 use crate::arch::time;
 use crate::exits::operands::{Looks, Touched};
@@ -18,7 +21,7 @@ use footprint::sampler::{Eyes, Heat, Mapped, Orders, Seen, Sight, Tunables};
 use footprint::{
     Attribution, Coverage, Footprint, LeafSample, Operands, PageHits, PageLooks, Sampler, Window,
 };
-use memory::probe::Probe;
+use memory::probe::PageSet;
 use memory::table::TableFormat;
 use units::{Gpa, Nanos, NodeId, PAGE_BYTES, PageSize};
 
@@ -110,6 +113,7 @@ impl Watch {
         let sight = self.sight(vm);
         self.cost.intervals += 1;
         self.cost.stale += u64::from(sight == Sight::Stale);
+        self.sampler.set_roots(vm.ram.nodes_with_roots());
         let orders = self.sampler.tick(sight, !idle, &mut Bits(&vm.ram));
         self.cost.time += time::now().since(now);
         if orders != Orders::default() {
@@ -188,11 +192,12 @@ impl Watch {
             self.sampler.forget();
         }
         let operands = operands(vm, nodes, &mut self.looked);
+        let root_of = vm.ram.root_of_each(nodes);
         self.cost.operands += operands.looks();
         let window = Window {
             length,
             run_time: &run_time,
-            attribution: Attribution::ByRunTime,
+            attribution: attribution(&root_of),
             coverage: Coverage::TouchedLeaves {
                 resident: &resident,
             },
@@ -226,7 +231,8 @@ impl Watch {
         footprint::pages::hot_pages(ranges, self.looked.count())
     }
 
-    /// Heat by leaves. A granule under a close look counts as the one leaf that it was and will be again.
+    /// Heat by leaves, and by the node that touches them. A granule under a close look counts as the one leaf that it was
+    /// and will be again.
     fn samples<F: TableFormat<Address = Gpa>>(
         &self,
         ram: &GuestRam<F>,
@@ -240,13 +246,9 @@ impl Watch {
                 }
                 Some((node, size)) => {
                     let size = size.max(PageSize::Size2M);
-                    samples.push(LeafSample::sampled(
-                        heat.gpa.align_down(size),
-                        size,
-                        node,
-                        heat.heat,
-                        heat.hits,
-                    ));
+                    let gpa = heat.gpa.align_down(size);
+                    let leaf = LeafSample::sampled(gpa, size, node, heat.heat, heat.hits);
+                    self.sampler.told_apart(heat.gpa, leaf, &mut samples);
                 }
                 None => self.pages(ram, heat, NodeId(0), &mut samples),
             }
@@ -263,16 +265,14 @@ impl Watch {
         node: NodeId,
         samples: &mut Vec<LeafSample>,
     ) {
+        let mut add = |at, node, heat, hits| {
+            let page = LeafSample::sampled(at, PageSize::Size4K, node, heat, hits);
+            self.sampler.told_apart(at, page, samples);
+        };
         let hits = self.sampler.pages(heat.gpa).map_or(&[][..], PageHits::hits);
         let all: u64 = hits.iter().map(|h| u64::from(*h)).sum();
         if all == 0 {
-            samples.push(LeafSample::sampled(
-                heat.gpa,
-                PageSize::Size4K,
-                node,
-                heat.heat,
-                heat.hits,
-            ));
+            add(heat.gpa, node, heat.heat, heat.hits);
             return;
         }
         let mut left = heat.hits;
@@ -282,16 +282,19 @@ impl Watch {
             {
                 let part = u128::from(heat.heat) * u128::from(*hits) / u128::from(all);
                 let part = u64::try_from(part).unwrap_or(u64::MAX);
-                samples.push(LeafSample::sampled(
-                    at,
-                    PageSize::Size4K,
-                    node,
-                    part,
-                    left.min(1),
-                ));
+                add(at, node, part, left.min(1));
                 left = left.saturating_sub(1);
             }
         }
+    }
+}
+
+/// How touches find their node, where each node's CPUs walk the tables of these.
+fn attribution(root_of: &[NodeId]) -> Attribution<'_> {
+    let one = root_of.windows(2).all(|pair| pair.first() == pair.last());
+    match one {
+        true => Attribution::ByRunTime,
+        false => Attribution::ByRoot { root_of },
     }
 }
 
@@ -316,19 +319,24 @@ struct Bits<'r, F: TableFormat<Address = Gpa>>(&'r GuestRam<F>);
 
 impl<F: TableFormat<Address = Gpa>> Eyes for Bits<'_, F> {
     fn granule(&mut self, at: Gpa) -> Seen {
-        match self.0.with_table(|table| table.probe(at)) {
-            Probe::Accessed => Seen::Touched,
-            Probe::Idle | Probe::Absent => Seen::Untouched,
-        }
+        self.0.with_table(|tables| {
+            let seen = |all: Seen, node| all.and(Seen::by(node));
+            tables.probe(at).fold(Seen::UNTOUCHED, seen)
+        })
     }
 
-    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16)) -> Mapped {
-        match self.0.with_table(|table| table.probe_pages(at)) {
-            Some(used) => {
-                used.iter().for_each(touched);
-                Mapped::Pages
-            }
-            None => Mapped::Whole,
+    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16, Seen)) -> Mapped {
+        let Some(used) = self.0.with_table(|tables| tables.probe_pages(at)) else {
+            return Mapped::Whole;
+        };
+        let all = used
+            .iter()
+            .fold(PageSet::default(), |all, (_, set)| all.union(*set));
+        for page in all.iter() {
+            let by = used.iter().filter(|(_, set)| set.contains(page));
+            let seen = by.fold(Seen::UNTOUCHED, |all, (node, _)| all.and(Seen::by(*node)));
+            touched(page, seen);
         }
+        Mapped::Pages
     }
 }

@@ -3,7 +3,6 @@
 use super::record::record;
 use crate::virt::Backend;
 use crate::vm::{RootChange, Vm};
-use alloc::vec::Vec;
 use config::Roots;
 use footprint::roots::{RootPolicy, RootWish};
 use telemetry::Event;
@@ -51,10 +50,7 @@ pub fn end<B: Backend>(vm: &Vm<B>, rule: Roots) {
     if rule != Roots::Auto {
         return;
     }
-    let nodes: Vec<NodeId> = vm
-        .ram
-        .with_table(|tables| tables.all().iter().map(|table| table.node()).collect());
-    for node in nodes.into_iter().skip(1) {
+    for node in vm.ram.nodes_with_roots().into_iter().skip(1) {
         if let RootChange::Done = vm.ram.drop_root(node) {
             tell(vm, node, false, &"its VM has ended");
         }

@@ -5,6 +5,8 @@
 //! it, at random intervals so that nothing periodic in the guest is always or never met. A look costs some microseconds of
 //! its own VM's time, two hundred and fifty times a second; where it costs more, it comes less often.
 //!
+//! An operator may do without (`operands` in the configuration); accessed bits are left then.
+//!
 //! The CPU that runs the guest writes down guest addresses; the footprint's pass, on the boot CPU, finds their nodes.
 
 use super::{Context, decode};
@@ -134,7 +136,7 @@ impl Entry {
 
 /// Looks at the guest if it is time and the exit came from outside.
 pub fn look<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit, entry: Entry, now: Nanos) {
-    if now < ctx.core.look.at || !exit.is_from_outside() {
+    if !ctx.hv.config.host.operands || now < ctx.core.look.at || !exit.is_from_outside() {
         return;
     }
     ctx.core.look.again_after(now, Nanos::ZERO);

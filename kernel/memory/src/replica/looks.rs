@@ -5,25 +5,24 @@ use crate::harvest::{Cursor, Options, Progress, Touched};
 use crate::probe::{PageSet, Probe};
 use crate::table::{Entry, Leaves, Level, RadixTable, TableAddress, TableFormat, TableMemory};
 use alloc::vec::Vec;
-use units::PageSize;
+use units::{NodeId, PageSize};
 
 impl<F: TableFormat, M: TableMemory + Clone> Replicas<F, M> {
-    /// As [`RadixTable::probe`]: used through any of them?
-    pub fn probe(&self, at: F::Address) -> Probe {
-        // Each is asked, for asking clears.
-        let each = self.tables.iter().map(|table| table.probe(at));
-        each.fold(Probe::Absent, |all, one| match (all, one) {
-            (Probe::Accessed, _) | (_, Probe::Accessed) => Probe::Accessed,
-            (Probe::Idle, _) | (_, Probe::Idle) => Probe::Idle,
-            (Probe::Absent, Probe::Absent) => Probe::Absent,
-        })
+    /// The nodes through whose tables what is around `at` was used. Asking clears, as [`RadixTable::probe`] does, so it is read
+    /// to its end.
+    pub fn probe(&self, at: F::Address) -> impl Iterator<Item = NodeId> {
+        let used = move |table: &&RadixTable<F, M>| table.probe(at) == Probe::Accessed;
+        self.tables.iter().filter(used).map(RadixTable::node)
     }
 
-    /// As [`RadixTable::probe_pages`]: used through any of them?
-    pub fn probe_pages(&self, at: F::Address) -> Option<PageSet> {
+    /// As [`RadixTable::probe_pages`], for the tables of each node.
+    pub fn probe_pages(&self, at: F::Address) -> Option<Vec<(NodeId, PageSet)>> {
         // Each is asked, for asking clears.
-        let each = self.tables.iter().map(|table| table.probe_pages(at));
-        each.reduce(|all, one| Some(all?.union(one?)))?
+        let ask = |table: &RadixTable<F, M>| (table.node(), table.probe_pages(at));
+        let each: Vec<_> = self.tables.iter().map(ask).collect();
+        each.into_iter()
+            .map(|(node, pages)| Some((node, pages?)))
+            .collect()
     }
 
     /// Visits the leaves of `bytes` bytes from `first` that have A or D set anywhere; see [`harvest_all`].

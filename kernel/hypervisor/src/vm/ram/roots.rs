@@ -9,10 +9,11 @@
 
 use super::GuestRam;
 use crate::vm::tables::DirectTables;
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering::SeqCst;
 use memory::entry::Generation;
 use memory::replica::{ReplicaError, Replicas};
-use memory::table::TableFormat;
+use memory::table::{RadixTable, TableFormat};
 use units::{Frame, Gpa, NodeId};
 
 /// What became of a wish to add or drop a root.
@@ -38,6 +39,18 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     /// Whether the tables that CPUs of this node walk are its own.
     pub fn has_own_root(&self, node: NodeId) -> bool {
         self.table.read().of(node).node() == node
+    }
+
+    /// By node, for so many: the one whose tables its CPUs walk.
+    pub fn root_of_each(&self, nodes: usize) -> Vec<NodeId> {
+        let tables = self.table.read();
+        let each = (0..).map(NodeId).take(nodes);
+        each.map(|node| tables.of(node).node()).collect()
+    }
+
+    /// The nodes that have tables of their own.
+    pub fn nodes_with_roots(&self) -> Vec<NodeId> {
+        self.with_table(|tables| tables.all().iter().map(RadixTable::node).collect())
     }
 
     /// Gives a node tables of its own.
