@@ -45,6 +45,10 @@
 //! use it, by run time, which is one node alone if it has a root of its own. What is hot, and how much in all, is the same
 //! either way.
 //!
+//! # Who of the machine was it?
+//! The same looks say which vCPU touched what, and so which vCPUs work on the same memory: each such group has a matrix and
+//! scores of its own ([`groups`]).
+//!
 //! # Invariants
 //! * Untouched memory, an idle machine and an empty pass leave every share and score unchanged or
 //!   without opinion.
@@ -62,6 +66,7 @@ pub mod accessors;
 pub mod counters;
 pub mod evidence;
 mod fading;
+pub mod groups;
 pub mod latency;
 pub mod lens;
 pub mod load;
@@ -82,6 +87,7 @@ pub mod tunables;
 
 pub use counters::DramReads;
 pub use evidence::wilson_lower;
+pub use groups::Groups;
 pub use latency::{Latencies, LatencyError, proximity};
 pub use matrix::Matrix;
 pub use operands::Operands;

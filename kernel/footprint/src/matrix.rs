@@ -2,7 +2,7 @@
 
 use alloc::vec;
 use alloc::vec::Vec;
-use units::{NodeId, Score};
+use units::{NodeId, PerMille, Score};
 
 use crate::fading::Fading;
 
@@ -48,6 +48,25 @@ impl Matrix {
             }
         }
         sums
+    }
+
+    /// The nodes whose memory is touched most, each with its share of all touches, largest first: those that get more than a third
+    /// of what the first one gets (MECHANISMS section 4).
+    pub fn primaries(&self) -> Vec<(NodeId, PerMille)> {
+        let by_memory = self.by_memory();
+        let all = by_memory
+            .iter()
+            .fold(0, |sum: u64, w| sum.saturating_add(*w));
+        let most = by_memory.iter().copied().max().unwrap_or(0);
+        let mut nodes: Vec<(u64, NodeId)> = by_memory
+            .into_iter()
+            .zip(0u16..)
+            .filter(|(weight, _)| *weight > most / 3)
+            .map(|(weight, node)| (weight, NodeId(node)))
+            .collect();
+        nodes.sort_by_key(|(weight, node)| (core::cmp::Reverse(*weight), *node));
+        let share = |(weight, node)| (node, PerMille::ratio(weight, all));
+        nodes.into_iter().map(share).collect()
     }
 
     pub(crate) fn add(&mut self, accessor: usize, memory: usize, weight: u64) {
@@ -113,5 +132,22 @@ impl Matrix {
             .map(|c| u128::from(*c))
             .sum();
         (local, total)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn primary_is_what_gets_more_than_a_third_of_the_most() {
+        let mut matrix = Matrix::new(4);
+        matrix.add(0, 2, 300);
+        matrix.add(3, 2, 300);
+        matrix.add(0, 1, 201);
+        matrix.add(1, 3, 199);
+        let primary = [(NodeId(2), PerMille(600)), (NodeId(1), PerMille(201))];
+        assert_eq!(matrix.primaries(), primary);
+        assert!(Matrix::new(3).primaries().is_empty());
     }
 }

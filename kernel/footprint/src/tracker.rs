@@ -8,6 +8,7 @@ use units::{Gpa, Nanos, NodeId, PageSize, PerMille, Score};
 use crate::counters::SecondOpinion;
 use crate::evidence::wilson_lower;
 use crate::fading::Fading;
+use crate::groups::Groups;
 use crate::latency::{Latencies, proximity};
 use crate::matrix::Matrix;
 use crate::operands::{Operands, WEIGHT_OF_BITS};
@@ -70,6 +71,8 @@ pub struct Footprint {
     age: Nanos,
     /// What counters say besides.
     pub(crate) second: SecondOpinion,
+    /// Which vCPUs work on the same memory.
+    groups: Groups,
 }
 
 impl Footprint {
@@ -88,6 +91,7 @@ impl Footprint {
             home: None,
             age: Nanos::ZERO,
             second: SecondOpinion::default(),
+            groups: Groups::new(nodes),
         }
     }
 
@@ -126,6 +130,7 @@ impl Footprint {
         };
         self.follow_relocations(&samples);
         self.fade(window.length);
+        self.groups.pass(window.length);
         if !self.idle {
             self.add_touches(window, &touches, &samples);
         }
@@ -195,6 +200,7 @@ impl Footprint {
         if page.node == to || to.index() >= self.matrix.nodes() {
             return;
         }
+        self.groups.relocated(gpa, page.size, page.node, to);
         let (from, heat) = (page.node.index(), page.heat);
         page.node = to;
         let column = self.matrix.by_memory().get(from).copied().unwrap_or(0);
@@ -377,6 +383,16 @@ impl Footprint {
     /// `F[k][n]`.
     pub const fn matrix(&self) -> &Matrix {
         &self.matrix
+    }
+
+    /// Which vCPUs work on the same memory.
+    pub const fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    /// The same, to be told of looks and asked for opinions.
+    pub const fn groups_mut(&mut self) -> &mut Groups {
+        &mut self.groups
     }
 
     /// Bytes on each node, touched or not.
