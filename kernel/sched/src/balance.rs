@@ -30,12 +30,12 @@ impl Scheduler {
         }
         self.entitle();
         self.judge_gates(now);
-        let vms: Vec<VmId> = self
-            .vcpus
-            .vms()
-            .filter(|(_, vm)| vm.preferred.is_some())
-            .map(|(vm, _)| vm)
-            .collect();
+        let wish = |vm: VmId| {
+            let mut vcpus = self.vcpus.of(vm);
+            vcpus.any(|(id, _)| self.wish(id).is_some())
+        };
+        let vms = self.vcpus.vms().map(|(vm, _)| vm);
+        let vms: Vec<VmId> = vms.filter(|vm| wish(*vm)).collect();
         for vm in vms {
             // Who sleeps is asked where to when it wakes, and who has just been there and left again for want of room is let be.
             let rested = |v: &Vcpu| v.moved_at == Nanos::ZERO || now.since(v.moved_at) > REST;
@@ -63,7 +63,7 @@ impl Scheduler {
         }
     }
 
-    /// Brings those vCPUs of a machine to its preferred node, each as soon as a CPU there is less
+    /// Brings those vCPUs of a machine to its preferred node or to their own, each as soon as a CPU there is less
     /// wanted than the one it would leave.
     pub(crate) fn move_to_preferred(
         &mut self,
@@ -72,17 +72,14 @@ impl Scheduler {
         those: impl Fn(&Vcpu) -> bool,
         out: &mut Commands,
     ) {
-        let Some(node) = self.vcpus.vm(vm).and_then(|vm| vm.preferred) else {
-            return;
-        };
-        let away: Vec<VcpuId> = self
-            .vcpus
-            .of(vm)
-            .filter(|(_, v)| those(v) && v.move_to.is_none() && self.node_of(v.cpu) != Some(node))
-            .map(|(id, _)| id)
-            .collect();
+        let away = self.vcpus.of(vm).filter_map(|(id, v)| {
+            let node = self.wish(id).filter(|n| self.node_of(v.cpu) != Some(*n))?;
+            let goes = those(v) && v.move_to.is_none() && self.wish_pays(id, v.cpu);
+            goes.then_some((id, node))
+        });
+        let away: Vec<(VcpuId, NodeId)> = away.collect();
         let mut sent: Vec<(CpuId, u64)> = Vec::new();
-        for id in away {
+        for (id, node) in away {
             let Some(v) = self.vcpus.get(id) else {
                 continue;
             };
@@ -110,11 +107,7 @@ impl Scheduler {
             if there + demand > here || self.would_share(id, from, to, coming) {
                 continue;
             }
-            let score = |cpu| self.node_of(cpu).map_or(Score::ONE, |n| self.score(id, n));
-            let reason = MoveReason::Preferred {
-                from: score(from),
-                to: score(to),
-            };
+            let reason = self.for_its_wish(id, from, to);
             if self.vcpus.get(id).is_some_and(|v| v.on_cpu.is_some()) {
                 sent.push((to, demand));
             }

@@ -139,6 +139,14 @@ pub enum Event {
         /// One score per node.
         scores: Vec<Score>,
     },
+    /// How near each node is to what one vCPU touches, by node number, where that is not what its machine touches; empty: its
+    /// machine's scores hold for it. Not sent for machines whose mode forbids vCPU moves.
+    VcpuProximity {
+        /// Whose.
+        vcpu: VcpuId,
+        /// One score per node.
+        scores: Vec<Score>,
+    },
     /// From now on so much of the bonus for proximity is given ([`crate::Tunables::proximity_per_mille`]).
     BonusWeighed {
         /// The part.

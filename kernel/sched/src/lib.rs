@@ -40,7 +40,7 @@
 //! # Where to read next
 //! [`queue`] for the arithmetic, `ledger` for who is charged, `guard` for the bound, [`pick`] for the decision, [`place`] for wake-ups, [`pull`] for idle
 //! CPUs, [`balance`], [`even`] and [`gate`] for moves, [`smt`] for hardware threads, [`donate`] for those
-//! that spin, `limits` for caps, [`trace`] for a run as data. This is the only crate that moves vCPUs: the planner (`migrate`) names a preferred
+//! that spin, `limits` for caps, `own` for vCPUs whose memory is elsewhere than their machine's, [`trace`] for a run as data. This is the only crate that moves vCPUs: the planner (`migrate`) names a preferred
 //! node and this crate goes there when it has room.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -58,6 +58,7 @@ mod guard;
 pub mod latency;
 mod ledger;
 mod limits;
+mod own;
 pub mod pick;
 pub mod place;
 pub mod pull;

@@ -83,9 +83,8 @@ impl Scheduler {
             return Some(cpu);
         }
         let own = self.node_of(v.cpu);
-        let vm = self.vcpus.vm(vcpu.vm);
-        let wish = match vm.and_then(|vm| vm.preferred) {
-            None if vm.is_none_or(|vm| vm.scores.is_empty()) => v.spec.home,
+        let wish = match self.wish(vcpu) {
+            None if !self.has_scores(vcpu) => v.spec.home,
             wish => wish,
         };
         // Where it is and where it should be, every CPU is weighed; elsewhere only one that idles,
@@ -142,16 +141,15 @@ impl Scheduler {
     /// A nearer node earns nothing here: whether to change nodes for proximity is the planner's
     /// question, which waits for evidence. A wake-up that followed every score would flutter.
     fn remoteness(&self, vcpu: VcpuId, c: &Cpu) -> Score {
-        let vm = self.vcpus.vm(vcpu.vm);
         let now = self.vcpus.get(vcpu).and_then(|v| self.node_of(v.cpu));
         let lost = match now {
-            Some(now) if vm.is_some_and(|vm| !vm.scores.is_empty()) => {
+            Some(now) if self.has_scores(vcpu) => {
                 self.score(vcpu, now).above(self.score(vcpu, c.place.node))
             }
             // Without an opinion its home is near, and it returns there.
             _ => Score::ONE.above(self.score(vcpu, c.place.node)),
         };
-        match vm.and_then(|vm| vm.preferred) {
+        match self.ordered(vcpu) {
             Some(node) if node == c.place.node => Score::ZERO,
             Some(_) => lost.max(Score(Score::ONE.0 / 2)),
             None => lost,

@@ -55,8 +55,7 @@ impl Scheduler {
         };
         let (src, dst) = (src.place.node, dst.place.node);
         let loss = self.score(vcpu, src).above(self.score(vcpu, dst));
-        let preferred = self.vcpus.vm(vcpu.vm).and_then(|vm| vm.preferred);
-        let loss = if preferred == Some(src) && dst != src {
+        let loss = if self.ordered(vcpu) == Some(src) && dst != src {
             loss.max(Score(Score::ONE.0 / 2))
         } else {
             loss

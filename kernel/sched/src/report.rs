@@ -58,7 +58,7 @@ pub struct Explanation {
     pub state: State,
     /// Whom its CPU runs, if it is another.
     pub rival: Option<(VcpuId, Terms)>,
-    /// The node that the planner named.
+    /// The node where it wants to be: its own wish, else the one that the planner named for its machine.
     pub preferred: Option<NodeId>,
 }
 
@@ -105,7 +105,7 @@ impl fmt::Display for Explanation {
             r.account, r.demand
         )?;
         if let Some(node) = self.preferred {
-            write!(f, ", and its machine's preferred node is {node}")?;
+            write!(f, ", and the node preferred for it is {node}")?;
         }
         Ok(())
     }
@@ -171,7 +171,7 @@ impl Scheduler {
             terms: self.terms_on(vcpu, v.cpu)?,
             state,
             rival: current.and_then(|c| Some((c, self.terms_on(c, v.cpu)?))),
-            preferred: self.vcpus.vm(vcpu.vm).and_then(|vm| vm.preferred),
+            preferred: self.wish(vcpu),
         })
     }
 

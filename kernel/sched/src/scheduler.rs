@@ -105,6 +105,7 @@ impl Scheduler {
                     (vm.scores, vm.mean) = (scores, mean);
                 }
             }
+            Event::VcpuProximity { vcpu, scores } => self.set_own(vcpu, scores)?,
             Event::Overhead { vm, took } => self.overhead(now, vm, took),
             Event::BonusWeighed { part } => self.tunables.proximity_per_mille = part.0,
             Event::Donating { on } => self.tunables.donate = on,
@@ -165,6 +166,7 @@ impl Scheduler {
                     vm.mean = mean(&vm.scores, &self.nodes);
                 }
             }
+            self.own_means();
         }
         self.reindex_cpu(cpu);
         Ok(())

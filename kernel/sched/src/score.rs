@@ -10,10 +10,10 @@ impl Scheduler {
     /// How near `cpu` is to what `vcpu` touches. Before the first footprint, its home counts as
     /// near and everything else as half as near.
     pub(crate) fn score(&self, vcpu: VcpuId, node: NodeId) -> Score {
-        let known = self
-            .vcpus
-            .vm(vcpu.vm)
-            .and_then(|vm| vm.scores.get(node.index()));
+        let of_its_own = self.vcpus.get(vcpu).map(|v| &v.own.scores);
+        let of_its_machine = self.vcpus.vm(vcpu.vm).map(|vm| &vm.scores);
+        let scores = of_its_own.filter(|s| !s.is_empty()).or(of_its_machine);
+        let known = scores.and_then(|scores| scores.get(node.index()));
         let home = || self.vcpus.get(vcpu).and_then(|v| v.spec.home);
         match known {
             Some(score) => *score,
@@ -24,6 +24,10 @@ impl Scheduler {
 
     /// Mean of [`Self::score`] over the nodes that have CPUs.
     fn mean_score(&self, vcpu: VcpuId) -> Score {
+        let own = self.vcpus.get(vcpu).map(|v| &v.own);
+        if let Some(own) = own.filter(|own| !own.scores.is_empty()) {
+            return own.mean;
+        }
         match self.vcpus.vm(vcpu.vm) {
             Some(vm) if !vm.scores.is_empty() => vm.mean,
             _ => {

@@ -3,7 +3,8 @@
 //! Where a node is full, somebody of its machines runs elsewhere, and at first that is whoever waited
 //! longest. To one that stalls on memory half of its time distance costs much, to one that computes in its
 //! caches nothing. So the one that loses most by being away changes places with the one on its node that
-//! would lose least, if the difference is worth two refills and both have rested.
+//! would lose least, if the difference is worth two refills and both have rested. The two may be of one machine, where each works
+//! on memory of its own (`own`).
 //!
 //! If nobody gains so much, machines are gathered. Of two machines that are both spread over two nodes, whichever holds their
 //! memory, pages can follow neither; exchanged so that one is here and the other there, both can have theirs
@@ -11,14 +12,14 @@
 //! memory is no longer in sum.
 
 use alloc::vec::Vec;
+use core::cmp::Reverse;
 use telemetry::MoveReason;
 use units::{CpuId, Nanos, NodeId, Score, VcpuId, VmId};
 
 use crate::event::Commands;
+use crate::own::WORTH;
 use crate::scheduler::Scheduler;
 
-/// Weighed proximity that a change of places must gain.
-const WORTH: Score = Score(Score::ONE.0 / 10);
 /// Time for which a vCPU rests after a move before it is moved for this.
 const REST: Nanos = Nanos::from_secs(1);
 /// vCPUs whose machines would gain most by being gathered that are tried in one look.
@@ -36,7 +37,7 @@ impl Scheduler {
     fn longing(&self, vcpu: VcpuId, from: NodeId) -> Option<(Score, NodeId)> {
         let here = self.score(vcpu, from);
         let nodes = self.nodes.iter().copied().filter(|n| *n != from);
-        let best = nodes.max_by_key(|n| (self.score(vcpu, *n), core::cmp::Reverse(*n)))?;
+        let best = nodes.max_by_key(|n| (self.score(vcpu, *n), Reverse(*n)))?;
         let gain = self.weigh(vcpu, self.score(vcpu, best).above(here));
         (gain >= WORTH).then_some((gain, best))
     }
@@ -46,17 +47,13 @@ impl Scheduler {
         if self.nodes.len() < 2 {
             return false;
         }
-        let known = |id: VcpuId| {
-            let vm = self.vcpus.vm(id.vm);
-            vm.is_some_and(|vm| !vm.scores.is_empty())
-        };
         let away = self.vcpus.iter().filter_map(|(id, v)| {
             let from = self.node_of(v.cpu)?;
-            let may = v.stall >= WORTH && known(id) && self.may_swap(now, id);
+            let may = v.stall >= WORTH && self.has_scores(id) && self.may_swap(now, id);
             let (gain, node) = may.then(|| self.longing(id, from)).flatten()?;
             Some((gain, id, v.cpu, node))
         });
-        let most = away.max_by_key(|(gain, id, ..)| (*gain, core::cmp::Reverse(*id)));
+        let most = away.max_by_key(|(gain, id, ..)| (*gain, Reverse(*id)));
         let Some((gain, away, from, node)) = most else {
             return false;
         };
@@ -78,14 +75,7 @@ impl Scheduler {
         (there, to): (VcpuId, CpuId),
         out: &mut Commands,
     ) {
-        let score = |cpu| {
-            self.node_of(cpu)
-                .map_or(Score::ONE, |n| self.score(away, n))
-        };
-        let reason = MoveReason::Preferred {
-            from: score(from),
-            to: score(to),
-        };
+        let reason = self.for_its_wish(away, from, to);
         let back = MoveReason::Balance {
             from_load: 1000,
             to_load: 1000,
@@ -111,13 +101,13 @@ impl Scheduler {
                 };
                 let elsewhere = places.iter().filter(|(node, _)| *node != from);
                 let closer = elsewhere.map(|(node, _)| (closer(&places, from, *node), *node));
-                let best = closer.max_by_key(|(gain, node)| (*gain, core::cmp::Reverse(*node)));
+                let best = closer.max_by_key(|(gain, node)| (*gain, Reverse(*node)));
                 if let Some((gain, node)) = best.filter(|(gain, _)| *gain > 0) {
                     candidates.push((gain, id, v.cpu, node));
                 }
             }
         }
-        candidates.sort_unstable_by_key(|(gain, id, ..)| (core::cmp::Reverse(*gain), *id));
+        candidates.sort_unstable_by_key(|(gain, id, ..)| (Reverse(*gain), *id));
         for (gain, away, from, node) in candidates.into_iter().take(GATHERED) {
             if let Some((there, to)) = self.gives_place(now, gain, (away, from), node) {
                 self.swap(now, (away, from), (there, to), out);
@@ -136,12 +126,14 @@ impl Scheduler {
         node: NodeId,
     ) -> Option<(VcpuId, CpuId)> {
         let back = self.node_of(from)?;
-        let better = self.peers(now, away, from, node).filter_map(|(id, to)| {
+        let peers = self.peers(now, away, from, node);
+        let others = peers.filter(|(id, _)| id.vm != away.vm);
+        let better = others.filter_map(|(id, to)| {
             let together = gain + closer(&self.places(id.vm), node, back);
             let lost = self.loss(away, from, to).0 + self.loss(id, to, from).0;
             let won = self.loss(away, to, from).0 + self.loss(id, from, to).0;
             let net = i64::from(won) - i64::from(lost);
-            (together > 0 && net >= 0).then_some((together, net, core::cmp::Reverse(id), to))
+            (together > 0 && net >= 0).then_some((together, net, Reverse(id), to))
         });
         better.max().map(|(_, _, id, to)| (id.0, to))
     }
@@ -161,7 +153,7 @@ impl Scheduler {
         places
     }
 
-    /// Who on `node` would lose least in the place of `away`: of its class and about its weight.
+    /// Who on `node` would lose least in the place of `away`, and of those who gains most: of its class and about its weight.
     fn least_attached(
         &self,
         now: Nanos,
@@ -170,12 +162,15 @@ impl Scheduler {
         node: NodeId,
     ) -> Option<(Score, VcpuId, CpuId)> {
         let peers = self.peers(now, away, from, node);
-        peers
-            .map(|(id, cpu)| (self.loss(id, cpu, from), id, cpu))
-            .min()
+        let least = peers.min_by_key(|(id, cpu)| {
+            let gain = self.loss(*id, from, *cpu);
+            (self.loss(*id, *cpu, from), Reverse(gain), *id)
+        });
+        least.map(|(id, cpu)| (self.loss(id, cpu, from), id, cpu))
     }
 
-    /// Those on `node` that could change places with `away`: of its class and about its weight.
+    /// Those on `node` that could change places with `away`: of its class and about its weight. One of its own machine is
+    /// no other, unless it touches something else.
     fn peers(
         &self,
         now: Nanos,
@@ -196,7 +191,7 @@ impl Scheduler {
             v.spec.class == class
                 && v.load_weight <= weight.saturating_mul(2)
                 && weight <= v.load_weight.saturating_mul(2)
-                && id.vm != away.vm
+                && (id.vm != away.vm || self.has_own(*id))
                 && v.runnable()
                 && v.move_to.is_none()
                 && now.since(v.moved_at) > self.tunables.balance_period

@@ -4,6 +4,7 @@ use telemetry::{Class, MoveReason};
 use units::{CpuId, Credits, Nanos, NodeId, Score};
 
 use crate::event::VcpuSpec;
+use crate::own::Own;
 use crate::tunables::{MAX_WEIGHT, Tunables};
 
 /// One vCPU.
@@ -38,6 +39,8 @@ pub(crate) struct Vcpu {
     /// When it left a queue, and its share there: at that rate a debt is forgiven.
     pub(crate) left: (Nanos, Score),
     pub(crate) penalty: Nanos,
+    /// What it touches, where that is not what its machine does.
+    pub(crate) own: Own,
     /// How much distance matters to it.
     pub(crate) stall: Score,
     /// Time to fill another last-level cache.
@@ -96,6 +99,7 @@ impl Vcpu {
             remaining: tunables.request,
             left: (now, Score::ZERO),
             penalty: Nanos::ZERO,
+            own: Own::default(),
             stall: Score::ONE,
             refill: Nanos::ZERO,
             spun: false,

@@ -102,6 +102,14 @@ fn recorded() -> Vec<String> {
             scores,
         },
     );
+    let scores = vec![Score(1000), Score::ONE];
+    r.tell(
+        at,
+        Event::VcpuProximity {
+            vcpu: vcpu(0),
+            scores,
+        },
+    );
     let mut running = [None; 4];
     for turn in 0..400u64 {
         at += Nanos::from_micros(700);
