@@ -50,6 +50,7 @@ extern crate alloc;
 pub mod adapt;
 pub mod budget;
 pub mod order;
+mod place;
 pub mod planner;
 pub mod price;
 mod sentence;

@@ -9,7 +9,8 @@ use units::{Gpa, Nanos, NodeId, PerMille, Score, VmId};
 use crate::adapt::{Adapter, Wanted};
 use crate::budget::Bucket;
 use crate::order::{Action, Decision, Event, MoveOutcome, MoveResult, PageOrder};
-use crate::price::{Obstacle, Place, Pricer, Quote};
+use crate::place::Place;
+use crate::price::{Obstacle, Pricer, Quote};
 use crate::sentence;
 use crate::tunables::Tunables;
 use crate::useful::Usefulness;
@@ -467,7 +468,7 @@ impl History {
                     self.bounced = Some(now);
                     self.bounces = self.bounces.saturating_add(1);
                 }
-                self.left = Some((Place::most(&pricer.now.run), now));
+                self.left = Some((Place::most(&pricer.now.run()), now));
                 self.settling = Some((to, now + t.settle));
                 self.agreed = None;
                 self.under_way = None;

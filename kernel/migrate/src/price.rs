@@ -1,99 +1,20 @@
 //! What each option would save and cost.
 //!
-//! With `r[k]` the share of a machine's run time on node `k` and `w[n]` the share of its accesses
-//! that go to memory of node `n`, an access takes `L = sum r[k] w[n] lat(k,n)` on average. Moving
-//! the vCPUs changes `r`, moving pages changes `w`; the difference in `L` times the accesses per
+//! An access takes a time that follows from where a machine runs and what it touches (`place`). Moving
+//! the vCPUs changes the one, moving pages the other; the difference in that time times the accesses per
 //! second of run time times the run time per second is what a second saves. Everything is
 //! weighed with the footprint's confidence, so that thin evidence needs a larger gain.
 
-use alloc::vec;
 use alloc::vec::Vec;
-use footprint::{HotPage, Latencies, proximity};
+use footprint::HotPage;
 use telemetry::Choice;
 use units::{Nanos, NodeId, PageSize, Score};
 
 use crate::adapt::{Adapter, Wanted};
 use crate::order::PageOrder;
+use crate::place::Place;
 use crate::tunables::Tunables;
 use crate::view::{HostView, VmView};
-
-/// Where a machine runs and what it touches, as weights by node.
-#[derive(Clone, Debug)]
-pub(crate) struct Place {
-    pub(crate) run: Vec<u64>,
-    pub(crate) touch: Vec<u64>,
-}
-
-impl Place {
-    /// As it is.
-    pub(crate) fn of(vm: &VmView<'_>, nodes: usize) -> Self {
-        let mut run = vec![0u64; nodes];
-        for v in vm.vcpus {
-            if let Some(weight) = run.get_mut(v.node.index()) {
-                // A vCPU that hardly runs still stands somewhere.
-                *weight += u64::from(v.demand.0).max(1);
-            }
-        }
-        let mut touch = vm.footprint.matrix().by_memory();
-        touch.resize(nodes, 0);
-        Self { run, touch }
-    }
-
-    /// Average latency of an access in picoseconds.
-    pub(crate) fn latency_ps(&self, latencies: &Latencies) -> u64 {
-        let (mut sum, mut weight) = (0u128, 0u128);
-        for (k, r) in (0u16..).zip(&self.run).filter(|(_, r)| **r > 0) {
-            for (n, w) in (0u16..).zip(&self.touch).filter(|(_, w)| **w > 0) {
-                // At most 2^26 x 2^64 x 2^32: fits 128 bits.
-                let pair = u128::from(*r) * u128::from(*w);
-                sum += pair * u128::from(latencies.ns(NodeId(k), NodeId(n)));
-                weight += pair;
-            }
-        }
-        u64::try_from(sum.saturating_mul(1000) / weight.max(1)).unwrap_or(u64::MAX)
-    }
-
-    /// Proximity averaged over where it runs.
-    pub(crate) fn proximity(&self, latencies: &Latencies) -> Score {
-        let scores = proximity(&self.touch, latencies);
-        let total: u128 = self.run.iter().map(|r| u128::from(*r)).sum();
-        let sum: u128 = self
-            .run
-            .iter()
-            .zip(&scores)
-            .map(|(r, s)| u128::from(*r) * u128::from(s.0))
-            .sum();
-        if total == 0 {
-            Score::ONE
-        } else {
-            Score::ratio(sum, total << 16)
-        }
-    }
-
-    /// The node with most of `weights`.
-    pub(crate) fn most(weights: &[u64]) -> NodeId {
-        let most = weights.iter().copied().max().unwrap_or(0);
-        NodeId(
-            (0u16..)
-                .zip(weights)
-                .find(|(_, w)| **w == most)
-                .map_or(0, |(n, _)| n),
-        )
-    }
-
-    /// Latency of an access to memory of `n` from where the machine runs, in picoseconds.
-    pub(crate) fn latency_to(&self, n: NodeId, latencies: &Latencies) -> u64 {
-        let mut touch = vec![0; self.touch.len()];
-        if let Some(w) = touch.get_mut(n.index()) {
-            *w = 1;
-        }
-        Self {
-            run: self.run.clone(),
-            touch,
-        }
-        .latency_ps(latencies)
-    }
-}
 
 /// Why an option cannot be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -271,11 +192,7 @@ impl<'a> Pricer<'a> {
         if away.is_empty() || !self.vm.may_run_on(target) {
             return None;
         }
-        let mut after = self.now.clone();
-        after.run.fill(0);
-        if let Some(all) = after.run.get_mut(target.index()) {
-            *all = 1;
-        }
+        let after = self.now.all_on(target);
         let vcpus = u16::try_from(away.len()).unwrap_or(u16::MAX);
         let cost = Nanos(self.tunables.vcpu_move.0.saturating_mul(vcpus.into()));
         let mut quote = self.quote(
@@ -367,13 +284,12 @@ impl<'a> Pricer<'a> {
             return None;
         }
         let latencies = self.host.latencies;
-        let there = place.latency_to(target, latencies);
-        let saved: Vec<u64> = (0u16..)
-            .take(latencies.nodes())
-            .map(|n| place.latency_to(NodeId(n), latencies).saturating_sub(there))
-            .collect();
-        let saved_on = |n: NodeId| saved.get(n.index()).copied().unwrap_or(0);
-        let farther = |n: NodeId| n != target && saved_on(n) > 0;
+        let ways = place.ways(latencies);
+        let saved = |p: &HotPage| {
+            ways.to(p.gpa, p.node)
+                .saturating_sub(ways.to(p.gpa, target))
+        };
+        let farther = |n: NodeId| n != target;
         let heat = self
             .vm
             .footprint
@@ -386,7 +302,7 @@ impl<'a> Pricer<'a> {
         // The hot threshold: each step asks for a quarter more.
         let pays_at = |p: &HotPage, step: u64| {
             let part = Score::ratio(p.heat.into(), heat.into());
-            let benefit = part.of(self.benefit(saved_on(p.node)));
+            let benefit = part.of(self.benefit(saved(p)));
             let quarters = u64::from(gamma) * (4 + step);
             self.saving(benefit).0 > self.page_cost(p.size).0.saturating_mul(quarters) / 4
         };
@@ -431,14 +347,7 @@ impl<'a> Pricer<'a> {
                 from: p.node,
                 to: target,
             });
-            let touch = &mut haul.after.touch;
-            let weight = p.heat.min(touch.get(p.node.index()).copied().unwrap_or(0));
-            if let Some(w) = touch.get_mut(p.node.index()) {
-                *w -= weight;
-            }
-            if let Some(w) = touch.get_mut(target.index()) {
-                *w = w.saturating_add(weight);
-            }
+            haul.after.moved(p.gpa, p.heat, p.node, target);
         }
         if haul.obstacle.is_some() {
             haul.pages.clear();

@@ -7,7 +7,8 @@ use telemetry::{Alternative, Choice, Event, Hold};
 use units::{Nanos, PerMille};
 
 use crate::order::{Action, Decision};
-use crate::price::{Obstacle, Place, Pricer, Quote};
+use crate::place::Place;
+use crate::price::{Obstacle, Pricer, Quote};
 use crate::view::VmView;
 
 /// Time rounded as one would say it.
@@ -23,12 +24,13 @@ fn about(t: Nanos) -> String {
 /// "beta runs on node0 but 97 % of its accesses go to node3 (260 ns, 80 ns from there)"
 fn situation(pricer: &Pricer<'_>) -> String {
     let vm = pricer.vm;
-    let (k, n) = (Place::most(&pricer.now.run), Place::most(&pricer.now.touch));
-    let total: u64 = pricer.now.touch.iter().sum();
-    let most = pricer.now.touch.get(n.index()).copied().unwrap_or(0);
+    let (run, touch) = (pricer.now.run(), pricer.now.touch());
+    let (k, n) = (Place::most(&run), Place::most(&touch));
+    let total: u64 = touch.iter().sum();
+    let most = touch.get(n.index()).copied().unwrap_or(0);
     let share = PerMille::ratio(most, total).0 / 10;
     let latencies = pricer.host.latencies;
-    let mostly = if pricer.now.run.iter().filter(|r| **r > 0).count() > 1 {
+    let mostly = if run.iter().filter(|r| **r > 0).count() > 1 {
         "mostly "
     } else {
         ""

@@ -9,7 +9,7 @@ use alloc::collections::BTreeMap;
 use units::{Gpa, Nanos, NodeId, PAGE_BYTES, PageSize, PerMille, Score};
 
 use crate::order::PageOrder;
-use crate::price::Place;
+use crate::place::Place;
 use footprint::{Footprint, Latencies};
 
 /// One small page of so many is followed.
@@ -111,12 +111,13 @@ impl Usefulness {
                 seen.get_or_insert_with(|| heat(gpa));
             }
         }
+        let ways = place.ways(latencies);
         let due = self
             .follows
             .extract_if(.., |_, follow| follow.judge_at <= now);
         for (gpa, follow) in due {
             let useful = footprint.page(gpa).is_some_and(|page| {
-                let way = |node| place.latency_to(node, latencies);
+                let way = |node| ways.to(gpa, node);
                 let before = follow.middle.1.unwrap_or(0);
                 before > 0 && page.heat >= KEEPS.of(before) && way(page.node) < way(follow.from)
             });

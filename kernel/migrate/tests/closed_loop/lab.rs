@@ -31,6 +31,8 @@ pub(crate) struct Vm {
     pub(crate) run_before: BTreeMap<NodeId, Nanos>,
     /// What looks at its next instructions find: memory nodes with weights. None without looks.
     pub(crate) operands: Vec<(NodeId, u32)>,
+    /// Pages that looks at each vCPU meet, where they are known to differ.
+    pub(crate) works: Vec<Vec<usize>>,
     /// What counters say that it reads from memory in a second of run time. None without counters.
     pub(crate) reads_per_s: Option<u64>,
     /// Local and all accesses, by pass.
@@ -114,6 +116,7 @@ impl Lab {
             touched: Box::new(touched),
             footprint: Footprint::new(4, footprint::Tunables::default()),
             operands: Vec::new(),
+            works: Vec::new(),
             reads_per_s: None,
             cpu_nodes: cpu_nodes.clone(),
             run_before: BTreeMap::new(),
@@ -206,12 +209,24 @@ impl Lab {
             }
             vm.footprint.count(&reads);
         }
+        for (index, works) in (0u16..).zip(&vm.works) {
+            let accessor = self.sim.node(vcpu(i as u16, index));
+            for _ in 0..LOOKS {
+                let page = works[self.sim.rng.below(works.len() as u64) as usize];
+                let met = (Gpa(page as u64 * PAGE), vm.pages[page], 1);
+                vm.footprint.groups_mut().look(index, accessor, [met]);
+            }
+        }
         vm.footprint.record(&window, touched);
         let scores = vm.footprint.proximity(&self.latencies);
-        self.sim.event(Told::ProximityUpdated {
-            vm: VmId(i as u16),
-            scores,
-        });
+        let groups = vm.footprint.groups_mut();
+        let own = groups.opinions(&scores, &self.latencies);
+        let vm = VmId(i as u16);
+        self.sim.event(Told::ProximityUpdated { vm, scores });
+        for (index, scores) in own {
+            let vcpu = VcpuId { vm, index };
+            self.sim.event(Told::VcpuProximity { vcpu, scores });
+        }
     }
 
     pub(crate) fn plan(&mut self) {

@@ -9,5 +9,6 @@ mod adapts;
 #[path = "../../../sched/tests/common/mod.rs"]
 mod common;
 mod follows;
+mod groups;
 mod lab;
 mod stays;
