@@ -53,6 +53,17 @@ pub struct Topology {
     pub quirks: Vec<String>,
 }
 
+/// vCPUs of a machine that work on the same memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupReport {
+    /// Which, ascending.
+    pub vcpus: Vec<u16>,
+    /// The nodes whose memory they touch most, largest first, each with its share of all that they touch.
+    pub primary: Vec<(NodeId, PerMille)>,
+    /// How sure.
+    pub confidence: PerMille,
+}
+
 /// How a machine came to its end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reason", rename_all = "snake_case")]
@@ -301,6 +312,9 @@ pub enum Event {
         resident: Vec<u64>,
         /// How sure, 0 = no opinion.
         confidence: PerMille,
+        /// vCPUs that work on memory of their own, if there is more than one such group.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        groups: Vec<GroupReport>,
     },
     /// How near each CPU is to what a machine touches.
     Proximity {

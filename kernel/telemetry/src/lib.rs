@@ -43,7 +43,8 @@ pub mod wire;
 pub use counter::{Counter, CounterValue, Counters};
 pub use decision::{Alternative, Choice, Class, Dial, Hold, MoveReason, Pick, Rival, Terms};
 pub use event::{
-    CpuReport, Event, NodeReport, OffReason, Outcome, TestVerdict, Topology, VmEvent, test_status,
+    CpuReport, Event, GroupReport, NodeReport, OffReason, Outcome, TestVerdict, Topology, VmEvent,
+    test_status,
 };
 pub use histogram::Histogram;
 pub use ring::Ring;

@@ -191,6 +191,7 @@ impl fmt::Display for Event {
                 pass,
                 shares,
                 confidence,
+                groups,
                 ..
             } => {
                 write!(f, "{name}: pass {pass}:")?;
@@ -200,7 +201,14 @@ impl fmt::Display for Event {
                 for (n, share) in shares.iter().enumerate().filter(|(_, s)| s.0 > 0) {
                     write!(f, " {share} to node{n},")?;
                 }
-                write!(f, " confidence {confidence}")
+                write!(f, " confidence {confidence}")?;
+                for group in groups {
+                    write!(f, "; vCPUs {}:", List(&group.vcpus))?;
+                    for (node, share) in &group.primary {
+                        write!(f, " {share} to {node}")?;
+                    }
+                }
+                Ok(())
             }
             Self::Proximity { name, scores, .. } => {
                 write!(f, "{name}: proximity by CPU: {}", List(scores))

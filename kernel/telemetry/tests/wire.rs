@@ -101,6 +101,11 @@ fn one_of_each() -> Vec<Event> {
             shares: vec![PerMille(30), PerMille(970)],
             resident: vec![1 << 28, 0],
             confidence: PerMille(950),
+            groups: vec![GroupReport {
+                vcpus: vec![0, 2],
+                primary: vec![(NodeId(1), PerMille(900))],
+                confidence: PerMille(970),
+            }],
         },
         Event::HotPages {
             vm: VmId(1),
@@ -283,6 +288,18 @@ fn the_line_format_is_the_documented_one() {
             event: off
         }),
         r#"{"at_ns":1,"seq":8,"event":{"kind":"vm","vm":0,"name":"a","step":"off","reason":"power_off"}}"#
+    );
+}
+
+#[test]
+fn a_footprint_from_before_there_were_groups_is_read() {
+    let line = r#"{"at_ns":1,"seq":2,"event":{"kind":"footprint","vm":0,"name":"a","pass":1,"matrix":[[1]],"shares":[1000],"resident":[4096],"confidence":900}}"#;
+    let record = from_line(line).expect("it is whole");
+    assert!(matches!(&record.event, Event::Footprint { groups, .. } if groups.is_empty()));
+    assert_eq!(
+        to_line(&record),
+        line,
+        "and written as before where there are none"
     );
 }
 

@@ -19,7 +19,8 @@ use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use footprint::pages::Range;
 use footprint::sampler::{Eyes, Heat, Mapped, Orders, Seen, Sight, Tunables};
 use footprint::{
-    Attribution, Coverage, Footprint, LeafSample, Operands, PageHits, PageLooks, Sampler, Window,
+    Attribution, Coverage, Footprint, Groups, LeafSample, Operands, PageHits, PageLooks, Sampler,
+    Window,
 };
 use memory::probe::PageSet;
 use memory::table::TableFormat;
@@ -191,7 +192,7 @@ impl Watch {
         if self.looked.age(|page| sampler.is_idle(page)) {
             self.sampler.forget();
         }
-        let operands = operands(vm, nodes, &mut self.looked);
+        let operands = operands(vm, nodes, &mut self.looked, footprint.groups_mut());
         let root_of = vm.ram.root_of_each(nodes);
         self.cost.operands += operands.looks();
         let window = Window {
@@ -298,16 +299,27 @@ fn attribution(root_of: &[NodeId]) -> Attribution<'_> {
     }
 }
 
-/// What looks at a VM's virtual CPUs found since the last pass, by node; and by page, added to `by_page`.
-fn operands<B: Backend>(vm: &Vm<B>, nodes: usize, by_page: &mut PageLooks) -> Operands {
+/// What looks at a VM's virtual CPUs found since the last pass, by node; and by page, added to `by_page`, and by who touched what,
+/// added to `groups`.
+fn operands<B: Backend>(
+    vm: &Vm<B>,
+    nodes: usize,
+    by_page: &mut PageLooks,
+    groups: &mut Groups,
+) -> Operands {
     let mut found = Operands::new(nodes);
     for vcpu in &vm.vcpus {
         let room = Looks::room();
         let seen = vcpu.looks.lock().take(room);
         for look in seen.chunk_by(|_, next| !next.first) {
             let accessor = look.first().map_or(NodeId(0), |t| t.accessor);
-            let place = |t: &Touched| Some((vm.ram.leaf(t.page)?.0, t.weight));
-            found.look(accessor, look.iter().filter_map(place));
+            let place = |t: &Touched| Some((t.page, vm.ram.leaf(t.page)?.0, t.weight));
+            let met: Vec<(Gpa, NodeId, u32)> = look.iter().filter_map(place).collect();
+            found.look(
+                accessor,
+                met.iter().map(|(_, node, weight)| (*node, *weight)),
+            );
+            groups.look(vcpu.id.index, accessor, met);
             by_page.look(look.iter().map(|t| (t.page, t.weight)));
         }
     }

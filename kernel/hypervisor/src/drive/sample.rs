@@ -19,15 +19,16 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use config::{Affinity, HostConfig};
 use core::sync::atomic::Ordering::SeqCst;
+use footprint::groups::Group;
 use footprint::load::Capacities;
 use footprint::roots::RootPolicy;
 use footprint::{Footprint, Latencies};
 use migrate::{
     Action, Decision, HostView, MoveOutcome, MoveResult, PageOrder, Planner, VcpuView, VmView,
 };
-use telemetry::Event;
+use telemetry::{Event, GroupReport};
 use topology::Machine;
-use units::{Nanos, NodeId, Score, VmId};
+use units::{Nanos, NodeId, Score, VcpuId, VmId};
 
 /// Longest time between two passes: about half of what a rate needs to be proved.
 const PASS: Nanos = Nanos::from_secs(1);
@@ -152,9 +153,18 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
                 waits.pass(hv, vm, counted, footprint, &tracking.latencies);
             }
             // Scores steer the scheduler's own choices, which is for modes that may move vCPUs.
-            if vm.mode_on(&hv.config.host).moves_vcpus() {
+            let own = if vm.mode_on(&hv.config.host).moves_vcpus() {
                 let scores = track.footprint.proximity(&tracking.latencies);
+                let groups = track.footprint.groups_mut();
+                let own = groups.opinions(&scores, &tracking.latencies);
                 tell(hv, sched::Event::ProximityUpdated { vm: vm.id, scores });
+                own
+            } else {
+                track.footprint.groups_mut().retract()
+            };
+            for (index, scores) in own {
+                let vcpu = VcpuId { vm: vm.id, index };
+                tell(hv, sched::Event::VcpuProximity { vcpu, scores });
             }
         }
     }
@@ -415,12 +425,24 @@ fn tell_footprint<B: Backend>(hv: &Hypervisor<B>, track: &VmTrack, latencies: &L
         shares: f.shares(),
         resident: bytes_by_node(hv, track.vm),
         confidence: f.confidence(),
+        groups: groups(f),
     });
     record(Event::Proximity {
         vm: track.vm,
         name,
         scores: cpu_scores(hv, f, latencies),
     });
+}
+
+/// vCPUs that work on memory of their own.
+fn groups(footprint: &Footprint) -> Vec<GroupReport> {
+    let groups = footprint.groups();
+    let report = |(i, group): (usize, &Group)| GroupReport {
+        vcpus: group.vcpus.clone(),
+        primary: groups.matrix(i).primaries(),
+        confidence: groups.confidence(i),
+    };
+    groups.groups().iter().enumerate().map(report).collect()
 }
 
 /// Memory of a VM on each node, touched or not.

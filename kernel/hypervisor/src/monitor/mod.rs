@@ -11,6 +11,7 @@
 
 mod commands;
 mod counters;
+mod groups;
 mod latency;
 mod load;
 mod mux;

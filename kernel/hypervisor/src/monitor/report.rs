@@ -280,10 +280,11 @@ pub fn footprint<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
     }
     let activity = if f.is_idle() { "idle" } else { "busy" };
     format!(
-        "{}: {activity}, {} passes, confidence {}\n{table}{}{}{}",
+        "{}: {activity}, {} passes, confidence {}\n{table}{}{}{}{}",
         vm.name,
         f.passes(),
         f.confidence(),
+        super::groups::touches(f),
         page_tables(vm),
         looks(vm, &track.watch),
         super::counters::opinion(f)
@@ -341,8 +342,9 @@ pub fn proximity<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
         }
     }
     format!(
-        "{}: 1 is nearest to what it touches, 0 farthest\n{table}",
-        vm.name
+        "{}: 1 is nearest to what it touches, 0 farthest\n{table}{}",
+        vm.name,
+        super::groups::near(hv, &track.footprint, &tracking.latencies)
     )
 }
 

@@ -240,6 +240,7 @@ mod tests {
                 shares: vec![PerMille(near), PerMille(1000 - near)],
                 resident: Vec::new(),
                 confidence: PerMille(confidence),
+                groups: Vec::new(),
             };
             let what = Record {
                 at_ns: Nanos(0),
