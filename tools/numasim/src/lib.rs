@@ -19,6 +19,7 @@ pub mod baseline;
 pub mod compare;
 pub mod engine;
 mod lock;
+pub mod looks;
 pub mod machine;
 pub mod measure;
 pub mod optimum;

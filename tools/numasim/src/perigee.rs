@@ -11,12 +11,13 @@ use migrate::{
 use sched::{Affinity, Command, Commands, CpuPlace, Event, Scheduler, VcpuSpec};
 use units::{CpuId, Gpa, Nanos, NodeId, PageSize, PerMille, Score, VcpuId, VmId};
 
+use crate::looks::Looks;
 use crate::policy::{Acts, Left, Next, Policy};
 use crate::workload::Owner;
 use crate::world::World;
 
 /// Bytes of a page.
-const PAGE: u64 = 2 << 20;
+pub const PAGE: u64 = 2 << 20;
 
 /// What may differ between runs.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +73,7 @@ pub struct Perigee {
     out: Commands,
     latencies: Latencies,
     footprints: Vec<Footprint>,
+    looks: Looks,
     planner: Planner,
     /// Run time by vCPU and node, and work by vCPU, at the last harvest.
     seen: Vec<(Vec<u64>, f64)>,
@@ -106,6 +108,7 @@ impl Perigee {
             out: Commands::new(),
             latencies: Latencies::from_fn(0, |_, _| 0),
             footprints: Vec::new(),
+            looks: Looks::new(17),
             planner: Planner::new(migrate::Tunables::default()),
             seen: Vec::new(),
             sampled: 0,
@@ -150,9 +153,16 @@ impl Perigee {
         let mut misses = Vec::new();
         for vcpu in &v.vcpus {
             let (now, seen) = (&w.vcpus[*vcpu], &mut self.seen[*vcpu]);
+            let mut ran = 0;
             for (sum, (a, b)) in run_time.iter_mut().zip(now.ran_on.iter().zip(&seen.0)) {
                 *sum += Nanos(a - b);
+                ran += a - b;
             }
+            let (accessor, met) = self.looks.at(w, *vcpu, ran);
+            let groups = self.footprints[vm].groups_mut();
+            let index = now.index as u16;
+            met.into_iter()
+                .for_each(|(gpa, node)| groups.look(index, accessor, [(gpa, node, 1)]));
             misses.push((now.work - seen.1) * v.kind.misses() / 1000.0);
             *seen = (now.ran_on.clone(), now.work);
         }
@@ -181,8 +191,13 @@ impl Perigee {
         let footprint = &mut self.footprints[vm];
         footprint.record(&window, leaves);
         let scores = footprint.proximity(&self.latencies);
+        let opinions = footprint.groups_mut().opinions(&scores, &self.latencies);
         let vm = VmId(vm as u16);
         self.tell(w, Event::ProximityUpdated { vm, scores }, acts);
+        for (index, scores) in opinions {
+            let vcpu = VcpuId { vm, index };
+            self.tell(w, Event::VcpuProximity { vcpu, scores }, acts);
+        }
     }
 
     fn plan(&mut self, w: &World, acts: &mut Acts) {
