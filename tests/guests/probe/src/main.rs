@@ -7,7 +7,7 @@
 //! | words | what |
 //! |---|---|
 //! | `bench count=N` | N operations of each class of exit ([`bench`]); with `ticks` by its own clock, too ([`ticks`]) |
-//! | `touch layout=NAME seed=S mib=M seconds=T` | visits pages as the seed draws ([`touch`]) |
+//! | `touch layout=NAME seed=S mib=M seconds=T [windows=N pause=T]` | visits pages as the seed draws ([`touch`]) |
 //! | `idle seconds=T [ms=N] [ends]` | sleeps, woken every N milliseconds |
 //! | `count seconds=T` | counts its own progress ([`count`]) |
 //! | `exact seed=S rounds=N from=MIB mib=M step=4k or 2m` | reads and writes drawn blocks once each ([`exact`]) |

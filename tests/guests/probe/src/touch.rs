@@ -58,7 +58,8 @@ fn visit_until(walk: &mut Walk, deadline_ms: u64) {
 }
 
 /// Opens a window once the layout runs, closes it `seconds` later, and goes on visiting until somebody types
-/// `g`: whoever asks the hypervisor meanwhile sees it as it was in the window.
+/// `g`: whoever asks the hypervisor meanwhile sees it as it was in the window. There may be several `windows`, with a `pause`
+/// of so many seconds between them.
 pub fn run(words: &Words<'_>, cpus: u64) -> Result<(), &'static str> {
     let name = words.value("layout").unwrap_or("hot");
     let number = Layout::ALL.iter().position(|(n, _)| *n == name);
@@ -79,14 +80,20 @@ pub fn run(words: &Words<'_>, cpus: u64) -> Result<(), &'static str> {
     visit_until(&mut walk, cpu::now_ms() + WARM_UP);
     // What moves does so now: the window's ten seconds are all that the hypervisor has.
     EPOCH.fetch_add(1, SeqCst);
-    mark::open();
-    let closes = cpu::now_ms() + seconds * 1000;
-    visit_until(&mut walk, closes);
-    mark::close();
-    println!(
-        "PROBE window closed layout={name} first_page={} pages={pages}",
-        ARENA / PAGE
-    );
+    for window in 0..words.number("windows").unwrap_or(1) {
+        if window > 0 {
+            let pause = words.number("pause").unwrap_or(10);
+            visit_until(&mut walk, cpu::now_ms() + pause * 1000);
+        }
+        mark::open();
+        let closes = cpu::now_ms() + seconds * 1000;
+        visit_until(&mut walk, closes);
+        mark::close();
+        println!(
+            "PROBE window closed layout={name} first_page={} pages={pages}",
+            ARENA / PAGE
+        );
+    }
     while console::read() != Some(b'g') {
         visit_until(&mut walk, cpu::now_ms() + 5);
     }

@@ -11,6 +11,7 @@ pub mod crowded;
 pub mod ends;
 pub mod exact;
 pub mod foreign;
+pub mod groups;
 pub mod guests;
 pub mod hostile;
 pub mod load;
@@ -48,6 +49,7 @@ pub(crate) fn all(seed: u64) -> Vec<Scenario> {
         operator::scenarios(),
         locality::scenarios(),
         converge::scenarios(),
+        groups::scenarios(),
         moves::scenarios(seed),
         roots::scenarios(),
         adapts::scenarios(),
