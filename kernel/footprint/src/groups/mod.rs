@@ -32,7 +32,7 @@ use crate::evidence::wilson_lower;
 use crate::fading::Fading;
 use crate::latency::{Latencies, proximity};
 use crate::matrix::Matrix;
-use trace::{LOOK, Trace};
+use trace::{Hands, LOOK, Trace};
 
 /// Similarity from which on two vCPUs are joined.
 pub const JOINS: Score = Score(Score::ONE.0 / 3);
@@ -143,9 +143,9 @@ impl Groups {
 
     /// What the counts say now, with the groups so far as they bear on it.
     fn compared(&self) -> Vec<Group> {
-        let known: Vec<(u16, &Trace, Score)> = self.known().collect();
+        let known: Vec<(u16, Hands, Score)> = self.known().collect();
         let mut leader: Vec<usize> = (0..known.len()).collect();
-        for (i, (a, trace, itself)) in known.iter().enumerate() {
+        for (i, (a, hands, itself)) in known.iter().enumerate() {
             for (j, (b, other, other_itself)) in known.iter().enumerate().take(i) {
                 let (mine, theirs) = (find(&leader, i), find(&leader, j));
                 if mine == theirs {
@@ -153,7 +153,7 @@ impl Groups {
                 }
                 let together = self.part_of(*a).is_some() && self.part_of(*a) == self.part_of(*b);
                 let least = if together { PARTS } else { JOINS };
-                if trace.similarity(other, (*itself).min(*other_itself)) >= least
+                if hands.similarity(other, (*itself).min(*other_itself)) >= least
                     && let Some(l) = leader.get_mut(mine.max(theirs))
                 {
                     *l = mine.min(theirs);
@@ -169,14 +169,15 @@ impl Groups {
     }
 
     /// vCPUs that have been seen enough, and how similar each is to itself.
-    fn known(&self) -> impl Iterator<Item = (u16, &Trace, Score)> {
+    fn known(&self) -> impl Iterator<Item = (u16, Hands, Score)> {
         self.traces.iter().filter_map(|(vcpu, trace)| {
             let (looks, least) = match self.part_of(*vcpu) {
                 Some(_) => (STILL_ENOUGH, STILL_ITSELF),
                 None => (ENOUGH, ITSELF),
             };
-            let itself = trace.itself();
-            (trace.looks() >= looks && itself >= least).then_some((*vcpu, trace, itself))
+            let hands = trace.hands();
+            let itself = hands.itself();
+            (trace.looks() >= looks && itself >= least).then_some((*vcpu, hands, itself))
         })
     }
 

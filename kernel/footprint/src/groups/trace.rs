@@ -1,6 +1,7 @@
 //! What looks at one vCPU met.
 
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 use units::{Gpa, NodeId, PAGE_BYTES, PageSize, Score};
 
 use crate::fading::Fading;
@@ -103,44 +104,49 @@ impl Trace {
         granules.map(move |(number, hands)| (start(number), sum(hands)))
     }
 
-    /// How much its two hands of looks overlap.
-    pub(super) fn itself(&self) -> Score {
-        self.overlap(0, self, 1)
-    }
-
-    /// How much it touches what another touches, measured by what each of them would overlap with itself.
-    pub(super) fn similarity(&self, other: &Self, itself: Score) -> Score {
-        let hands = [(0, 0), (0, 1), (1, 0), (1, 1)];
-        let overlaps = hands.map(|(mine, theirs)| self.overlap(mine, other, theirs));
-        let mean = overlaps.iter().map(|s| s.0 / 4).sum::<u32>();
-        Score::ratio(mean.into(), itself.0.into())
-    }
-
-    fn overlap(&self, mine: usize, other: &Self, theirs: usize) -> Score {
-        let all = (self.all(mine), other.all(theirs));
-        let mut theirs_by_granule = other.granules.iter().peekable();
-        let mut sum = 0u64;
-        for (granule, hands) in &self.granules {
-            while theirs_by_granule.next_if(|(g, _)| *g < granule).is_some() {}
-            if let Some((_, others)) = theirs_by_granule.next_if(|(g, _)| *g == granule) {
-                let share = |hands: &[u32; 2], hand: usize, all: u64| {
-                    let weight = u64::from(hands.get(hand).copied().unwrap_or(0));
-                    (weight << WHOLE).checked_div(all).unwrap_or(0)
-                };
-                sum += share(hands, mine, all.0).min(share(others, theirs, all.1));
-            }
-        }
-        Score::ratio(sum.into(), 1 << WHOLE)
-    }
-
-    fn all(&self, hand: usize) -> u64 {
-        let weights = self.granules.values().filter_map(|hands| hands.get(hand));
-        weights.map(|weight| u64::from(*weight)).sum()
+    /// Its hands of looks, to be compared.
+    pub(super) fn hands(&self) -> Hands {
+        let all = [0, 1].map(|hand: usize| -> u64 {
+            let weights = self.granules.values().filter_map(|hands| hands.get(hand));
+            weights.map(|weight| u64::from(*weight)).sum()
+        });
+        let share = |weight: u32, all: u64| (u64::from(weight) << WHOLE).checked_div(all);
+        let shares = self.granules.iter().map(|(granule, [a, b])| {
+            let shares = [share(*a, all[0]), share(*b, all[1])];
+            (*granule, shares.map(Option::unwrap_or_default))
+        });
+        Hands(shares.collect())
     }
 
     /// Bytes that it needs besides itself, about: a tree's nodes are two thirds full.
     pub(super) fn bytes(&self) -> usize {
         (self.granules.len() + self.cells.len()) * 32
+    }
+}
+
+/// What each granule has of each of a vCPU's two hands of looks, by number of the granule. A list, as a machine with many
+/// vCPUs has very many pairs to compare.
+pub(super) struct Hands(Vec<(u64, [u64; 2])>);
+
+impl Hands {
+    /// How much the two overlap.
+    pub(super) fn itself(&self) -> Score {
+        let smaller = self.0.iter().map(|(_, [a, b])| a.min(b));
+        Score::ratio(smaller.sum::<u64>().into(), 1 << WHOLE)
+    }
+
+    /// How much it touches what another touches, measured by what each of them would overlap with itself.
+    pub(super) fn similarity(&self, other: &Self, itself: Score) -> Score {
+        let mut others = other.0.iter().peekable();
+        let mut sum = 0u64;
+        for (granule, [a, b]) in &self.0 {
+            while others.next_if(|(g, _)| g < granule).is_some() {}
+            if let Some((_, [c, d])) = others.next_if(|(g, _)| g == granule) {
+                sum += a.min(c) + a.min(d) + b.min(c) + b.min(d);
+            }
+        }
+        let mean = Score::ratio(sum.into(), 4 << WHOLE);
+        Score::ratio(mean.0.into(), itself.0.into())
     }
 }
 

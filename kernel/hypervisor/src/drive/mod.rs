@@ -23,10 +23,11 @@ mod sample;
 pub mod schedule;
 
 pub use decisions::Decisions;
-pub use look::Watch;
 pub use moves::{Tour, queued, tally, work};
 pub use record::record;
-pub use sample::{Tracking, migrate_all, sample, set_mode, start as start_sampling, travel};
+pub use sample::{
+    Tracking, VmTrack, migrate_all, sample, set_mode, start as start_sampling, travel,
+};
 
 use crate::arch::time;
 use crate::arch::{self, percpu};

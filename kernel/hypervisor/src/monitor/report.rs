@@ -286,7 +286,7 @@ pub fn footprint<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
         f.confidence(),
         super::groups::touches(f),
         page_tables(vm),
-        looks(vm, &track.watch),
+        looks(vm, track),
         super::counters::opinion(f)
     )
 }
@@ -301,7 +301,9 @@ fn page_tables<B: Backend>(vm: &Vm<B>) -> String {
 }
 
 /// What looking costs.
-fn looks<B: Backend>(vm: &Vm<B>, watch: &drive::Watch) -> String {
+fn looks<B: Backend>(vm: &Vm<B>, track: &drive::VmTrack) -> String {
+    let watch = &track.watch;
+    let notes = watch.sampler.metadata_bytes() + track.footprint.groups().metadata_bytes();
     let cost = watch.cost;
     let flushes: u64 = vm.vcpus.iter().map(|v| v.flushes.load(Relaxed)).sum();
     format!(
@@ -313,7 +315,7 @@ fn looks<B: Backend>(vm: &Vm<B>, watch: &drive::Watch) -> String {
         seconds(cost.time),
         watch.sampler.interval().as_millis(),
         watch.sampler.regions().len(),
-        watch.sampler.metadata_bytes() >> 10,
+        notes >> 10,
         flushes,
         cost.splits,
         cost.shootdowns,
