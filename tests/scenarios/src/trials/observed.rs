@@ -186,17 +186,6 @@ pub(crate) fn attribution_error(truth: &[Vec<u64>], believed: &[Vec<u64>]) -> u6
     (error * 1000.0).round() as u64
 }
 
-/// What is believed, with as much by each accessor as was counted of it: how each divides its accesses is left to judge.
-pub(crate) fn at_counted_speeds(truth: &[Vec<u64>], believed: &[Vec<u64>]) -> Vec<Vec<u64>> {
-    let sum = |row: &[u64]| row.iter().map(|n| u128::from(*n)).sum::<u128>();
-    let scale = |(k, row): (usize, &Vec<u64>)| {
-        let (counted, all) = (truth.get(k).map_or(0, |row| sum(row)), sum(row).max(1));
-        let cell = |n: &u64| u64::try_from(u128::from(*n) * counted / all).unwrap_or(u64::MAX);
-        row.iter().map(cell).collect()
-    };
-    believed.iter().enumerate().map(scale).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,16 +268,6 @@ mod tests {
             1000
         );
         assert_eq!(attribution_error(&diagonal, &[]), 1000);
-        // Of one that is faster than the other all is believed that was counted, at its own places.
-        let uneven = [vec![900, 0], vec![20, 80]];
-        let bits = [vec![5, 0], vec![0, 5]];
-        assert_eq!(attribution_error(&uneven, &bits), 840);
-        let scaled = at_counted_speeds(&uneven, &bits);
-        assert_eq!(scaled, [[900, 0], [0, 100]]);
-        assert_eq!(attribution_error(&uneven, &scaled), 40);
-        let swapped = at_counted_speeds(&uneven, &[vec![0, 5], vec![5, 0]]);
-        assert!(attribution_error(&uneven, &swapped) > 1900);
-        assert_eq!(at_counted_speeds(&uneven, &[vec![0, 0]]), [[0, 0]]);
     }
 
     #[test]
