@@ -214,6 +214,8 @@ impl Scheduler {
         };
         let since = v.waiting_since;
         v.moved_at = now;
+        // Wherever it was to go from the CPU that it leaves, it is on another way now.
+        v.move_to = None;
         self.settle_on(vcpu, to);
         if queued {
             self.enqueue(now, vcpu, to, out);

@@ -257,3 +257,38 @@ fn spinning_gains_a_machine_nothing() {
         "nothing is lost: {spinner} + {other}"
     );
 }
+
+#[test]
+fn a_visitor_that_is_taken_elsewhere_does_not_go_home_from_there() {
+    let mut s = machine(3, Tunables::default());
+    let (donor, heir) = (vcpu(0, 0), vcpu(0, 1));
+    for (v, cpu) in [(donor, 0), (vcpu(1, 0), 1), (vcpu(2, 0), 2)] {
+        add(&mut s, v, 256, cpu);
+        assert_eq!(pick(&mut s, CpuId(cpu), 2), Some(v));
+    }
+    add(&mut s, heir, 256, 1);
+    let anywhere = Event::Respecified {
+        vcpu: heir,
+        spec: VcpuSpec::default(),
+    };
+    tell(&mut s, 3, anywhere);
+    let charge = |cpu: u32, vcpu| Event::Charge {
+        cpu: CpuId(cpu),
+        vcpu,
+        ran: Nanos::from_millis(1),
+    };
+    tell(&mut s, 1_000_002, charge(0, donor));
+    tell(&mut s, 1_000_002, Event::Spin { vcpu: donor });
+    let on = |s: &Scheduler| s.vcpu(heir).expect("known").cpu;
+    assert_eq!(on(&s), CpuId(0), "it visits");
+    // A CPU that runs out of work is quicker than the one that it came to.
+    tell(&mut s, 1_000_003, charge(2, vcpu(2, 0)));
+    tell(&mut s, 1_000_003, Event::Block { vcpu: vcpu(2, 0) });
+    assert_eq!(pick(&mut s, CpuId(2), 1_000_004), Some(heir));
+    tell(&mut s, 2_000_004, charge(2, heir));
+    let mut out = Commands::new();
+    let next = s.pick(CpuId(2), Nanos(2_000_004), &mut out);
+    assert!(matches!(next, Next::Run { vcpu, .. } if vcpu == heir));
+    assert_eq!(out.as_slice(), [], "nobody sends it to where it was before");
+    assert_eq!(on(&s), CpuId(2));
+}
