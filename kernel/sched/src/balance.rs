@@ -1,4 +1,4 @@
-//! Every 50 ms: feasible shares, the operator's credits, and moves that even out load.
+//! Every 50 ms: feasible shares, the operator's credits, and moves that even out load, in the order of [`crate::round`].
 //!
 //! Five reasons move a vCPU here, in this order. Its machine's preferred node has room for it.
 //! Load is uneven and moving (or swapping) it makes the sum of squared loads smaller by more than
@@ -12,7 +12,6 @@ use telemetry::MoveReason;
 use units::{CpuId, Credits, Nanos, NodeId, Score, VcpuId, VmId};
 
 use crate::event::Commands;
-use crate::repack;
 use crate::scheduler::Scheduler;
 use crate::vcpu::Vcpu;
 
@@ -22,62 +21,31 @@ const ENDS: usize = 8;
 const REST: Nanos = Nanos::from_secs(1);
 
 impl Scheduler {
-    pub(crate) fn balance(&mut self, now: Nanos, out: &mut Commands) {
-        self.balanced_at = now;
-        let tunables = self.tunables;
-        for v in self.vcpus.values_mut() {
-            v.advance(now, &tunables);
-        }
-        self.entitle();
-        self.judge_gates(now);
-        let wish = |vm: VmId| {
-            let mut vcpus = self.vcpus.of(vm);
-            vcpus.any(|(id, _)| self.wish(id).is_some())
-        };
-        let vms = self.vcpus.vms().map(|(vm, _)| vm);
-        let vms: Vec<VmId> = vms.filter(|vm| wish(*vm)).collect();
-        for vm in vms {
-            // Who sleeps is asked where to when it wakes, and who has just been there and left again for want of room is let be.
-            let rested = |v: &Vcpu| v.moved_at == Nanos::ZERO || now.since(v.moved_at) > REST;
-            self.move_to_preferred(now, vm, |v| v.runnable() && rested(v), out);
-        }
-        let moved = self.even_out(now, out);
-        self.spread_cores(now, out);
-        self.pair_by_stall(now, out);
-        if !moved {
-            if !self.swap_for_proximity(now, out) {
-                self.swap_to_gather(now, out);
-            }
-            let pack = now.since(self.packed_at) >= repack::PERIOD;
-            if pack {
-                self.packed_at = now;
-            }
-            for i in 0..self.nodes.len() {
-                let Some(node) = self.nodes.get(i).copied() else {
-                    break;
-                };
-                if !pack || !self.repack(now, node, out) {
-                    self.rotate(now, node, out);
-                }
-            }
-        }
+    /// Those of a machine's vCPUs that want to run go to its preferred node or to their own, if they have one; how many
+    /// CPUs were looked at.
+    pub(crate) fn bring_home(&mut self, now: Nanos, vm: VmId, out: &mut Commands) -> usize {
+        // Who sleeps is asked where to when it wakes, and who has just been there and left again for want of room is let be.
+        let rested = |v: &Vcpu| v.moved_at == Nanos::ZERO || now.since(v.moved_at) > REST;
+        self.move_to_preferred(now, vm, |v| v.runnable() && rested(v), out)
     }
 
     /// Brings those vCPUs of a machine to its preferred node or to their own, each as soon as a CPU there is less
-    /// wanted than the one it would leave.
+    /// wanted than the one it would leave; how many CPUs were looked at.
     pub(crate) fn move_to_preferred(
         &mut self,
         now: Nanos,
         vm: VmId,
         those: impl Fn(&Vcpu) -> bool,
         out: &mut Commands,
-    ) {
+    ) -> usize {
         let away = self.vcpus.of(vm).filter_map(|(id, v)| {
             let node = self.wish(id).filter(|n| self.node_of(v.cpu) != Some(*n))?;
             let goes = those(v) && v.move_to.is_none() && self.wish_pays(id, v.cpu);
             goes.then_some((id, node))
         });
         let away: Vec<(VcpuId, NodeId)> = away.collect();
+        let cpus_of = |node: &NodeId| self.node_cpus.get(node).map_or(0, Vec::len);
+        let looked_at = away.iter().map(|(_, node)| cpus_of(node)).sum();
         let mut sent: Vec<(CpuId, u64)> = Vec::new();
         for (id, node) in away {
             let Some(v) = self.vcpus.get(id) else {
@@ -113,11 +81,12 @@ impl Scheduler {
             }
             self.send(now, id, to, reason, out);
         }
+        looked_at
     }
 
     /// Lets the vCPU that is most behind change places with the one that is most ahead, inside a
     /// node, where neither loses its memory.
-    fn rotate(&mut self, now: Nanos, node: NodeId, out: &mut Commands) {
+    pub(crate) fn rotate(&mut self, now: Nanos, node: NodeId, out: &mut Commands) {
         let cpus = self.node_cpus.get(&node).map_or(&[][..], Vec::as_slice);
         let residents = cpus.iter().filter_map(|c| self.cpus.get(*c));
         let residents = residents.flat_map(|c| c.residents.iter().copied());

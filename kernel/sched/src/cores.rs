@@ -25,31 +25,28 @@ const REST: Nanos = Nanos::from_secs(1);
 const BUSY: u64 = Score::ONE.0 as u64 / 2;
 
 impl Scheduler {
-    /// Sends a vCPU from a core with two busy threads to one with none, for each node that has such once: one of the node, else one
+    /// Sends a vCPU from a core with two busy threads to one with none of this node, if it has such: one of the node, else one
     /// from another that loses less by the way.
-    pub(crate) fn spread_cores(&mut self, now: Nanos, out: &mut Commands) {
-        for i in 0..self.nodes.len() {
-            let Some(node) = self.nodes.get(i).copied() else {
-                return;
-            };
-            let Some(to) = self.free_core(node) else {
-                continue;
-            };
-            let near = self
-                .crowded(node)
-                .find(|(id, _)| self.may_spread(now, *id, to, self.tunables.balance_period));
-            let chosen = near.or_else(|| self.worth_a_core(now, node, to));
-            if let Some((vcpu, from)) = chosen {
-                if from != node {
-                    self.gates.pay(from, node);
-                }
-                let reason = MoveReason::Balance {
-                    from_load: 2000,
-                    to_load: 0,
-                };
-                self.send(now, vcpu, to, reason, out);
+    /// How many CPUs were looked at.
+    pub(crate) fn spread_cores(&mut self, now: Nanos, node: NodeId, out: &mut Commands) -> usize {
+        let Some(to) = self.free_core(node) else {
+            return 1;
+        };
+        let near = self
+            .crowded(node)
+            .find(|(id, _)| self.may_spread(now, *id, to, self.tunables.balance_period));
+        let chosen = near.or_else(|| self.worth_a_core(now, node, to));
+        if let Some((vcpu, from)) = chosen {
+            if from != node {
+                self.gates.pay(from, node);
             }
+            let reason = MoveReason::Balance {
+                from_load: 2000,
+                to_load: 0,
+            };
+            self.send(now, vcpu, to, reason, out);
         }
+        self.cpus.len()
     }
 
     /// A thread of `node` whose core has nothing to do.
@@ -123,30 +120,28 @@ impl Scheduler {
         lost.min().map(|(_, id, from)| (id, from))
     }
 
-    /// In each node once, one that shares its core and loses much by it changes places with one that does not and would lose less.
-    pub(crate) fn pair_by_stall(&mut self, now: Nanos, out: &mut Commands) {
+    /// One of this node that shares its core and loses much by it changes places with one that does not and would lose less.
+    /// How many CPUs were looked at.
+    pub(crate) fn pair_by_stall(&mut self, now: Nanos, node: NodeId, out: &mut Commands) -> usize {
         if !self.tunables.share_cores {
             // Then only vCPUs of one machine share a core, and are not parted.
-            return;
+            return 1;
         }
-        for i in 0..self.nodes.len() {
-            let Some(node) = self.nodes.get(i).copied() else {
-                return;
-            };
-            let Some((shares, alone)) = self.worst_pairing(now, node) else {
-                continue;
-            };
-            let reason = MoveReason::Balance {
-                from_load: 2000,
-                to_load: 1000,
-            };
-            let back = MoveReason::Balance {
-                from_load: 1000,
-                to_load: 2000,
-            };
-            self.send(now, shares.0, alone.1, reason, out);
-            self.send(now, alone.0, shares.1, back, out);
-        }
+        let looked_at = self.node_cpus.get(&node).map_or(0, Vec::len);
+        let Some((shares, alone)) = self.worst_pairing(now, node) else {
+            return looked_at;
+        };
+        let reason = MoveReason::Balance {
+            from_load: 2000,
+            to_load: 1000,
+        };
+        let back = MoveReason::Balance {
+            from_load: 1000,
+            to_load: 2000,
+        };
+        self.send(now, shares.0, alone.1, reason, out);
+        self.send(now, alone.0, shares.1, back, out);
+        looked_at
     }
 
     /// Of the busy vCPUs of a node that have a thread for themselves: who loses most by sharing a core, and who that has one

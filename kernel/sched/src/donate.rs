@@ -37,9 +37,9 @@ impl Scheduler {
         out: &mut Commands,
     ) -> Result<(), Refusal> {
         let v = self.advance(now, vcpu)?;
-        v.yielded = true;
         v.spun = true;
         let (cpu, slice) = (v.on_cpu, v.remaining);
+        self.note_yield(vcpu);
         let to = cpu
             .filter(|cpu| self.tunables.donate && self.may_pay(*cpu, vcpu))
             .and_then(|cpu| Some((cpu, self.preempted_neighbour(vcpu, cpu)?)));

@@ -23,7 +23,7 @@ struct Gate {
 
 /// How loaded a node is.
 #[derive(Clone, Copy, Debug)]
-struct NodeLoad {
+pub(crate) struct NodeLoad {
     /// CPU time that is wanted, in thousandths of its CPUs.
     demand: u32,
     /// The weights of those who want it, in thousandths of what there is on average on the host's CPUs.
@@ -56,8 +56,8 @@ impl Gates {
         Some(at(from)? * self.nodes.len() + at(to)?)
     }
 
-    /// Judges all pairs by the nodes' loads.
-    fn judge(&mut self, now: Nanos, nodes: &[NodeId], loads: &[NodeLoad], t: &GateTunables) {
+    /// There are these nodes: gates between others are forgotten, those between new ones are closed.
+    fn between(&mut self, now: Nanos, nodes: &[NodeId], t: &GateTunables) {
         if self.nodes != nodes {
             self.nodes = nodes.to_vec();
             let fresh = Gate {
@@ -67,11 +67,14 @@ impl Gates {
             };
             self.gates = alloc::vec![fresh; nodes.len() * nodes.len()];
         }
-        let pairs = loads
-            .iter()
-            .flat_map(|from| loads.iter().map(move |to| (*from, *to)));
-        for (gate, pair) in self.gates.iter_mut().zip(pairs) {
-            let (from, to) = NodeLoad::compared(pair);
+    }
+
+    /// Judges all ways that begin at the node at this place by the nodes' loads.
+    fn judge(&mut self, now: Nanos, place: usize, loads: &[NodeLoad], t: &GateTunables) {
+        let Some(from) = loads.get(place) else { return };
+        let gates = self.gates.iter_mut().skip(place * loads.len());
+        for (gate, to) in gates.zip(loads) {
+            let (from, to) = NodeLoad::compared((*from, *to));
             let surplus = from.saturating_sub(to);
             gate.open = if gate.open {
                 from >= t.close_load && surplus >= t.close_surplus
@@ -106,34 +109,50 @@ impl Gates {
     }
 }
 
+/// What is wanted on a node's CPUs: time, and weight.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wanted {
+    demand: u64,
+    pub(crate) weight: u64,
+    cpus: u64,
+}
+
+impl Wanted {
+    /// As a load, where the host's CPUs have this weight on average.
+    fn load(self, mean: u64) -> NodeLoad {
+        let each = |sum: u64, one: u64| {
+            let thousandths = sum * 1000 / one.max(1) / self.cpus.max(1);
+            u32::try_from(thousandths).unwrap_or(u32::MAX)
+        };
+        NodeLoad {
+            demand: each(self.demand, Score::ONE.0.into()),
+            weight: each(self.weight, mean),
+        }
+    }
+}
+
 impl Scheduler {
-    /// Looks at all nodes' loads and opens and closes what is between them.
-    pub(crate) fn judge_gates(&mut self, now: Nanos) {
-        let all = self
-            .cpus
-            .iter()
-            .map(|(cpu, _)| self.load_on(cpu))
-            .sum::<u64>();
-        let mean = all / (self.cpus.iter().count() as u64).max(1);
-        let loads: Vec<NodeLoad> = self
-            .nodes
-            .iter()
-            .map(|n| {
-                let cpus = self.node_cpus.get(n).map_or(&[][..], Vec::as_slice);
-                let each = |sum: u64, one: u64| {
-                    let thousandths = sum * 1000 / one.max(1) / (cpus.len() as u64).max(1);
-                    u32::try_from(thousandths).unwrap_or(u32::MAX)
-                };
-                let demand: u64 = cpus.iter().map(|c| self.demand_on(*c)).sum();
-                let weight: u64 = cpus.iter().map(|c| self.load_on(*c)).sum();
-                NodeLoad {
-                    demand: each(demand, Score::ONE.0.into()),
-                    weight: each(weight, mean),
-                }
-            })
-            .collect();
-        let t = self.tunables.gate;
-        self.gates.judge(now, &self.nodes, &loads, &t);
+    /// What is wanted on a node.
+    pub(crate) fn wanted_on(&self, node: NodeId) -> Wanted {
+        let cpus = self.node_cpus.get(&node).map_or(&[][..], Vec::as_slice);
+        Wanted {
+            demand: cpus.iter().map(|c| self.demand_on(*c)).sum(),
+            weight: cpus.iter().map(|c| self.load_on(*c)).sum(),
+            cpus: cpus.len() as u64,
+        }
+    }
+
+    /// The nodes' loads are known: before gates are judged by them, it must be the gates of these nodes.
+    pub(crate) fn gate_loads(&mut self, now: Nanos, wanted: &[Wanted], mean: u64) -> Vec<NodeLoad> {
+        let gate = self.tunables.gate;
+        self.gates.between(now, &self.nodes, &gate);
+        wanted.iter().map(|w| w.load(mean)).collect()
+    }
+
+    /// Opens and closes what leads away from the node at this place.
+    pub(crate) fn judge_gates(&mut self, now: Nanos, place: usize, loads: &[NodeLoad]) {
+        let gate = self.tunables.gate;
+        self.gates.judge(now, place, loads, &gate);
     }
 }
 
@@ -157,13 +176,17 @@ mod tests {
         let t = Tunables::default().gate;
         let nodes = [NodeId(0), NodeId(1)];
         let mut gates = Gates::default();
+        let judge = |gates: &mut Gates, now, loads: &[NodeLoad]| {
+            gates.between(now, &nodes, &t);
+            (0..loads.len()).for_each(|place| gates.judge(now, place, loads, &t));
+        };
         assert!(
             gates.passable(NodeId(0), NodeId(1)),
             "nothing is known: open"
         );
         let mut at = |ms, loads: [u32; 2]| {
             let loads = loads.map(|demand| NodeLoad { demand, weight: 0 });
-            gates.judge(Nanos::from_millis(ms), &nodes, &loads, &t);
+            judge(&mut gates, Nanos::from_millis(ms), &loads);
             gates.passable(NodeId(0), NodeId(1))
         };
         assert!(!at(50, [650, 300]), "not loaded enough to open");
@@ -180,7 +203,7 @@ mod tests {
         }
         assert!(!gates.passable(NodeId(0), NodeId(1)), "the bucket is empty");
         let loads = [1500, 0].map(|demand| NodeLoad { demand, weight: 0 });
-        gates.judge(Nanos::from_millis(402), &nodes, &loads, &t);
+        judge(&mut gates, Nanos::from_millis(402), &loads);
         assert!(gates.passable(NodeId(0), NodeId(1)), "one token came in");
     }
 }

@@ -92,6 +92,7 @@ impl Scheduler {
             return;
         };
         v.waiting_since = now;
+        c.yielded |= v.yielded;
         let class = v.spec.class;
         let weights = c.class(class).weight + u64::from(v.weight);
         let earned = Score::ratio(v.weight.into(), weights.into()).of(missed.0);
@@ -145,6 +146,17 @@ impl Scheduler {
         self.reindex(vcpu);
         self.reindex_cpu(cpu);
         self.look_again(now, cpu, class, out);
+    }
+
+    /// A vCPU lets the others of its queue come first, once.
+    pub(crate) fn note_yield(&mut self, vcpu: VcpuId) {
+        let Some(v) = self.vcpus.get_mut(vcpu) else {
+            return;
+        };
+        v.yielded = true;
+        if let Some(c) = self.cpus.get_mut(v.cpu) {
+            c.yielded = true;
+        }
     }
 
     /// A vCPU gives up the rest of its request: the next one begins behind those of the others. A

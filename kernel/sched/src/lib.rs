@@ -66,6 +66,7 @@ mod purse;
 pub mod queue;
 mod repack;
 pub mod report;
+mod round;
 pub mod scheduler;
 mod score;
 pub mod smt;

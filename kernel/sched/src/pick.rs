@@ -1,7 +1,7 @@
 //! The decision: which vCPU a CPU enters next.
 
 use core::cmp::Ordering;
-use telemetry::{Class, Pick, Rival, Terms};
+use telemetry::{Class, Pick, Rival};
 use units::{CpuId, Nanos, VcpuId, VmId};
 
 use crate::donate::Donation;
@@ -10,11 +10,14 @@ use crate::queue::Cpu;
 use crate::scheduler::Scheduler;
 use crate::tunables::Tunables;
 
-/// A member of the class under consideration.
+/// A member of the class under consideration, with what it is compared by. The terms of the sum, in which weights are
+/// divided by, are only made for the two that are shown.
 #[derive(Clone, Copy)]
 pub(crate) struct Candidate {
     pub(crate) vcpu: VcpuId,
-    terms: Terms,
+    weight: u32,
+    credit: i64,
+    remaining: Nanos,
     /// `remaining - credit - bonus + penalty`, not yet divided by the weight.
     numerator: i128,
     yielded: bool,
@@ -29,13 +32,13 @@ impl Candidate {
     /// A yield gives way to those who are owed time as well. Were it to let debtors run, one that
     /// yields all the time would pile up a claim, and they a debt, without bound.
     fn order(&self, other: &Self) -> Ordering {
-        let eligible = |c: &Self| c.terms.credit.0 >= 0;
+        let eligible = |c: &Self| c.credit >= 0;
         let by_key = || {
-            let a = self.numerator * i128::from(other.terms.weight);
-            let b = other.numerator * i128::from(self.terms.weight);
+            let a = self.numerator * i128::from(other.weight);
+            let b = other.numerator * i128::from(self.weight);
             a.cmp(&b)
         };
-        let by_credit = || other.terms.credit.cmp(&self.terms.credit);
+        let by_credit = || other.credit.cmp(&self.credit);
         let by_deadline = eligible(self) && !self.presses;
         (other.presses.cmp(&self.presses))
             .then_with(|| eligible(other).cmp(&eligible(self)))
@@ -76,9 +79,7 @@ impl Scheduler {
     pub fn pick(&mut self, cpu: CpuId, now: Nanos, out: &mut Commands) -> Next {
         let continuing = self.release(cpu, now, out);
         self.end_limits(cpu, now, out);
-        if now.since(self.balanced_at) >= self.tunables.balance_period {
-            self.balance(now, out);
-        }
+        self.balance(now, out);
         let donation = self.take_donation(cpu);
         self.balance_core(cpu, now, out);
         if donation.is_none() && self.gives_way(cpu) {
@@ -175,19 +176,16 @@ impl Scheduler {
             if v.on_cpu.is_some_and(|on| on != cpu) || only.is_some_and(|vm| vm != vcpu.vm) {
                 continue;
             }
-            let Some(terms) = self.terms_on(vcpu, cpu) else {
-                continue;
-            };
-            let numerator = i128::from(terms.remaining.0)
-                - i128::from(terms.credit.0)
-                - i128::from(terms.bonus.0)
-                + i128::from(terms.penalty.0);
+            let (bonus, penalty) = self.bonus_on(vcpu, v, cpu, c);
             let this = Candidate {
                 vcpu,
-                terms,
-                numerator,
+                weight: v.weight,
+                credit: v.credit,
+                remaining: v.remaining,
+                numerator: i128::from(v.remaining.0) - i128::from(v.credit) - i128::from(bonus)
+                    + i128::from(penalty),
                 yielded: v.yielded,
-                presses: self.tunables.presses(terms.credit.0),
+                presses: self.tunables.presses(v.credit),
             };
             if first.is_none_or(|f| this.order(&f).is_lt()) {
                 second = first.replace(this);
@@ -226,7 +224,7 @@ impl Scheduler {
     fn lets_pass(&self, ran: Nanos, best: &Candidate) -> bool {
         let short = Nanos(self.tunables.min_run.0 / 2);
         let enough = Nanos(self.tunables.min_run.0 / 10);
-        best.terms.remaining <= short && best.terms.credit.0 >= 0 && ran >= enough
+        best.remaining <= short && best.credit >= 0 && ran >= enough
     }
 
     /// Whom `cpu` runs and who is next best, among those whose machines' limits leave them something.
@@ -301,10 +299,12 @@ impl Scheduler {
             vcpu,
             slice,
             terms: self.terms_on(vcpu, cpu)?,
-            runnable: u16::try_from(self.cpus.get(cpu)?.members().count()).unwrap_or(u16::MAX),
-            alternative: rival.map(|r| Rival {
-                vcpu: r.vcpu,
-                terms: r.terms,
+            runnable: u16::try_from(self.cpus.get(cpu)?.len()).unwrap_or(u16::MAX),
+            alternative: rival.and_then(|r| {
+                Some(Rival {
+                    vcpu: r.vcpu,
+                    terms: self.terms_on(r.vcpu, cpu)?,
+                })
             }),
         })
     }
@@ -339,9 +339,9 @@ impl Scheduler {
         let core_since = self.core_since(cpu, now);
         if let Some(c) = self.cpus.get_mut(cpu) {
             // Yielding lasts for one pick.
-            for queue in Class::ALL {
-                for id in &c.class(queue).members {
-                    if let Some(v) = self.vcpus.get_mut(*id) {
+            if core::mem::take(&mut c.yielded) {
+                for id in c.members() {
+                    if let Some(v) = self.vcpus.get_mut(id) {
                         v.yielded = false;
                     }
                 }

@@ -1,8 +1,7 @@
 //! Where a vCPU goes when it wakes, and how it gets from one CPU to another.
 
-use alloc::vec::Vec;
 use telemetry::MoveReason;
-use units::{CpuId, Nanos, NodeId, Score, VcpuId};
+use units::{CpuId, Nanos, Score, VcpuId};
 
 use crate::event::{Command, Commands, Refusal, VcpuSpec};
 use crate::queue::{Cpu, move_cost};
@@ -82,36 +81,32 @@ impl Scheduler {
         if let Some(cpu) = v.on_cpu.filter(|cpu| self.allowed(vcpu, *cpu)) {
             return Some(cpu);
         }
-        let own = self.node_of(v.cpu);
+        let own = self.node_of(v.cpu)?;
         let wish = match self.wish(vcpu) {
             None if !self.has_scores(vcpu) => v.spec.home,
             wish => wish,
         };
         // Where it is and where it should be, every CPU is weighed; elsewhere only one that idles,
         // since who waits there would gain nothing by the way.
-        let near = own.into_iter().chain(wish.filter(|w| Some(*w) != own));
-        let near: Vec<NodeId> = near.collect();
-        let in_near = near
-            .iter()
-            .filter_map(|n| self.node_cpus.get(n))
-            .flatten()
-            .copied();
+        let near = [own].into_iter().chain(wish.filter(|w| *w != own));
+        let in_near = near.filter_map(|n| self.node_cpus.get(&n)).flatten();
         let best_of = |cpus: &mut dyn Iterator<Item = CpuId>| {
             cpus.filter(|cpu| self.allowed(vcpu, *cpu))
                 .filter_map(|cpu| Some((self.cost_on(vcpu, v, cpu)?, cpu)))
                 .min()
         };
-        let best = best_of(&mut in_near.into_iter());
+        let best = best_of(&mut in_near.copied());
         if best.is_some_and(|((cost, _), _)| cost <= self.tunables.move_near) {
             return best.map(|(_, cpu)| cpu);
         }
-        let elsewhere = self.nodes.iter().filter(|n| !near.contains(n));
+        let idle = self.index.idle_from(own);
+        let elsewhere = idle.filter(|(node, far, _)| *far && Some(*node) != wish);
         let free = |cpu: &CpuId| self.core_owner(*cpu).is_none_or(|owner| owner == vcpu.vm);
-        let idle = elsewhere.filter_map(|n| {
-            let mut idle = self.index.idle(*n);
+        let mut idle = elsewhere.filter_map(|(_, _, idle)| {
+            let mut idle = idle.iter().copied();
             idle.find(|cpu| self.allowed(vcpu, *cpu) && free(cpu))
         });
-        let best = best.into_iter().chain(best_of(&mut idle.into_iter())).min();
+        let best = best.into_iter().chain(best_of(&mut idle)).min();
         // Nowhere near and nobody idle: anything that it may run on.
         let any = || best_of(&mut self.cpus.iter().map(|(cpu, _)| cpu));
         best.or_else(any).map(|(_, cpu)| cpu)

@@ -83,31 +83,38 @@ impl Scheduler {
         self.best(cpu, Some(vcpu.vm)).is_none() && self.may_pay(cpu, vcpu)
     }
 
-    /// The nodes, that of `cpu` first.
-    fn nodes_from(&self, cpu: CpuId) -> impl Iterator<Item = (NodeId, bool)> + '_ {
-        let own = self.node_of(cpu);
-        let others = self.nodes.iter().copied().filter(move |n| Some(*n) != own);
-        own.into_iter()
-            .map(|n| (n, false))
-            .chain(others.map(|n| (n, true)))
+    /// No vCPU is taken from one node to another after a shorter wait, as [`Self::pull_delay`] has it; so a long list need not
+    /// be looked through to its end.
+    fn least_delay(&self, from: NodeId, to: NodeId) -> Nanos {
+        let t = &self.tunables;
+        let kicked = t.kick_grace + t.kick_grace;
+        if from == to {
+            Nanos::ZERO
+        } else if self.gates.passable(from, to) {
+            t.move_far.min(t.pull_limit).min(kicked)
+        } else {
+            t.pull_limit.min(kicked)
+        }
     }
 
     /// What `cpu` may take now: the highest class, near before far, longest waiting.
     fn prey(&self, cpu: CpuId, now: Nanos) -> Option<Prey> {
         let mut best: Option<Prey> = None;
-        for (node, far) in self.nodes_from(cpu) {
+        let own = self.node_of(cpu)?;
+        for (node, far, waiters) in self.index.waiting_from(own) {
+            let least = self.least_delay(node, own);
             for class in Class::ALL {
                 if best.is_some_and(|(c, f, ..)| (c, f) < (class, far)) {
                     break;
                 }
-                let ready = self
-                    .index
-                    .waiting(node, class)
-                    .take_while(|(since, _)| *since <= now)
+                let ready = waiters
+                    .of(class)
+                    .iter()
+                    .take_while(|(since, _)| *since + least <= now)
                     .find(|(since, id)| {
                         self.could_take(cpu, *id, now) && *since + self.pull_delay(*id, cpu) <= now
                     });
-                let found = ready.map(|(since, id)| (class, far, since, id));
+                let found = ready.map(|(since, id)| (class, far, *since, *id));
                 if let Some(found) = found
                     && best.is_none_or(|b| found < b)
                 {
@@ -124,11 +131,13 @@ impl Scheduler {
             return None;
         }
         let mut first: Option<Nanos> = None;
-        for (node, _) in self.nodes_from(cpu) {
+        let own = self.node_of(cpu)?;
+        for (node, _, waiters) in self.index.waiting_from(own) {
+            let least = self.least_delay(node, own);
             for class in Class::ALL {
-                for (since, id) in self.index.waiting(node, class) {
+                for &(since, id) in waiters.of(class) {
                     // Who began to wait later cannot be taken earlier than this.
-                    if first.is_some_and(|f| since >= f || f <= now) {
+                    if first.is_some_and(|f| since + least >= f || f <= now) {
                         break;
                     }
                     if self.could_take(cpu, id, now) {
@@ -180,13 +189,18 @@ impl Scheduler {
         };
         let since = v.waiting_since;
         let mut best: Option<(Nanos, CpuId)> = None;
-        for (node, _) in self.nodes_from(v.cpu) {
+        let Some(own) = self.node_of(v.cpu) else {
+            return;
+        };
+        for (node, _, idle) in self.index.idle_from(own) {
+            // No CPU there could take it earlier than one that was found.
+            let earliest = (since + self.least_delay(own, node)).max(now);
+            if best.is_some_and(|(at, _)| at < earliest) {
+                continue;
+            }
             // All CPUs of a node have the same delay.
-            let taker = self
-                .index
-                .idle(node)
-                .find(|cpu| self.could_take(*cpu, vcpu, now));
-            if let Some(cpu) = taker {
+            let taker = idle.iter().find(|cpu| self.could_take(**cpu, vcpu, now));
+            if let Some(&cpu) = taker {
                 let at = (since + self.pull_delay(vcpu, cpu)).max(now);
                 if best.is_none_or(|b| (at, cpu) < b) {
                     best = Some((at, cpu));

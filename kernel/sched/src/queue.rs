@@ -71,6 +71,8 @@ pub(crate) struct Cpu {
     pub(crate) payer: Option<VcpuId>,
     /// Whether it stands in the index of idle CPUs.
     pub(crate) indexed_idle: bool,
+    /// Whether a member may have yielded since the last pick.
+    pub(crate) yielded: bool,
 }
 
 impl Cpu {
@@ -95,6 +97,7 @@ impl Cpu {
             donation: None,
             payer: None,
             indexed_idle: false,
+            yielded: false,
         }
     }
 
@@ -121,23 +124,23 @@ impl Cpu {
         self.classes.iter().flat_map(|c| c.members.iter().copied())
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.classes.iter().map(|c| c.members.len()).sum()
+    }
+
     /// Whether it has nothing to run of its own.
     pub(crate) fn is_empty(&self) -> bool {
         self.classes.iter().all(|c| c.members.is_empty())
     }
 }
 
-/// `amount x weight / total`; in 64 bits where that fits, which is nearly always.
-fn part_of(amount: i64, weight: u32, total: u64) -> i64 {
-    match (
-        amount.checked_mul(i64::from(weight)),
-        i64::try_from(total.max(1)),
-    ) {
-        (Some(product), Ok(total)) => product / total,
-        _ => {
-            let part = i128::from(amount) * i128::from(weight) / i128::from(total.max(1));
-            i64::try_from(part).unwrap_or(0)
-        }
+/// `amount x part / whole`, towards 0; in 64 bits where that fits, which is nearly always. None if it is beyond all numbers.
+fn part_of(amount: i64, part: i64, whole: i64) -> Option<i64> {
+    let whole = whole.max(1);
+    match amount.checked_mul(part) {
+        Some(product) => Some(product / whole),
+        None => i64::try_from(i128::from(amount) * i128::from(part) / i128::from(whole)).ok(),
     }
 }
 
@@ -148,6 +151,7 @@ fn share_out(amount: i64, members: &[VcpuId], total: u64, vcpus: &mut Vcpus) {
         return;
     }
     let mut rest = amount;
+    let total = i64::try_from(total).unwrap_or(i64::MAX);
     // What rounding leaves goes to whoever is owed least, so that it never pushes out a lag.
     let mut least: Option<(i64, VcpuId)> = None;
     let sign = amount.signum();
@@ -155,7 +159,7 @@ fn share_out(amount: i64, members: &[VcpuId], total: u64, vcpus: &mut Vcpus) {
         let Some(v) = vcpus.get_mut(*id) else {
             continue;
         };
-        let part = part_of(amount, v.weight, total);
+        let part = part_of(amount, v.weight.into(), total).unwrap_or(0);
         v.credit = v.credit.saturating_add(part);
         rest -= part;
         let owed = v.credit.saturating_mul(sign);
@@ -275,11 +279,9 @@ pub(crate) fn bonus_and_penalty(
 ) -> (i64, i64) {
     let bound = Credits::for_time(tunables.most_bonus()).0;
     let difference = i64::from(proximity.0) - i64::from(mean.0);
-    let given = i128::from(bound) * i128::from(tunables.proximity_per_mille.min(1000)) / 1000;
-    let pull = given * i128::from(difference) / i128::from(Score::ONE.0);
-    let bonus = i64::try_from(pull)
-        .unwrap_or(0)
-        .saturating_sub(Credits::for_time(move_cost).0);
+    let given = part_of(bound, tunables.proximity_per_mille.min(1000).into(), 1000).unwrap_or(0);
+    let pull = part_of(given, difference, Score::ONE.0.into()).unwrap_or(0);
+    let bonus = pull.saturating_sub(Credits::for_time(move_cost).0);
     let (bonus, penalty) = (
         bonus.clamp(-bound, bound),
         Credits::for_time(v.penalty).0.clamp(0, bound),
@@ -288,16 +290,15 @@ pub(crate) fn bonus_and_penalty(
     if sum <= bound {
         return (bonus, penalty);
     }
-    let scale =
-        |x: i64| i64::try_from(i128::from(x) * i128::from(bound) / i128::from(sum)).unwrap_or(0);
+    let scale = |x: i64| part_of(x, bound, sum).unwrap_or(0);
     (scale(bonus), scale(penalty))
 }
 
 /// The sum by which `v` is compared on one CPU.
 pub(crate) fn terms(v: &Vcpu, bonus: i64, penalty: i64) -> Terms {
     let at_default = |x: i64| {
-        let scaled = i128::from(x) * i128::from(DEFAULT_WEIGHT) / i128::from(v.weight.max(1));
-        Credits(i64::try_from(scaled).unwrap_or(if x < 0 { i64::MIN } else { i64::MAX }))
+        let scaled = part_of(x, DEFAULT_WEIGHT.into(), v.weight.max(1).into());
+        Credits(scaled.unwrap_or(if x < 0 { i64::MIN } else { i64::MAX }))
     };
     let deadline = Credits::for_time(v.remaining).0.saturating_sub(v.credit);
     Terms {

@@ -10,6 +10,7 @@ use crate::gate::Gates;
 use crate::latency::Latencies;
 use crate::purse::Purse;
 use crate::queue::Cpu;
+use crate::round::Round;
 use crate::score::mean;
 use crate::table::{Cpus, MAX_CPUS, Vcpus};
 use crate::tunables::Tunables;
@@ -43,7 +44,9 @@ pub struct Scheduler {
     pub(crate) vcpus: Vcpus,
     pub(crate) index: Index,
     pub(crate) gates: Gates,
+    /// When the last round began.
     pub(crate) balanced_at: Nanos,
+    pub(crate) round: Round,
     /// When a node's vCPUs were last to be divided anew.
     pub(crate) packed_at: Nanos,
     pub(crate) latencies: Latencies,
@@ -61,6 +64,7 @@ impl Scheduler {
             index: Index::default(),
             gates: Gates::default(),
             balanced_at: Nanos::ZERO,
+            round: Round::default(),
             packed_at: Nanos::ZERO,
             latencies: Latencies::default(),
         }
@@ -94,7 +98,8 @@ impl Scheduler {
                 self.dequeue(now, vcpu, out);
             }
             Event::Yield { vcpu } => {
-                self.advance(now, vcpu)?.yielded = true;
+                self.advance(now, vcpu)?;
+                self.note_yield(vcpu);
                 self.give_up(now, vcpu);
             }
             Event::Spin { vcpu } => self.spin(now, vcpu, out)?,
@@ -169,6 +174,8 @@ impl Scheduler {
             self.own_means();
         }
         self.reindex_cpu(cpu);
+        // One that is under way has counted other CPUs.
+        self.round = Round::default();
         Ok(())
     }
 

@@ -3,8 +3,9 @@
 use telemetry::Terms;
 use units::{CpuId, NodeId, Score, VcpuId};
 
-use crate::queue::{bonus_and_penalty, move_cost, terms};
+use crate::queue::{Cpu, bonus_and_penalty, move_cost, terms};
 use crate::scheduler::Scheduler;
+use crate::vcpu::Vcpu;
 
 impl Scheduler {
     /// How near `cpu` is to what `vcpu` touches. Before the first footprint, its home counts as
@@ -45,12 +46,19 @@ impl Scheduler {
     /// The sum of `vcpu` on `cpu`.
     pub(crate) fn terms_on(&self, vcpu: VcpuId, cpu: CpuId) -> Option<Terms> {
         let (v, c) = (self.vcpus.get(vcpu)?, self.cpus.get(cpu)?);
-        let last = v.last_cpu.and_then(|l| Some((l, self.cpus.get(l)?.place)));
+        let (bonus, penalty) = self.bonus_on(vcpu, v, cpu, c);
+        Some(terms(v, bonus, penalty))
+    }
+
+    /// What proximity and caches add to the deadline of `v` on `c`.
+    pub(crate) fn bonus_on(&self, vcpu: VcpuId, v: &Vcpu, cpu: CpuId, c: &Cpu) -> (i64, i64) {
+        let last = v
+            .last_cpu
+            .filter(|last| *last != cpu)
+            .and_then(|l| Some((l, self.cpus.get(l)?.place)));
         let cost = move_cost(last, (cpu, c.place), v.refill, &self.tunables);
         let proximity = self.score(vcpu, c.place.node);
-        let (bonus, penalty) =
-            bonus_and_penalty(v, proximity, self.mean_score(vcpu), cost, &self.tunables);
-        Some(terms(v, bonus, penalty))
+        bonus_and_penalty(v, proximity, self.mean_score(vcpu), cost, &self.tunables)
     }
 }
 

@@ -121,7 +121,10 @@ impl Scheduler {
         if self.tunables.share_cores || self.running_sibling(cpu).is_some() {
             return false;
         }
-        let (Some(c), Some(own)) = (self.cpus.get(cpu), self.best_waiting(cpu)) else {
+        let Some(c) = self.cpus.get(cpu).filter(|c| !c.siblings.is_empty()) else {
+            return false;
+        };
+        let Some(own) = self.best_waiting(cpu) else {
             return false;
         };
         let theirs = c.siblings.iter().filter_map(|s| self.best_waiting(*s));

@@ -25,6 +25,11 @@ const REST: Nanos = Nanos::from_secs(1);
 /// vCPUs whose machines would gain most by being gathered that are tried in one look.
 const GATHERED: usize = 8;
 
+/// What a vCPU would gain on another node, its name, where it is, and that node; the greatest is first.
+pub(crate) type Longing = (Score, Reverse<VcpuId>, CpuId, NodeId);
+/// By how much a machine would be closer together, the vCPU that would go, from where, and to which node; the least is first.
+pub(crate) type Scattered = (Reverse<i64>, VcpuId, CpuId, NodeId);
+
 impl Scheduler {
     fn may_swap(&self, now: Nanos, vcpu: VcpuId) -> bool {
         self.vcpus.get(vcpu).is_some_and(|v| {
@@ -42,21 +47,29 @@ impl Scheduler {
         (gain >= WORTH).then_some((gain, best))
     }
 
-    /// The change of places that gains most, once in a look; false if none is worth it.
-    pub(crate) fn swap_for_proximity(&mut self, now: Nanos, out: &mut Commands) -> bool {
-        if self.nodes.len() < 2 {
-            return false;
-        }
-        let away = self.vcpus.iter().filter_map(|(id, v)| {
+    /// Whom of a machine's vCPUs another node would gain most.
+    pub(crate) fn longs_most(&self, now: Nanos, vm: VmId) -> Option<Longing> {
+        let away = self.vcpus.of(vm).filter_map(|(id, v)| {
             let from = self.node_of(v.cpu)?;
             let may = v.stall >= WORTH && self.has_scores(id) && self.may_swap(now, id);
             let (gain, node) = may.then(|| self.longing(id, from)).flatten()?;
-            Some((gain, id, v.cpu, node))
+            Some((gain, Reverse(id), v.cpu, node))
         });
-        let most = away.max_by_key(|(gain, id, ..)| (*gain, Reverse(*id)));
-        let Some((gain, away, from, node)) = most else {
+        away.max()
+    }
+
+    /// The change of places that gains most, once in a look; false if it is not worth it, or who longed for it has gone
+    /// elsewhere since.
+    pub(crate) fn swap_for_proximity(
+        &mut self,
+        now: Nanos,
+        most: Longing,
+        out: &mut Commands,
+    ) -> bool {
+        let (gain, Reverse(away), from, node) = most;
+        if !self.still_on(now, away, from) {
             return false;
-        };
+        }
         let Some((lost, there, to)) = self.least_attached(now, away, from, node) else {
             return false;
         };
@@ -65,6 +78,10 @@ impl Scheduler {
         }
         self.swap(now, (away, from), (there, to), out);
         true
+    }
+
+    fn still_on(&self, now: Nanos, vcpu: VcpuId, cpu: CpuId) -> bool {
+        self.vcpus.get(vcpu).is_some_and(|v| v.cpu == cpu) && self.may_swap(now, vcpu)
     }
 
     /// `away` gets the place of `there` and the other way round.
@@ -84,36 +101,43 @@ impl Scheduler {
         self.send(now, there, from, back, out);
     }
 
-    /// The change of places that brings machines most together, once in a look.
-    pub(crate) fn swap_to_gather(&mut self, now: Nanos, out: &mut Commands) {
-        if self.nodes.len() < 2 {
+    /// Adds those of a machine's vCPUs to the list whose going elsewhere would bring it closer together. The list is kept
+    /// to those who gain most.
+    pub(crate) fn scattered(&self, now: Nanos, vm: VmId, list: &mut Vec<Scattered>) {
+        if self.vcpus.vm(vm).is_none_or(|vm| vm.scores.is_empty()) {
             return;
         }
-        let mut candidates: Vec<(i64, VcpuId, CpuId, NodeId)> = Vec::new();
-        for (vm, _) in self.vcpus.vms().filter(|(_, vm)| !vm.scores.is_empty()) {
-            let places = self.places(vm);
-            if places.len() < 2 {
+        let places = self.places(vm);
+        if places.len() < 2 {
+            return;
+        }
+        for (id, v) in self.vcpus.of(vm).filter(|(id, _)| self.may_swap(now, *id)) {
+            let Some(from) = self.node_of(v.cpu) else {
                 continue;
-            }
-            for (id, v) in self.vcpus.of(vm).filter(|(id, _)| self.may_swap(now, *id)) {
-                let Some(from) = self.node_of(v.cpu) else {
-                    continue;
-                };
-                let elsewhere = places.iter().filter(|(node, _)| *node != from);
-                let closer = elsewhere.map(|(node, _)| (closer(&places, from, *node), *node));
-                let best = closer.max_by_key(|(gain, node)| (*gain, Reverse(*node)));
-                if let Some((gain, node)) = best.filter(|(gain, _)| *gain > 0) {
-                    candidates.push((gain, id, v.cpu, node));
-                }
+            };
+            let elsewhere = places.iter().filter(|(node, _)| *node != from);
+            let closer = elsewhere.map(|(node, _)| (closer(&places, from, *node), *node));
+            let best = closer.max_by_key(|(gain, node)| (*gain, Reverse(*node)));
+            if let Some((gain, node)) = best.filter(|(gain, _)| *gain > 0) {
+                list.push((Reverse(gain), id, v.cpu, node));
             }
         }
-        candidates.sort_unstable_by_key(|(gain, id, ..)| (Reverse(*gain), *id));
-        for (gain, away, from, node) in candidates.into_iter().take(GATHERED) {
-            if let Some((there, to)) = self.gives_place(now, gain, (away, from), node) {
-                self.swap(now, (away, from), (there, to), out);
-                return;
-            }
+        list.sort_unstable();
+        list.truncate(GATHERED);
+    }
+
+    /// Lets one of the list change places if that brings machines together; false if nobody is there to change with, or it has gone elsewhere
+    /// since.
+    pub(crate) fn gather(&mut self, now: Nanos, one: Scattered, out: &mut Commands) -> bool {
+        let (Reverse(gain), away, from, node) = one;
+        if !self.still_on(now, away, from) {
+            return false;
         }
+        let Some((there, to)) = self.gives_place(now, gain, (away, from), node) else {
+            return false;
+        };
+        self.swap(now, (away, from), (there, to), out);
+        true
     }
 
     /// Who on `node` should change places with `away`, which gains `gain` in togetherness: whoever loses less of it, and in

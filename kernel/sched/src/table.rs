@@ -77,6 +77,18 @@ impl Vcpus {
         self.vms.iter_mut().flat_map(|row| &mut row.vcpus).flatten()
     }
 
+    /// The vCPUs of one machine, to be changed.
+    pub(crate) fn of_mut(&mut self, vm: VmId) -> impl Iterator<Item = &mut Vcpu> + '_ {
+        let row = self.vms.get_mut(usize::from(vm.0));
+        row.into_iter().flat_map(|row| &mut row.vcpus).flatten()
+    }
+
+    /// The machine that stands at a place of the table, and how many vCPUs it has at most; None beyond the last.
+    pub(crate) fn at(&self, place: usize) -> Option<(VmId, usize)> {
+        let row = self.vms.get(place)?;
+        Some((VmId(u16::try_from(place).ok()?), row.vcpus.len()))
+    }
+
     /// The vCPUs of one machine.
     pub(crate) fn of(&self, vm: VmId) -> impl Iterator<Item = (VcpuId, &Vcpu)> + '_ {
         let row = self.vms.get(usize::from(vm.0));

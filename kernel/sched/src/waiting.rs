@@ -11,27 +11,53 @@ use units::{CpuId, Nanos, NodeId, VcpuId};
 
 use crate::scheduler::Scheduler;
 
-/// Both indices.
+/// Both indices. Nodes where nobody waits, or no CPU idles, are not in them, so that whoever looks through all nodes passes
+/// over those.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Index {
-    waiting: BTreeMap<(NodeId, Class), BTreeSet<(Nanos, VcpuId)>>,
+    waiting: BTreeMap<NodeId, Waiters>,
     idle: BTreeMap<NodeId, BTreeSet<CpuId>>,
-    idle_count: usize,
-    waiting_count: usize,
+}
+
+/// The waiting vCPUs of a node by class, longest waiting first.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Waiters([BTreeSet<(Nanos, VcpuId)>; Class::ALL.len()]);
+
+impl Waiters {
+    pub(crate) fn of(&self, class: Class) -> &BTreeSet<(Nanos, VcpuId)> {
+        let [high, normal, low] = &self.0;
+        match class {
+            Class::High => high,
+            Class::Normal => normal,
+            Class::Low => low,
+        }
+    }
+
+    fn of_mut(&mut self, class: Class) -> &mut BTreeSet<(Nanos, VcpuId)> {
+        let [high, normal, low] = &mut self.0;
+        match class {
+            Class::High => high,
+            Class::Normal => normal,
+            Class::Low => low,
+        }
+    }
 }
 
 impl Index {
-    /// Waiting vCPUs of a node and class, longest waiting first.
-    pub(crate) fn waiting(
+    /// Nodes where somebody waits, `own` first, else ascending, and whether each is another than that.
+    pub(crate) fn waiting_from(
         &self,
-        node: NodeId,
-        class: Class,
-    ) -> impl Iterator<Item = (Nanos, VcpuId)> + '_ {
-        self.waiting
-            .get(&(node, class))
-            .into_iter()
-            .flatten()
-            .copied()
+        own: NodeId,
+    ) -> impl Iterator<Item = (NodeId, bool, &Waiters)> + '_ {
+        from(&self.waiting, own)
+    }
+
+    /// Nodes where CPUs idle, likewise.
+    pub(crate) fn idle_from(
+        &self,
+        own: NodeId,
+    ) -> impl Iterator<Item = (NodeId, bool, &BTreeSet<CpuId>)> + '_ {
+        from(&self.idle, own)
     }
 
     /// CPUs of a node that have nothing to run.
@@ -40,14 +66,52 @@ impl Index {
     }
 
     /// Whether any vCPU waits that another CPU might take.
-    pub(crate) const fn any_waiting(&self) -> bool {
-        self.waiting_count > 0
+    pub(crate) fn any_waiting(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// Whether any CPU idles.
-    pub(crate) const fn any_idle(&self) -> bool {
-        self.idle_count > 0
+    pub(crate) fn any_idle(&self) -> bool {
+        !self.idle.is_empty()
     }
+
+    fn wait(&mut self, node: NodeId, class: Class, since: Nanos, vcpu: VcpuId) {
+        let waiters = self.waiting.entry(node).or_default();
+        waiters.of_mut(class).insert((since, vcpu));
+    }
+
+    fn wait_no_more(&mut self, node: NodeId, class: Class, since: Nanos, vcpu: VcpuId) {
+        let Some(waiters) = self.waiting.get_mut(&node) else {
+            return;
+        };
+        waiters.of_mut(class).remove(&(since, vcpu));
+        if waiters.0.iter().all(BTreeSet::is_empty) {
+            self.waiting.remove(&node);
+        }
+    }
+
+    fn idles(&mut self, node: NodeId, cpu: CpuId, idles: bool) {
+        let cpus = self.idle.entry(node).or_default();
+        if idles {
+            cpus.insert(cpu);
+        } else {
+            cpus.remove(&cpu);
+        }
+        if cpus.is_empty() {
+            self.idle.remove(&node);
+        }
+    }
+}
+
+fn from<T>(
+    all: &BTreeMap<NodeId, T>,
+    own: NodeId,
+) -> impl Iterator<Item = (NodeId, bool, &T)> + '_ {
+    let first = all.get(&own).map(|of| (own, false, of));
+    let others = all.iter().filter(move |(node, _)| **node != own);
+    first
+        .into_iter()
+        .chain(others.map(|(node, of)| (*node, true, of)))
 }
 
 impl Scheduler {
@@ -66,16 +130,11 @@ impl Scheduler {
             return;
         }
         let old = core::mem::replace(&mut v.indexed, key);
-        if let Some((node, class, since)) = old
-            && let Some(set) = self.index.waiting.get_mut(&(node, class))
-        {
-            set.remove(&(since, vcpu));
-            self.index.waiting_count -= 1;
+        if let Some((node, class, since)) = old {
+            self.index.wait_no_more(node, class, since, vcpu);
         }
         if let Some((node, class, since)) = key {
-            let set = self.index.waiting.entry((node, class)).or_default();
-            set.insert((since, vcpu));
-            self.index.waiting_count += 1;
+            self.index.wait(node, class, since, vcpu);
         }
     }
 
@@ -89,13 +148,6 @@ impl Scheduler {
             return;
         }
         c.indexed_idle = idle;
-        let set = self.index.idle.entry(c.place.node).or_default();
-        if idle {
-            set.insert(cpu);
-            self.index.idle_count += 1;
-        } else {
-            set.remove(&cpu);
-            self.index.idle_count -= 1;
-        }
+        self.index.idles(c.place.node, cpu, idle);
     }
 }

@@ -355,3 +355,40 @@ fn a_wake_up_is_counted_from_there_to_the_cpu() {
     assert_eq!(s.wake_latency_of(Class::Normal).count(), 2);
     assert_eq!(s.wake_latency_of(Class::High).count(), 0);
 }
+
+#[test]
+fn a_pause_is_no_wait_for_a_cpu_and_a_limit_is() {
+    let capped = VcpuSpec {
+        cap: Some(PerMille(1)),
+        ..ordinary()
+    };
+    let (mut s, _) = pair(ordinary(), capped);
+    let tell = |s: &mut Scheduler, now, event| {
+        s.handle(now, event, &mut Commands::new())
+            .expect("accepted");
+    };
+    let waits = |s: &Scheduler, vm| {
+        let waits = s.wake_latency(VmId(vm)).expect("known");
+        (waits.count(), waits.longest())
+    };
+    // Both woke at 1 ns. One is paused before it ran, and goes on after an hour.
+    let hour = Nanos::from_secs(3600);
+    tell(&mut s, Nanos(2), Event::Paused { vm: VmId(0) });
+    assert!(matches!(
+        s.pick(CpuId(0), Nanos(3), &mut Commands::new()),
+        Next::Idle { .. }
+    ));
+    let filled = Nanos::from_secs(2);
+    assert_eq!(picked(&mut s, filled).vcpu, vcpu(1, 0));
+    assert_eq!(waits(&s, 1), (1, filled - Nanos(1)), "for its limit");
+    let charge = Event::Charge {
+        cpu: CpuId(0),
+        vcpu: vcpu(1, 0),
+        ran: Nanos::from_millis(1),
+    };
+    tell(&mut s, filled + Nanos::from_millis(1), charge);
+    tell(&mut s, hour, Event::Block { vcpu: vcpu(1, 0) });
+    tell(&mut s, hour, Event::Resumed { vm: VmId(0) });
+    assert_eq!(picked(&mut s, hour + Nanos(7)).vcpu, vcpu(0, 0));
+    assert_eq!(waits(&s, 0), (1, Nanos(7)), "since it went on");
+}

@@ -22,6 +22,11 @@ impl Score {
         if part >= whole {
             return Self::ONE;
         }
+        if whole < 1 << 47 {
+            // Nearly always: a division in 64 bits, which is many times cheaper.
+            let (part, whole) = (part as u64, whole as u64);
+            return Self((((part << 16) + whole / 2) / whole) as u32);
+        }
         // Room for the 16 bits of the fraction: drop low bits of both alike.
         let shift = 18u32.saturating_sub(whole.leading_zeros());
         let (part, whole) = (part >> shift, whole >> shift);
