@@ -83,6 +83,12 @@ enum Command {
         /// Folder for cost.svg
         #[arg(long)]
         out: Option<PathBuf>,
+        /// Only with so many CPUs
+        #[arg(long)]
+        cpus: Option<u32>,
+        /// Only with so many vCPUs
+        #[arg(long)]
+        vcpus: Option<u32>,
     },
 }
 
@@ -105,7 +111,7 @@ fn main() -> Result<()> {
             at_least.map_or(Ok(()), |per_cent| report.holds(per_cent))
         }
         Command::Large { vms, seconds } => large(vms, seconds),
-        Command::Cost { out } => cost::measure(out.as_deref()),
+        Command::Cost { out, cpus, vcpus } => cost::measure(out.as_deref(), (cpus, vcpus)),
     }
 }
 
