@@ -146,12 +146,15 @@ fn samples(input: &mut Input<'_>, regions: RegionTunables) {
         }
         match input.u8() % 16 {
             0 => {
-                looks.age(|page| sampler.is_idle(page));
+                if looks.age(|page| sampler.is_idle(page)) {
+                    sampler.forget();
+                }
                 judge(&sampler.pass(), &sampler, &looks, bytes);
             }
             1 => sampler.awake(),
             14 => sampler.set_roots((0..u16::from(input.u8() % 5)).map(NodeId)),
             2 => looks.look([(Gpa(u64::from(input.u32())), input.u32())]),
+            15 => sampler.forget(),
             word => {
                 let sight = match word & 1 {
                     0 => Sight::Fresh,
