@@ -190,6 +190,33 @@ fn what_looks_met_is_forgotten_and_takes_no_more_room_than_it_may() {
     assert_eq!(told(&looks), 0);
 }
 
+/// Of two pages that are met equally often, one that is not met any more is soon next to nothing; one that is met seldom
+/// does not vanish between two looks.
+#[test]
+fn a_page_that_should_have_been_met_and_was_not_has_had_its_time() {
+    let mut looks = PageLooks::default();
+    let pass = |looks: &mut PageLooks, pages: &[(u64, u32)]| {
+        assert!(!looks.age(|_| false));
+        for (page, times) in pages {
+            (0..*times).for_each(|_| looks.look([(Gpa(page * PAGE_BYTES), 1024)]));
+        }
+    };
+    for i in 0..16 {
+        pass(&mut looks, &[(1, 40), (2, 40), (3, u32::from(i % 4 == 0))]);
+    }
+    let part = |looks: &PageLooks, page| {
+        let ranges = heats(&[], |_| None, looks);
+        standing(&ranges, page).map_or(0, |s| s.ppm)
+    };
+    assert!(part(&looks, 1).abs_diff(part(&looks, 2)) < 20_000);
+    let seldom = part(&looks, 3);
+    for i in 0..10 {
+        pass(&mut looks, &[(1, 80), (3, u32::from(i % 4 == 0))]);
+    }
+    assert!(part(&looks, 2) < 20_000, "{}", part(&looks, 2));
+    assert!(part(&looks, 3) > seldom / 2, "{} {seldom}", part(&looks, 3));
+}
+
 #[test]
 fn a_page_stands_where_its_heat_puts_it() {
     let range = |first, pages, heat| Range { first, pages, heat };

@@ -30,7 +30,8 @@ if [ "$1" = --program ]; then
     work() { $filter </tmp/in >/tmp/done; }
     go_on() { while :; do again; done | $filter >/dev/null; }
     again() { $b cat /tmp/in; }
-    $b awk -v seed="$4" 'BEGIN { srand(seed); for (i = 0; i < 30000; i++) print int(rand() * 1e9) }' >/tmp/in
+    $b awk -v seed="$4" 'BEGIN { srand(seed); for (i = 0; i < 30000; i++) print int(rand() * 1e9) }' >/tmp/once
+    $b cat /tmp/once /tmp/once /tmp/once /tmp/once >/tmp/in
     work
     first=$($b sha256sum </tmp/done)
     go_on &

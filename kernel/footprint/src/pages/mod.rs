@@ -190,38 +190,42 @@ fn class(rate: u64) -> u32 {
 /// Gives each page that looks met a run of its own. Bits may know nothing of it: then it is as cold as anything.
 fn single_out(mut runs: Vec<Run>, looks: &PageLooks) -> Vec<Run> {
     runs.sort_unstable_by_key(|r| r.first);
-    let mut looked = looks.pages().iter().peekable();
+    let met = looks
+        .pages()
+        .iter()
+        .map(|(page, weight)| (*page, weight.sum));
+    let mut looked = met.peekable();
     let mut all: Vec<Run> = Vec::with_capacity(runs.len() + looks.pages().len());
     let alone = |page: u64, weight: u64| Run {
         looked: weight,
         ..run(page, 1, TOUCH_PER_SECOND / 10, class(TOUCH_PER_SECOND / 10))
     };
     for mut rest in runs {
-        while let Some((page, weight)) = looked.next_if(|(page, _)| **page < rest.first) {
-            all.push(alone(*page, *weight));
+        while let Some((page, weight)) = looked.next_if(|(page, _)| *page < rest.first) {
+            all.push(alone(page, weight));
         }
         let end = rest.first.saturating_add(rest.pages);
-        while let Some((page, weight)) = looked.next_if(|(page, _)| **page < end) {
-            if *page > rest.first {
+        while let Some((page, weight)) = looked.next_if(|(page, _)| *page < end) {
+            if page > rest.first {
                 all.push(Run {
-                    pages: *page - rest.first,
+                    pages: page - rest.first,
                     ..rest
                 });
             }
             all.push(Run {
-                first: *page,
+                first: page,
                 pages: 1,
-                looked: *weight,
+                looked: weight,
                 ..rest
             });
-            rest.first = *page + 1;
+            rest.first = page + 1;
             rest.pages = end - rest.first;
         }
         if rest.pages > 0 {
             all.push(rest);
         }
     }
-    all.extend(looked.map(|(page, weight)| alone(*page, *weight)));
+    all.extend(looked.map(|(page, weight)| alone(page, weight)));
     all
 }
 

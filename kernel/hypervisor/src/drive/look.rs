@@ -190,6 +190,10 @@ impl Watch {
         let resident = vm.ram.bytes_by_node();
         let sampler = &self.sampler;
         if self.looked.age(|page| sampler.is_idle(page)) {
+            log::debug!(
+                "{} does something else: what it did before is forgotten",
+                vm.name
+            );
             self.sampler.forget();
         }
         let operands = operands(vm, nodes, &mut self.looked, footprint.groups_mut());

@@ -151,6 +151,7 @@ pub fn scenarios(seed: u64) -> Vec<Scenario> {
                 .set("mode", "\"off\"")
                 .workload(&words))
             .type_after(CLOSED, &format!("hot {NAME}\r"))
+            .host("log", "\"debug\"")
             .observed(&format!("{COUNTED},clock={INSTRUCTION_PS}")),
         );
     }
