@@ -213,7 +213,7 @@ fn publish<B: Backend>(machine: &'static Machine, config: HostConfig) {
     let hv = Hypervisor {
         machine,
         tracking,
-        sched: Mutex::new(sched),
+        sched: drive::Locked::new(sched, cpus),
         decisions: drive::Decisions::new(cpus),
         timers: (0..cpus)
             .map(|_| Mutex::new(timers::TimerQueue::default()))

@@ -63,6 +63,15 @@ impl Histogram {
         self.longest = self.longest.max(took);
     }
 
+    /// All of another one as well.
+    pub fn merge(&mut self, other: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(other.counts.iter()) {
+            *count = count.saturating_add(*more);
+        }
+        self.count = self.count.saturating_add(other.count);
+        self.longest = self.longest.max(other.longest);
+    }
+
     /// How many there are.
     pub const fn count(&self) -> u64 {
         self.count
@@ -123,6 +132,25 @@ mod tests {
             let said = histogram.quantile(per_mille).0;
             prop_assert!(said >= exact && said - exact <= exact / 8, "{said} for {exact}");
             prop_assert_eq!(histogram.longest().0, values[values.len() - 1]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn two_merged_are_one_of_all_values(values in proptest::collection::vec((0u64..1 << 40, any::<bool>()), 0..300)) {
+            let mut halves = [Histogram::default(), Histogram::default()];
+            let mut all = Histogram::default();
+            for (value, second) in &values {
+                halves[usize::from(*second)].add(Nanos(*value));
+                all.add(Nanos(*value));
+            }
+            let [mut first, second] = halves;
+            first.merge(&second);
+            prop_assert_eq!(first.count(), values.len() as u64);
+            prop_assert_eq!(first.longest(), all.longest());
+            for per_mille in [1, 500, 990, 1000] {
+                prop_assert_eq!(first.quantile(per_mille), all.quantile(per_mille));
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 //! command, and verifies it.
 //!
 //! * this file: what happens becomes the scheduler's events; its commands are obeyed
+//! * `lock`: the scheduler's lock, and what it costs
 //! * `decisions`: what the scheduler decided lately, for who asks why
 //! * `schedule`: the scheduler's inputs in their order, recorded for a replay if asked for
 //! * `counters`: performance counters to footprints and to the scheduler's penalties
@@ -15,6 +16,7 @@ mod carry;
 mod counters;
 mod decisions;
 pub mod load;
+mod lock;
 mod look;
 mod moves;
 mod record;
@@ -23,6 +25,7 @@ mod sample;
 pub mod schedule;
 
 pub use decisions::Decisions;
+pub use lock::Locked;
 pub use moves::{Tour, queued, tally, work};
 pub use record::record;
 pub use sample::{

@@ -26,7 +26,7 @@ const COMMANDS: &[Entry] = &[
     ("vm", "NAME dump", "shows the registers and last exits of its vCPUs"),
     ("vm", "NAME mode MODE", "what may move of a VM from now on"),
     ("cpu", "", "what each CPU does"),
-    ("latency", "", "how long vCPUs waited for a CPU after they woke: each VM's and each class's"),
+    ("latency", "", "how long vCPUs waited for a CPU after they woke, and CPUs for the scheduler's lock"),
     ("footprint", "[NAME]", "who touches which node's memory"),
     ("proximity", "[NAME]", "how near each CPU is to what a VM touches"),
     ("where", "NAME ADDRESS", "where a VM's memory at an address lies, and how hot it is"),

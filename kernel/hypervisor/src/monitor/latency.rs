@@ -1,4 +1,4 @@
-//! How long vCPUs waited for a CPU after they woke, for the operator.
+//! How long vCPUs waited for a CPU after they woke, and what the scheduler's lock costs, for the operator.
 
 use super::table::Table;
 use crate::virt::Backend;
@@ -7,7 +7,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use telemetry::{Class, Histogram};
 
-/// Each VM's waits, then each class's.
+/// Each VM's waits, then each class's, then the lock's.
 pub fn report<B: Backend>(hv: &Hypervisor<B>) -> String {
     let mut table = Table::new(["of", "wake-ups", "p50", "p99", "longest"]);
     let mut row = |of: String, waits: &Histogram| {
@@ -19,6 +19,7 @@ pub fn report<B: Backend>(hv: &Hypervisor<B>) -> String {
             waits.longest().to_string(),
         ]);
     };
+    let times = hv.sched.times();
     let sched = hv.sched.lock();
     for vm in &hv.vms {
         if let Some(waits) = sched.wake_latency(vm.id) {
@@ -31,5 +32,6 @@ pub fn report<B: Backend>(hv: &Hypervisor<B>) -> String {
             row(format!("class {class}"), waits);
         }
     }
-    table.to_string()
+    drop(sched);
+    format!("{table}{times}\n")
 }

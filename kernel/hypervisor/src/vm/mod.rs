@@ -16,7 +16,7 @@
 //! 9. [`Vm::console`]
 //! 10. whose line stands unfinished (`monitor`), then the UART
 //!
-//! [`Vm::state`], [`Vm::first_seen`], [`Vcpu::looks`], [`Vcpu::counted`], a CPU's counters and a cache's counts (`counters`) and the lists of waiting page work and ended VMs (`drive`) are leaves: no lock
+//! [`Vm::state`], [`Vm::first_seen`], [`Vcpu::looks`], [`Vcpu::counted`], a CPU's counters and a cache's counts (`counters`) what each CPU counts of the scheduler's lock, and the lists of waiting page work and ended VMs (`drive`) are leaves: no lock
 //! is taken under them but the heap's.
 //!
 //! Interrupts are off while any of them is held, and nobody waits for another CPU's reaction under
@@ -51,7 +51,7 @@ pub use restart::chores;
 pub use tables::DirectTables;
 
 use crate::counters::Counts;
-use crate::drive::{Decisions, Tracking};
+use crate::drive::{Decisions, Locked, Tracking};
 use crate::exits::operands::{Looks, NextLook};
 use crate::timers::TimerQueue;
 use crate::virt::{Backend, Event};
@@ -65,7 +65,6 @@ use guest::VmShape;
 use guest::cpuid::CpuidPolicy;
 use guest::msr::{FirstSeen, MsrPolicy, MsrState};
 use memory::entry::Remembered;
-use sched::Scheduler;
 use spin::Mutex;
 use topology::Machine;
 use units::{CpuId, Gpa, Nanos, NodeId, VcpuId, VmId};
@@ -80,7 +79,7 @@ pub struct Hypervisor<B: Backend> {
     /// Virtual machines, by number.
     pub vms: Vec<Vm<B>>,
     /// Who runs where.
-    pub sched: Mutex<Scheduler>,
+    pub sched: Locked,
     /// What it decided lately.
     pub decisions: Decisions,
     /// Things to do at a certain time, one queue per CPU.

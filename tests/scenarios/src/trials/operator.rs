@@ -27,7 +27,7 @@ const QUESTIONS: [(&str, &[&str]); 33] = [
     ("vm", &["alpha", "running", "128 MiB"]),
     ("vm alpha", &["alpha.0", "alpha.1", "exits"]),
     ("cpu", &["cpu0", "cpu1", "load"]),
-    ("latency", &["wake-ups", "p50", "p99", "longest", "class normal"]),
+    ("latency", &["wake-ups", "p50", "p99", "longest", "class normal", "lock was taken"]),
     ("footprint", &["memory on", "node0", "passes"]),
     ("footprint alpha", &["of its accesses", "performance counters are absent: CPUID offers "]),
     ("proximity", &["proximity", "node1"]),
@@ -67,6 +67,7 @@ pub fn scenarios() -> Vec<Scenario> {
             |e| {
                 QUESTIONS.iter().try_for_each(|(question, words)| answered(e, question, words))?;
                 wakes_were_counted(e)?;
+                the_lock_was_counted(e)?;
                 e.every_guest_is_well(2)
             },
         )
@@ -187,12 +188,18 @@ fn answered(e: &Evidence, command: &str, words: &[&str]) -> Result<(), String> {
 /// How often the vCPUs of a VM or a class woke, by the answer to `latency`, and how long they waited then, in nanoseconds: the
 /// median, the longest of 99 of 100, and the longest.
 pub(super) fn waits(e: &Evidence, of: &str) -> Result<(f64, [f64; 3]), String> {
+    latencies(e, of)
+}
+
+/// A count and so many times in nanoseconds, of the line of the answer to `latency` that begins with a name.
+fn latencies<const N: usize>(e: &Evidence, of: &str) -> Result<(f64, [f64; N]), String> {
     let lines = answer(e, "latency")?;
     let line = lines
         .iter()
         .find(|line| line.trim_start().starts_with(of))
         .ok_or_else(|| format!("no latencies of {of}: {lines:?}"))?;
     let words = line.split_whitespace();
+    let words = words.map(|word| word.trim_end_matches([',', ';']));
     let numbers: Vec<f64> = words.clone().filter_map(|word| word.parse().ok()).collect();
     let unit = |word| match word {
         "ns" => Some(1.0),
@@ -202,9 +209,26 @@ pub(super) fn waits(e: &Evidence, of: &str) -> Result<(f64, [f64; 3]), String> {
         _ => None,
     };
     let units: Vec<f64> = words.filter_map(unit).collect();
-    match (numbers.as_slice(), units.as_slice()) {
-        ([count, p50, p99, longest], [a, b, c]) => Ok((*count, [p50 * a, p99 * b, longest * c])),
-        _ => Err(format!("not a count and three times: {line:?}")),
+    let said = numbers.split_first().and_then(|(count, times)| {
+        let ns = times.iter().zip(&units).map(|(n, unit)| n * unit);
+        let ns: Vec<f64> = ns.collect();
+        let as_many = times.len() == units.len();
+        Some((*count, ns.try_into().ok().filter(|_| as_many)?))
+    });
+    said.ok_or_else(|| format!("not a count and {N} times: {line:?}"))
+}
+
+/// Each wake-up takes the scheduler's lock, and so does the CPU that answers; and nobody holds it for no time.
+fn the_lock_was_counted(e: &Evidence) -> Result<(), String> {
+    let (wakes, _) = waits(e, "class normal")?;
+    let (taken, ns) = latencies::<6>(e, "the scheduler's lock was taken")?;
+    let (waited, held) = ns.split_at(3);
+    let rise = waited.is_sorted() && held.is_sorted();
+    match taken >= 2.0 * wakes && rise && held.first().is_some_and(|p50| *p50 > 0.0) {
+        true => Ok(()),
+        false => Err(format!(
+            "the lock was taken {taken} times for {wakes} wake-ups, waited for {waited:?} and held {held:?} ns"
+        )),
     }
 }
 
