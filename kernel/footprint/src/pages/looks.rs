@@ -8,9 +8,7 @@
 //! back meets nothing new, and remains one thing.
 //!
 //! What goes bit by bit is noticed page by page: one that by its weight should have been met [`MISSED`] times since it was met last
-//! has most likely had its time, and fades fast from then on. Of pages that were met once or twice nobody can say so of each; but how
-//! many touches they all get is what looks say that meet one again after [`LATELY`] passes and more (I. Good, 1953), and while they
-//! weigh more than that, they fade fast together.
+//! has most likely had its time, and fades fast from then on.
 
 use alloc::collections::BTreeMap;
 use units::{Gpa, PAGE_BYTES, Score};
@@ -23,8 +21,6 @@ const FADES: u64 = 16;
 const FADES_IDLE: u64 = 2;
 /// A page that is met as often as its weight says stays away for so many times its usual pause once in fifty cases.
 const MISSED: u64 = 4;
-/// A page that was not met for more passes than this comes back when it is met again.
-const LATELY: u32 = 8;
 /// Looks that say how familiar a pass is; one with fewer is judged together with the next.
 const ENOUGH: u64 = 32;
 /// A pass that is less familiar than usual, by more than this part of that and by more than chance makes of it, is something
@@ -40,13 +36,6 @@ pub(super) struct Weight {
     pub(super) sum: u64,
     /// In which pass it was met last.
     last: u32,
-}
-
-impl Weight {
-    /// Whether it has not been met lately.
-    const fn is_away(&self, pass: u32) -> bool {
-        pass.saturating_sub(self.last) > LATELY
-    }
 }
 
 /// What looks met, by page.
@@ -99,10 +88,6 @@ pub struct PageLooks {
     familiar: u64,
     /// The usual part of familiar touches, once it is known.
     usual: Option<Score>,
-    /// Weight of touches in this pass, and of those that met a page which comes back.
-    touched: (u64, u64),
-    /// The part of the latter, as a mean over about [`LATELY`] passes.
-    returning: Score,
     /// The number of this pass.
     pass: u32,
     /// Passes that what was met is of, as far as they still count, in 1/256.
@@ -118,15 +103,6 @@ impl PageLooks {
             if self.all.of(page) > self.lately.of(page) {
                 self.familiar += u64::from(weight);
             }
-            self.touched.0 += u64::from(weight);
-            if self
-                .all
-                .weights
-                .get(&page)
-                .is_some_and(|w| w.is_away(self.pass))
-            {
-                self.touched.1 += u64::from(weight);
-            }
             self.all.add(page, weight, self.pass);
             self.lately.add(page, weight, self.pass);
         }
@@ -141,14 +117,12 @@ impl PageLooks {
     /// found before is of no use either.
     pub fn age(&mut self, idle: impl Fn(Gpa) -> bool) -> bool {
         let changed = self.lately.looks >= ENOUGH << 8 && self.is_something_else();
-        let too_much = self.those_away_weigh_too_much();
         let (one, pass, span) = (self.one(), self.pass, self.span.max(1));
         self.all.fade(|page, weight| {
             let silent = u64::from(pass.saturating_sub(weight.last));
             // How often it should have been met meanwhile, in 1/256.
             let missed = weight.sum.saturating_mul(silent << 16) / one / span;
-            let gone = missed > MISSED << 8 || (too_much && weight.is_away(pass));
-            match gone || idle(Gpa(page * PAGE_BYTES)) {
+            match missed > MISSED << 8 || idle(Gpa(page * PAGE_BYTES)) {
                 true => FADES_IDLE,
                 false => FADES,
             }
@@ -156,20 +130,6 @@ impl PageLooks {
         self.pass = pass.saturating_add(1);
         self.span = self.span - self.span / FADES + (1 << 8);
         changed
-    }
-
-    /// Whether pages that were not met lately are thought to get more of the touches than looks find that they do.
-    fn those_away_weigh_too_much(&mut self) -> bool {
-        let (touched, came_back) = core::mem::take(&mut self.touched);
-        if touched > 0 {
-            let part = Score::ratio(came_back.into(), touched.into());
-            let lately = u64::from(LATELY);
-            let mean = u64::from(self.returning.0) * (lately - 1) + u64::from(part.0);
-            self.returning = Score(u32::try_from(mean / lately).unwrap_or(part.0));
-        }
-        let away = self.all.weights.values().filter(|w| w.is_away(self.pass));
-        let away: u64 = away.map(|w| w.sum).sum();
-        Score::ratio(away.into(), self.all.total.into()) > self.returning
     }
 
     /// Whether the guest does something else than before; then what was before is forgotten.
