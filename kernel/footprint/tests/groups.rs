@@ -2,23 +2,13 @@
 
 use footprint::groups::{AGREE, ENOUGH};
 use footprint::{Groups, Latencies};
+use layouts::Random;
 use proptest::prelude::*;
 use units::{Gpa, Nanos, NodeId, PageSize, Score};
 
 const GRANULE: u64 = 2 << 20;
 /// As long as the kernel's passes.
 const PASS: Nanos = Nanos::from_secs(1);
-
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % n
-    }
-}
 
 /// Granules that a vCPU touches: its own alike, and in so many of a thousand touches those from 0 on that all share.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +27,7 @@ impl Works {
         }
     }
 
-    fn next(self, dice: &mut Dice) -> Gpa {
+    fn next(self, dice: &mut Random) -> Gpa {
         let granule = if dice.below(1000) < self.shared {
             dice.below(8)
         } else {
@@ -53,7 +43,7 @@ fn node_of(gpa: Gpa) -> NodeId {
 }
 
 /// Some passes with so many looks at each vCPU; vCPU `i` runs on node `i % 2`.
-fn watch(groups: &mut Groups, works: &[Works], passes: u32, looks: u64, dice: &mut Dice) {
+fn watch(groups: &mut Groups, works: &[Works], passes: u32, looks: u64, dice: &mut Random) {
     for _ in 0..passes {
         for (vcpu, works) in (0u16..).zip(works) {
             for _ in 0..looks {
@@ -67,7 +57,7 @@ fn watch(groups: &mut Groups, works: &[Works], passes: u32, looks: u64, dice: &m
 
 fn seen(works: &[Works], seed: u64) -> Groups {
     let mut groups = Groups::new(2);
-    watch(&mut groups, works, 8, 200, &mut Dice(seed | 1));
+    watch(&mut groups, works, 8, 200, &mut Random::new(seed | 1, 0));
     groups
 }
 
@@ -128,7 +118,7 @@ fn similar_to_one_of_a_group_is_similar_to_the_group() {
 
 #[test]
 fn groups_change_only_after_some_comparisons_agree() {
-    let (mut groups, mut dice) = (Groups::new(2), Dice(7));
+    let (mut groups, mut dice) = (Groups::new(2), Random::new(7, 0));
     let works = [Works::on(100, 4), Works::on(8, 4)];
     for pass in 1..=u32::from(AGREE) {
         assert!(groups.groups().is_empty(), "before pass {pass}");
@@ -144,7 +134,7 @@ fn those_apart_join_at_a_third_and_part_again_below_a_quarter() {
         granules: 10,
         shared,
     };
-    let (mut groups, mut dice) = (Groups::new(2), Dice(11));
+    let (mut groups, mut dice) = (Groups::new(2), Random::new(11, 0));
     let mut now = |shared: u64| {
         let works = [own(10, shared), own(30, shared)];
         watch(&mut groups, &works, 40, 400, &mut dice);
@@ -158,7 +148,7 @@ fn those_apart_join_at_a_third_and_part_again_below_a_quarter() {
 
 #[test]
 fn who_is_not_seen_any_more_loses_its_group() {
-    let (mut groups, mut dice) = (Groups::new(2), Dice(13));
+    let (mut groups, mut dice) = (Groups::new(2), Random::new(13, 0));
     let works = [Works::on(100, 4), Works::on(8, 4), Works::on(50, 4)];
     watch(&mut groups, &works, 8, 200, &mut dice);
     assert_eq!(groups.groups().len(), 3);
@@ -186,7 +176,7 @@ fn a_page_that_moves_takes_its_weight_along() {
 #[test]
 fn few_looks_at_much_memory_make_nobody_a_stranger() {
     for looks in (20..200).step_by(10) {
-        let (mut groups, mut dice) = (Groups::new(2), Dice(looks));
+        let (mut groups, mut dice) = (Groups::new(2), Random::new(looks, 0));
         watch(&mut groups, &[Works::on(0, 600); 2], 8, looks, &mut dice);
         assert!(groups.groups().is_empty(), "{looks} a pass");
     }
@@ -248,7 +238,7 @@ proptest! {
     fn those_with_the_same_memory_are_one(
         seed in 1u64.., granules in 1u64..150, vcpus in 1usize..6, looks in 1u64..300,
     ) {
-        let (mut groups, mut dice) = (Groups::new(2), Dice(seed));
+        let (mut groups, mut dice) = (Groups::new(2), Random::new(seed, 0));
         watch(&mut groups, &vec![Works::on(0, granules); vcpus], 12, looks, &mut dice);
         prop_assert!(groups.groups().is_empty(), "{:?}", members(&groups));
     }
@@ -265,7 +255,7 @@ proptest! {
     #[test]
     fn it_does_not_matter_in_which_order_vcpus_are_seen(seed in 1u64.., granules in 1u64..40) {
         let works = [Works::on(0, granules), Works::on(100, granules), Works::on(0, granules)];
-        let mut dice = [Dice(seed), Dice(seed ^ 77), Dice(seed ^ 777)];
+        let mut dice = [Random::new(seed, 0), Random::new(seed ^ 77, 0), Random::new(seed ^ 777, 0)];
         let (mut forth, mut mixed) = (Groups::new(2), Groups::new(2));
         for _ in 0..6 {
             let looks: Vec<Vec<Gpa>> = works

@@ -7,6 +7,7 @@ use footprint::lens::{INTERVALS, PAGES};
 use footprint::pages::{Range, Standing, heats, standing};
 use footprint::sampler::Heat;
 use footprint::{PageHits, PageLooks};
+use layouts::Random;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use units::{Gpa, Nanos, PAGE_BYTES, PageSize};
@@ -14,17 +15,6 @@ use units::{Gpa, Nanos, PAGE_BYTES, PageSize};
 const INTERVAL: Nanos = Nanos::from_millis(100);
 const GRANULES: u64 = 16;
 const ALL: u64 = GRANULES * PAGES as u64;
-
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % n
-    }
-}
 
 /// A guest that visits pages as `next` says, watched for six seconds.
 struct Watched {
@@ -48,8 +38,8 @@ fn looked(hits: &[u8]) -> PageHits {
     pages
 }
 
-fn watch(seed: u64, visits_of_interval: u64, mut next: impl FnMut(&mut Dice) -> u64) -> Watched {
-    let mut dice = Dice(seed | 1);
+fn watch(seed: u64, visits_of_interval: u64, mut next: impl FnMut(&mut Random) -> u64) -> Watched {
+    let mut dice = Random::new(seed | 1, 0);
     let mut w = Watched {
         truth: BTreeMap::new(),
         granules: Vec::new(),
@@ -105,7 +95,7 @@ impl Watched {
 }
 
 /// 81 % to some pages, the rest anywhere.
-fn mostly(dice: &mut Dice, hot: impl Fn(u64) -> u64, count: u64) -> u64 {
+fn mostly(dice: &mut Random, hot: impl Fn(u64) -> u64, count: u64) -> u64 {
     match dice.below(100) < 81 {
         true => hot(dice.below(count)),
         false => dice.below(ALL),
