@@ -31,7 +31,7 @@ use pages::Pages;
 
 /// Instructions that a run has at most: some rounds of a loop. Looks are rationed by the time they take, and many short ones
 /// know more than few long ones.
-pub const MOST_INSTRUCTIONS: u32 = 32;
+pub const MOST_INSTRUCTIONS: u32 = 16;
 /// Pages that a run is told to touch at most.
 pub const MOST_PAGES: usize = 32;
 /// Bytes of code that are read at once.

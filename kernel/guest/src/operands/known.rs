@@ -10,8 +10,10 @@ use iced_x86::{
 
 /// Bytes that an instruction has at most (SDM 2A 2.3.11).
 pub(super) const LONGEST: usize = 15;
-/// Instructions that are remembered; each has one place only.
-const PLACES: usize = 128;
+/// Instructions that are remembered: a guest's inner loops and what they call.
+const PLACES: usize = 512;
+/// Places where an instruction may be.
+const WAYS: usize = 4;
 /// Operands of an instruction that are looked at. More has only an ENTER that copies frame pointers.
 const OPERANDS: usize = 3;
 
@@ -72,17 +74,25 @@ fn code_size(bits: u32) -> iced_x86::CodeSize {
     }
 }
 
+/// Instructions whose addresses have the same hash.
+#[derive(Clone, Copy, Debug, Default)]
+struct Set {
+    ways: [Option<Decoded>; WAYS],
+    /// The way that was filled before all others.
+    oldest: usize,
+}
+
 /// See the module. It keeps the decoder's working memory, too, so that a look needs no allocation.
 #[derive(Debug)]
 pub(super) struct Known {
-    places: Box<[Option<Decoded>]>,
+    sets: Box<[Set]>,
     info: InstructionInfoFactory,
 }
 
 impl Default for Known {
     fn default() -> Self {
         Self {
-            places: [const { None }; PLACES].into(),
+            sets: alloc::vec![Set::default(); PLACES / WAYS].into(),
             info: InstructionInfoFactory::new(),
         }
     }
@@ -91,22 +101,30 @@ impl Default for Known {
 impl Known {
     /// The instruction whose bytes `code` begins with; `None` if it is none.
     pub(super) fn decode(&mut self, bits: u32, at: u64, code: &[u8]) -> Option<&Decoded> {
-        let place = self.places.get_mut(place_of(at))?;
-        if !place.as_ref().is_some_and(|known| known.is(bits, at, code)) {
-            let mut decoder = Decoder::try_with_ip(bits, code, at, DecoderOptions::NONE).ok()?;
-            let instruction = decoder.decode();
-            if instruction.is_invalid() {
-                return None;
+        let set = self.sets.get_mut(set_of(at))?;
+        let is = |known: &Option<Decoded>| known.as_ref().is_some_and(|d| d.is(bits, at, code));
+        let way = match set.ways.iter().position(is) {
+            Some(way) => way,
+            None => {
+                let mut decoder =
+                    Decoder::try_with_ip(bits, code, at, DecoderOptions::NONE).ok()?;
+                let instruction = decoder.decode();
+                if instruction.is_invalid() {
+                    return None;
+                }
+                let oldest = set.oldest;
+                *set.ways.get_mut(oldest)? = Some(Decoded::new(instruction, &mut self.info, code));
+                set.oldest = (oldest + 1) % WAYS;
+                oldest
             }
-            *place = Some(Decoded::new(instruction, &mut self.info, code));
-        }
-        place.as_ref()
+        };
+        set.ways.get(way)?.as_ref()
     }
 }
 
 /// Fibonacci hashing: neighbours are far apart.
-const fn place_of(at: u64) -> usize {
-    const BITS: u32 = PLACES.trailing_zeros();
+const fn set_of(at: u64) -> usize {
+    const BITS: u32 = (PLACES / WAYS).trailing_zeros();
     (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - BITS)) as usize
 }
 

@@ -3,7 +3,7 @@
 //! A host interrupt, and the end of its time, come at a moment that the guest did not choose, so what it was doing then is a fair
 //! sample of what it does; any other exit is the guest's own doing. Where no interrupt comes by itself the run loop's timer sees to
 //! it, at random intervals so that nothing periodic in the guest is always or never met. A look costs some microseconds of
-//! its own VM's time, two hundred and fifty times a second; where it costs more, it comes less often.
+//! its own VM's time, a thousand times a second; where it costs more, it comes less often.
 //!
 //! An operator may do without (`operands` in the configuration); accessed bits are left then.
 //!
@@ -12,21 +12,20 @@
 use super::{Context, decode};
 use crate::arch::{percpu, time};
 use crate::virt::{Backend, Exit, VcpuState};
-use crate::vm::Glimpse;
 use alloc::vec::Vec;
 use guest::operands::{Reader, Run};
 use units::{Gpa, Nanos, NodeId};
 
 /// Shortest time between two looks at a virtual CPU, and how much longer it may be.
-const SHORTEST: Nanos = Nanos::from_millis(2);
+const SHORTEST: Nanos = Nanos::from_micros(500);
 /// See [`SHORTEST`].
-const SPREAD_NS: u64 = 4_000_000;
+const SPREAD_NS: u64 = 1_000_000;
 /// After a look there is none for so many times as long as it took, so that a processor that is slow or crowded with others
-/// loses a seventeenth of its guests' time at most.
-const REST: u64 = 16;
+/// loses a ninth of its guests' time at most.
+const REST: u64 = 8;
 /// An interrupt so soon after the entry may have waited for it.
 const AT_ONCE: Nanos = Nanos::from_micros(100);
-/// Pages that are kept until somebody asks: two seconds of looks with eight pages each.
+/// Pages that are kept until somebody asks: a second of looks with four pages each.
 const KEPT: usize = 4096;
 
 /// When a virtual CPU is looked at next, and with what.
@@ -144,15 +143,12 @@ pub fn look<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit, entry: Entry, now:
         return;
     }
     // A look is not worth waiting for whoever changes the VM's table, nor for a page on the move.
-    if ctx.vm.ram.is_held() {
+    let Some(memory) = ctx.vm.ram.glimpse() else {
         return;
-    }
+    };
     let (paging, cpu) = (decode::paging(ctx), decode::cpu_state(ctx));
-    let run = ctx
-        .core
-        .look
-        .reader
-        .look(&Glimpse(&ctx.vm.ram), &paging, &cpu);
+    let run = ctx.core.look.reader.look(&memory, &paging, &cpu);
+    drop(memory);
     if !run.is_empty() {
         ctx.vcpu.looks.lock().add(percpu::current().node, &run);
     }

@@ -46,7 +46,7 @@ pub use create::{Images, World, build};
 pub use dump::{dump_all, dump_if_wanted};
 pub use lifecycle::{VmState, any_ending};
 pub use place::Taken;
-pub use ram::{Glimpse, GuestRam, Remapped, RootChange};
+pub use ram::{GuestRam, Remapped, RootChange};
 pub use restart::chores;
 pub use tables::DirectTables;
 

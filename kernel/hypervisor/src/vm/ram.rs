@@ -12,7 +12,6 @@ mod access;
 mod roots;
 mod written;
 
-pub use access::Glimpse;
 pub use roots::RootChange;
 
 use super::arrival;
@@ -202,11 +201,6 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
             Ok(Lookup::Mapped(leaf)) => Some((mm::node_of(leaf.frame)?, leaf.size)),
             _ => None,
         }
-    }
-
-    /// Whether somebody changes the table just now.
-    pub fn is_held(&self) -> bool {
-        self.table.try_read().is_none()
     }
 
     /// The tables, to read.

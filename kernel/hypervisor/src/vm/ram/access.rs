@@ -12,14 +12,16 @@
 use super::GuestRam;
 use crate::mm;
 use crate::vm::tables::DirectTables;
+use core::cell::Cell;
 use core::ops::Range;
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 use guest::memory::Width;
 use guest::{GuestMemory, OutOfRange};
 use memory::replica::Replicas;
-use memory::table::{Lookup, TableFormat};
-use units::{Gpa, Hpa};
+use memory::table::{Leaf, Lookup, TableFormat};
+use spin::RwLockReadGuard;
+use units::{Gpa, Hpa, PageSize};
 
 /// What an access does.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -196,24 +198,99 @@ impl<F: TableFormat<Address = Gpa>> GuestMemory for GuestRam<F> {
     }
 }
 
+/// Leaves of each kind, small and large, that a [`Glimpse`] remembers; each has one place only.
+const GLIMPSED: usize = 16;
+
 /// The same memory for somebody who does not wait: a page on the move is no memory, and nothing is written.
+///
+/// The table's lock is held for reading as long as this lives, which has to be short; so a leaf that was found once stays
+/// what it was.
 #[derive(Debug)]
-pub struct Glimpse<'r, F: TableFormat<Address = Gpa>>(pub &'r GuestRam<F>);
+pub struct Glimpse<'r, F: TableFormat<Address = Gpa>> {
+    ram: &'r GuestRam<F>,
+    table: RwLockReadGuard<'r, Replicas<F, DirectTables>>,
+    small: [Cell<Option<Leaf<Gpa>>>; GLIMPSED],
+    large: [Cell<Option<Leaf<Gpa>>>; GLIMPSED],
+}
+
+impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
+    /// The memory as it is just now; `None` while somebody changes the table.
+    pub fn glimpse(&self) -> Option<Glimpse<'_, F>> {
+        Some(Glimpse {
+            ram: self,
+            table: self.table.try_read()?,
+            small: [const { Cell::new(None) }; GLIMPSED],
+            large: [const { Cell::new(None) }; GLIMPSED],
+        })
+    }
+}
+
+impl<F: TableFormat<Address = Gpa>> Glimpse<'_, F> {
+    /// The leaf that maps an address.
+    fn leaf(&self, at: Gpa) -> Option<Leaf<Gpa>> {
+        let maps = |leaf: &Leaf<Gpa>| leaf.at == at.align_down(leaf.size);
+        let number = |size: PageSize| (at.0 / size.bytes()) as usize % GLIMPSED;
+        let small = self.small.get(number(PageSize::Size4K))?;
+        let large = self.large.get(number(PageSize::Size2M))?;
+        if let Some(leaf) = small.get().filter(maps).or(large.get().filter(maps)) {
+            return Some(leaf);
+        }
+        let Ok(Lookup::Mapped(leaf)) = self.table.first().translate(at) else {
+            return None;
+        };
+        let place = match leaf.size {
+            PageSize::Size4K => small,
+            PageSize::Size2M | PageSize::Size1G => large,
+        };
+        place.set(Some(leaf));
+        Some(leaf)
+    }
+
+    /// Calls `work` as [`GuestRam::pieces`] does, piece by piece until there is none.
+    fn pieces(
+        &self,
+        gpa: Gpa,
+        bytes: usize,
+        mut work: impl FnMut(*mut u8, Range<usize>),
+    ) -> Result<(), OutOfRange> {
+        let mut offset = 0;
+        while offset < bytes {
+            let at = gpa.checked_add(offset as u64);
+            let Some((at, leaf)) = at.and_then(|at| Some((at, self.leaf(at)?))) else {
+                let bytes = bytes as u64;
+                return Err(OutOfRange { gpa, bytes });
+            };
+            let inside = at.0 - leaf.at.0;
+            let length = (leaf.size.bytes() - inside).min((bytes - offset) as u64) as usize;
+            let there = mm::direct(Hpa(leaf.frame.address().0 + inside));
+            work(there, offset..offset + length);
+            offset += length;
+        }
+        Ok(())
+    }
+}
 
 impl<F: TableFormat<Address = Gpa>> GuestMemory for Glimpse<'_, F> {
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), OutOfRange> {
-        let bytes = buf.len();
-        let mut take = |from: *mut u8, range: Range<usize>| {
+        self.pieces(gpa, buf.len(), |from, range| {
             let Some(to) = buf.get_mut(range) else { return };
-            // SAFETY: as in `GuestRam::read`.
+            // SAFETY: as in `GuestRam::read`; the lock is `self.table`.
             unsafe { copy(to.as_mut_ptr(), from, to.len()) };
-        };
-        self.0
-            .try_pieces(gpa, bytes, Kind::Read, &mut take)
-            .map_err(|_| OutOfRange {
-                gpa,
-                bytes: bytes as u64,
-            })
+        })
+    }
+
+    fn read_u64(&self, gpa: Gpa) -> Result<u64, OutOfRange> {
+        let mut held = 0u64.to_le_bytes();
+        if !gpa.0.is_multiple_of(8) {
+            self.read(gpa, &mut held)?;
+            return Ok(u64::from_le_bytes(held));
+        }
+        let mut word = 0;
+        self.pieces(gpa, 8, |at, _| {
+            // SAFETY: as in `GuestRam::read_u64`; the lock is `self.table`.
+            word = unsafe { AtomicU64::from_ptr(at.cast()) }.load(Relaxed);
+        })?;
+        Ok(word)
     }
 
     fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), OutOfRange> {
@@ -233,12 +310,11 @@ impl<F: TableFormat<Address = Gpa>> GuestMemory for Glimpse<'_, F> {
     }
 
     fn holds(&self, gpa: Gpa) -> bool {
-        let found = self.0.table.read().first().translate(gpa);
-        matches!(found, Ok(Lookup::Mapped(_)))
+        self.leaf(gpa).is_some()
     }
 
     fn size(&self) -> u64 {
-        self.0.size()
+        self.ram.size()
     }
 }
 
