@@ -136,17 +136,6 @@ impl Sampler {
         (u32::from(pages.observed()) >= self.tunables.least).then_some(pages)
     }
 
-    /// Whether close looks at an address have not found its page touched.
-    pub fn is_idle(&self, at: Gpa) -> bool {
-        let granule = at.align_down(PageSize::Size2M);
-        let page = (at.0 - granule.0) / PageSize::Size4K.bytes();
-        let pages = self.number(granule).and_then(|n| self.pages.pages(n));
-        pages.is_some_and(|pages| {
-            let hits = usize::try_from(page).ok().and_then(|i| pages.hits().get(i));
-            u32::from(pages.observed()) >= self.tunables.least / 2 && hits == Some(&0)
-        })
-    }
-
     /// How many intervals ago the region of an address was seen touched; `None` if it never was.
     pub fn touched_ago(&self, at: Gpa) -> Option<u64> {
         let region = self.regions.of(self.number(at)?)?;

@@ -146,7 +146,7 @@ fn samples(input: &mut Input<'_>, regions: RegionTunables) {
         }
         match input.u8() % 16 {
             0 => {
-                if looks.age(|page| sampler.is_idle(page)) {
+                if looks.age() {
                     sampler.forget();
                 }
                 judge(&sampler.pass(), &sampler, &looks, bytes);

@@ -14,13 +14,16 @@ use crate::operands::WEIGHT_OF_BITS;
 /// few of its pages are missed.
 const SURE: u128 = 6_000;
 
+/// Rates by bits are off by some hundredths, whatever looks say: so many looks know more.
+const BITS_ARE_WORTH: u128 = 400;
+
 /// Divides [`ALL`] among classes: between the saturated one and the others as looks say, and among the others by the
 /// rates that bits found, as far as looks do not contradict.
 fn share(classes: &mut [Class], looks: &PageLooks) {
     let sum = |part: &[Class], of: fn(&Class) -> u128| part.iter().map(of).sum::<u128>();
     let others = classes.partition_point(|c| c.last != SATURATED);
     let (looked, rates) = (sum(classes, |c| c.looked.into()), sum(classes, |c| c.rates));
-    let count = u128::from(if looked > 0 { looks.looks() } else { 0 }) >> 8;
+    let count = u128::from(if looked > 0 { looks.count() } else { 0 });
     let by_looks = |c: &Class| part(c.looked.into(), looked);
     let (others, saturated) = classes.split_at_mut(others);
     for group in [&mut *others, &mut *saturated] {
@@ -28,6 +31,7 @@ fn share(classes: &mut [Class], looks: &PageLooks) {
         let likely = part(met, looked) * count + part(rated, rates) * u128::from(WEIGHT_OF_BITS);
         let likely = likely / (count + u128::from(WEIGHT_OF_BITS));
         let trust = trust_in_bits(group, part(met, looked), count, by_looks);
+        let trust = trust.min(scaled(ALL, BITS_ARE_WORTH, count + BITS_ARE_WORTH));
         let mixed = |c: &Class| {
             let by_bits = scaled(likely, c.rates, rated);
             let by_looks = scaled(likely, c.looked.into(), met);
@@ -77,7 +81,7 @@ fn part(n: u128, of: u128) -> u128 {
 }
 
 /// `a` times `n` over `of`; 0 of nothing.
-fn scaled(a: u128, n: u128, of: u128) -> u128 {
+pub(super) fn scaled(a: u128, n: u128, of: u128) -> u128 {
     // Below 2^48 times below 2^80.
     let shift = 128u32.saturating_sub(of.leading_zeros()).saturating_sub(72);
     a.saturating_mul(n >> shift)
@@ -194,15 +198,14 @@ impl Classes {
         let Some(class) = self.all.get(self.at(run)) else {
             return 0;
         };
-        let each = class.mixture.expected(self.looks(run));
-        // Of pages that none or few looks met, bits say how they differ.
+        // Of pages that no look met, bits say how they differ.
         let each = if run.looked == 0 {
             let rate = class.rates / u128::from(class.pages.max(1));
-            scaled(u128::from(each.max(1)) << 8, run.rate.into(), rate)
+            class.mixture.of_unmet(run.rate.into(), rate)
         } else {
-            u128::from(each) << 8
+            class.mixture.expected(self.looks(run))
         };
-        each * u128::from(run.pages)
+        (u128::from(each.max(1)) << 8) * u128::from(run.pages)
     }
 
     /// What a run has of its class's heat.

@@ -1,188 +1,143 @@
-//! What looks at stopped guests met, by page, and for how long it counts.
+//! What looks at stopped guests met, by page, in the last ten seconds.
 //!
-//! A guest that goes on doing the same is known the better the longer its looks are remembered; of one that has begun
-//! something else, what it did before is worse than nothing: pages that were hot then fill the hot set with what nobody
-//! touches. So looks fade slowly, by a sixteenth a pass, and a change of what the guest does is told by itself: most of what a pass
-//! meets is *familiar*, met before; how much, depends on how many pages there are, but for one guest it stays the same, until a pass
-//! comes that meets other pages. Then all that was before is forgotten. A guest that turns from one thing to another and
-//! back meets nothing new, and remains one thing.
+//! Programs have phases of seconds: they read, sort and write a block, and begin again. A memory that fades prefers the phase
+//! that the guest is in; one that is long enough to hide that tells for as long what the guest did before, and pages that
+//! nobody touches any more fill the hot set. So each look counts in full for [`PASSES`] passes, and not at all after
+//! that: what is told is what the guest did in that time. If it begins something else meanwhile, all that was before is forgotten
+//! at once (`habit`).
 //!
-//! What goes bit by bit is noticed page by page: one that by its weight should have been met [`MISSED`] times since it was met last
-//! has most likely had its time, and fades fast from then on.
+//! Many virtual CPUs are looked at more often than all is worth to be remembered: then the time is shorter.
 
-use alloc::collections::BTreeMap;
-use units::{Gpa, PAGE_BYTES, Score};
+use alloc::collections::{BTreeMap, VecDeque};
+use units::{Gpa, PAGE_BYTES};
 
-/// Pages that looks are remembered of.
-const LOOKED_AT: usize = 8192;
-/// With each pass so much of itself is lost of what was met, and of what was met on pages that close looks find untouched since.
-const FADES: u64 = 16;
-/// See [`FADES`].
-const FADES_IDLE: u64 = 2;
-/// A page that is met as often as its weight says stays away for so many times its usual pause once in fifty cases.
-const MISSED: u64 = 4;
-/// Looks that say how familiar a pass is; one with fewer is judged together with the next.
-const ENOUGH: u64 = 32;
-/// A pass that is less familiar than usual, by more than this part of that and by more than chance makes of it, is something
-/// else.
-const LESS: Score = Score::from_per_mille(500);
-/// Standard deviations that chance makes at most.
-const DEVIATIONS: u64 = 4;
+use super::habit::Habit;
 
-/// What looks met of one page.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Weight {
-    /// In all.
-    pub(super) sum: u64,
-    /// In which pass it was met last.
-    last: u32,
-}
+/// Passes that looks count for. With the one that is not over yet they are ten seconds.
+const PASSES: u32 = 9;
+/// Pages that one portion of what was met has at most.
+const PORTION: usize = 1024;
+/// Portions that are remembered.
+const PORTIONS: usize = 12;
 
-/// What looks met, by page.
+/// What looks met in a pass, or in a part of it.
 #[derive(Clone, Debug, Default)]
-struct Met {
-    weights: BTreeMap<u64, Weight>,
-    total: u64,
-    /// In 1/256.
+struct Portion {
+    pass: u32,
+    weights: BTreeMap<u64, u64>,
     looks: u64,
-}
-
-impl Met {
-    fn of(&self, page: u64) -> u64 {
-        self.weights.get(&page).map_or(0, |weight| weight.sum)
-    }
-
-    fn add(&mut self, page: u64, weight: u32, pass: u32) {
-        let met = self.weights.entry(page).or_default();
-        met.sum += u64::from(weight);
-        met.last = pass;
-        self.total += u64::from(weight);
-    }
-
-    fn note_look(&mut self) {
-        self.looks += 1 << 8;
-        while self.weights.len() > LOOKED_AT {
-            self.fade(|_, _| 2);
-        }
-    }
-
-    fn fade(&mut self, part: impl Fn(u64, &Weight) -> u64) {
-        let before = self.total;
-        self.weights.retain(|page, weight| {
-            weight.sum -= weight.sum.div_ceil(part(*page, weight));
-            weight.sum > 0
-        });
-        self.total = self.weights.values().map(|weight| weight.sum).sum();
-        let looks = u128::from(self.looks) * u128::from(self.total);
-        let looks = looks.checked_div(before.into()).unwrap_or(0);
-        self.looks = u64::try_from(looks).unwrap_or(self.looks);
-    }
+    met: u64,
 }
 
 /// What looks at stopped guests met, by page, as far as it counts.
 #[derive(Clone, Debug, Default)]
 pub struct PageLooks {
-    all: Met,
-    /// Of that, what was met since the last judgement, and the weight of what was familiar then.
-    lately: Met,
-    familiar: u64,
-    /// The usual part of familiar touches, once it is known.
-    usual: Option<Score>,
+    portions: VecDeque<Portion>,
+    /// Of all portions together.
+    weights: BTreeMap<u64, u64>,
+    total: u64,
+    looks: u64,
+    /// Pages that looks met: one look meets some.
+    met: u64,
     /// The number of this pass.
     pass: u32,
-    /// Passes that what was met is of, as far as they still count, in 1/256.
-    span: u64,
+    habit: Habit,
+    /// The first pass that [`Habit`] has not judged.
+    judged: u32,
 }
 
 impl PageLooks {
     /// One look: the pages that it met and what each weighs.
     pub fn look(&mut self, pages: impl IntoIterator<Item = (Gpa, u32)>) {
-        let before = self.all.total;
+        self.make_room();
+        let Some(portion) = self.portions.back_mut() else {
+            return;
+        };
+        let (mut total, mut familiar) = (0, 0);
         for (page, weight) in pages.into_iter().filter(|(_, weight)| *weight > 0) {
-            let page = page.0 / PAGE_BYTES;
-            if self.all.of(page) > self.lately.of(page) {
-                self.familiar += u64::from(weight);
+            let (page, weight) = (page.0 / PAGE_BYTES, u64::from(weight));
+            let lately = portion.weights.entry(page).or_default();
+            let all = self.weights.entry(page).or_default();
+            if *all > *lately {
+                familiar += weight;
             }
-            self.all.add(page, weight, self.pass);
-            self.lately.add(page, weight, self.pass);
+            *lately += weight;
+            *all += weight;
+            total += weight;
+            portion.met += 1;
+            self.met += 1;
         }
-        if self.all.total > before {
-            self.all.note_look();
-            self.lately.note_look();
+        if total > 0 {
+            portion.looks += 1;
+            self.looks += 1;
+            self.total += total;
+            self.habit.note(total, familiar);
         }
     }
 
-    /// A pass is over: what was seen before it counts for less. It counts for much less where close looks have not
-    /// found the page touched since: it was of use once. True if the guest has begun something else, so that what close looks
-    /// found before is of no use either.
-    pub fn age(&mut self, idle: impl Fn(Gpa) -> bool) -> bool {
-        let changed = self.lately.looks >= ENOUGH << 8 && self.is_something_else();
-        let (one, pass, span) = (self.one(), self.pass, self.span.max(1));
-        self.all.fade(|page, weight| {
-            let silent = u64::from(pass.saturating_sub(weight.last));
-            // How often it should have been met meanwhile, in 1/256.
-            let missed = weight.sum.saturating_mul(silent << 16) / one / span;
-            match missed > MISSED << 8 || idle(Gpa(page * PAGE_BYTES)) {
-                true => FADES_IDLE,
-                false => FADES,
-            }
-        });
-        self.pass = pass.saturating_add(1);
-        self.span = self.span - self.span / FADES + (1 << 8);
-        changed
-    }
-
-    /// Whether the guest does something else than before; then what was before is forgotten.
-    fn is_something_else(&mut self) -> bool {
-        let lately = core::mem::take(&mut self.lately);
-        let familiar = core::mem::take(&mut self.familiar);
-        let familiar = Score::ratio(familiar.into(), lately.total.into());
-        let usual = self.usual.unwrap_or(familiar);
-        let less = part(usual, LESS).max(chance(usual, lately.looks >> 8));
-        if familiar < usual.above(less) {
-            (self.all, self.usual, self.span) = (lately, None, 1 << 8);
-            return true;
+    /// A pass is over, and what was met too many of them ago forgotten. True if the guest has begun something else: then all that
+    /// was before is forgotten, and what close looks found before is of no use either.
+    pub fn age(&mut self) -> bool {
+        let broken = self.habit.is_broken();
+        let oldest = match broken {
+            Some(true) => self.judged,
+            _ => (self.pass + 2).saturating_sub(PASSES),
+        };
+        while self.portions.front().is_some_and(|p| p.pass < oldest) {
+            self.forget_a_portion();
         }
-        // A mean that follows within four passes.
-        self.usual = Some(Score(usual.0 - usual.0 / 4 + familiar.0 / 4));
-        false
+        self.pass = self.pass.saturating_add(1);
+        if broken.is_some() {
+            self.judged = self.pass;
+        }
+        broken == Some(true)
     }
 
-    /// Looks, as far as they still count.
+    /// Looks, as far as they count.
     pub const fn count(&self) -> u64 {
-        self.all.looks >> 8
-    }
-
-    /// The same, in 1/256.
-    pub(super) const fn looks(&self) -> u64 {
-        self.all.looks
+        self.looks
     }
 
     /// Weights by the number of the page.
-    pub(super) const fn pages(&self) -> &BTreeMap<u64, Weight> {
-        &self.all.weights
+    pub(super) const fn pages(&self) -> &BTreeMap<u64, u64> {
+        &self.weights
     }
 
-    /// What one look weighs on average.
+    /// What a page weighs on average when it is met.
     pub(super) fn one(&self) -> u64 {
-        (self.all.total << 8)
-            .checked_div(self.all.looks)
-            .unwrap_or(0)
-            .max(1)
+        self.total.checked_div(self.met).unwrap_or(0).max(1)
     }
-}
 
-/// A part of a score.
-fn part(score: Score, of: Score) -> Score {
-    Score(u32::try_from(of.of(score.0.into())).unwrap_or(score.0))
-}
+    /// Sees to it that the last portion is of this pass and has room for a look.
+    fn make_room(&mut self) {
+        let pass = self.pass;
+        let has_room = |p: &Portion| p.pass == pass && p.weights.len() < PORTION;
+        if self.portions.back().is_some_and(has_room) {
+            return;
+        }
+        if self.portions.len() >= PORTIONS {
+            self.forget_a_portion();
+        }
+        self.portions.push_back(Portion {
+            pass,
+            ..Portion::default()
+        });
+    }
 
-/// By how much a share that so many looks tell is off by chance at most: [`DEVIATIONS`] times the root of p (1 - p) / n.
-fn chance(share: Score, looks: u64) -> Score {
-    let variance = share.of(Score::ONE.above(share).0.into()) << 16;
-    let deviation = variance
-        .checked_div(looks)
-        .map_or(Score::ONE.0.into(), u64::isqrt);
-    let off = deviation.saturating_mul(DEVIATIONS);
-    Score(u32::try_from(off).unwrap_or(Score::ONE.0)).min(Score::ONE)
+    fn forget_a_portion(&mut self) {
+        let Some(portion) = self.portions.pop_front() else {
+            return;
+        };
+        self.looks = self.looks.saturating_sub(portion.looks);
+        self.met = self.met.saturating_sub(portion.met);
+        for (page, weight) in portion.weights {
+            self.total = self.total.saturating_sub(weight);
+            if let Some(all) = self.weights.get_mut(&page) {
+                *all = all.saturating_sub(weight);
+                if *all == 0 {
+                    self.weights.remove(&page);
+                }
+            }
+        }
+    }
 }

@@ -15,7 +15,7 @@ use alloc::vec::Vec;
 use super::LOOK;
 
 /// Rates of each octave.
-const STEPS: u64 = 2;
+const STEPS: u64 = 4;
 /// The lowest rate is so many octaves below the mean.
 const BELOW: u64 = 6;
 /// Octaves that there are at most.
@@ -92,6 +92,25 @@ impl Mixture {
             let weight = u128::from(*part) * u128::from(likely);
             all += weight;
             sum += (weight >> 32) * u128::from(*rate);
+        }
+        let mean = sum.checked_div(all >> 32);
+        mean.map_or(0, |mean| u64::try_from(mean).unwrap_or(u64::MAX))
+    }
+
+    /// The mean of the rates of a page that was never met, if rates like it are `times` over `of` of those that there are.
+    pub(super) fn of_unmet(&self, times: u128, of: u128) -> u64 {
+        let scaled = |rate: u64| {
+            let rate = super::classes::scaled(rate.into(), times, of);
+            u64::try_from(rate).unwrap_or(u64::MAX)
+        };
+        let there = || self.rates.iter().filter(|(_, part)| *part > 0);
+        let least = there().map(|(rate, _)| scaled(*rate)).min().unwrap_or(0);
+        let (mut all, mut sum) = (0u128, 0u128);
+        for (rate, part) in there() {
+            let rate = scaled(*rate);
+            let weight = u128::from(*part) * u128::from(exp_minus(rate - least));
+            all += weight;
+            sum += (weight >> 32) * u128::from(rate);
         }
         let mean = sum.checked_div(all >> 32);
         mean.map_or(0, |mean| u64::try_from(mean).unwrap_or(u64::MAX))
@@ -251,6 +270,13 @@ mod tests {
         let met: Vec<u64> = (0..32).map(|i| (8 + i % 9) * ONCE).collect();
         let mixture = Mixture::of(&met, 9);
         assert!(mixture.expected(0) < ONCE, "{}", mixture.expected(0));
+        // Nor do those of which bits think highly.
+        assert_eq!(mixture.of_unmet(5, 5), mixture.expected(0));
+        assert!(
+            mixture.of_unmet(20, 5) < 2 * ONCE,
+            "{}",
+            mixture.of_unmet(20, 5)
+        );
         let (few, many) = (mixture.expected(8 * ONCE), mixture.expected(16 * ONCE));
         assert!(few > 9 * ONCE && many < 15 * ONCE, "{few} {many}");
     }

@@ -10,11 +10,12 @@
 //! What the two are told to have is what looks prove of each ([`evidence`](crate::evidence)), so that few looks at many
 //! cold pages do not add up to something.
 //!
-//! Inside a class a page's own looks count as far as they are more than luck: see `mixture`; and what a guest did before it
-//! began something else is forgotten: see `looks`. And how many of the hottest pages are
+//! Inside a class a page's own looks count as far as they are more than luck: see `mixture`. What a guest did ten seconds ago, or
+//! before it began something else, is forgotten: see `looks` and `habit`. And how many of the hottest pages are
 //! the hot set is a decision of its own, for what looks leave open may be hundreds of pages or none: [`hot_pages`].
 
 mod classes;
+mod habit;
 mod hot;
 mod looks;
 mod mixture;
@@ -190,10 +191,7 @@ fn class(rate: u64) -> u32 {
 /// Gives each page that looks met a run of its own. Bits may know nothing of it: then it is as cold as anything.
 fn single_out(mut runs: Vec<Run>, looks: &PageLooks) -> Vec<Run> {
     runs.sort_unstable_by_key(|r| r.first);
-    let met = looks
-        .pages()
-        .iter()
-        .map(|(page, weight)| (*page, weight.sum));
+    let met = looks.pages().iter().map(|(page, weight)| (*page, *weight));
     let mut looked = met.peekable();
     let mut all: Vec<Run> = Vec::with_capacity(runs.len() + looks.pages().len());
     let alone = |page: u64, weight: u64| Run {

@@ -156,7 +156,7 @@ impl Eyes for Guest {
 
 /// Puts looks where the footprint's pass does.
 pub fn hand_in(seen: &mut Vec<Vec<(Gpa, u32)>>, looks: &mut PageLooks, sampler: &mut Sampler) {
-    if looks.age(|page| sampler.is_idle(page)) {
+    if looks.age() {
         sampler.forget();
     }
     seen.drain(..).for_each(|look| looks.look(look));

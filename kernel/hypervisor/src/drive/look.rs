@@ -188,8 +188,7 @@ impl Watch {
             }
         }
         let resident = vm.ram.bytes_by_node();
-        let sampler = &self.sampler;
-        if self.looked.age(|page| sampler.is_idle(page)) {
+        if self.looked.age() {
             log::debug!(
                 "{} does something else: what it did before is forgotten",
                 vm.name
