@@ -26,6 +26,7 @@ if [ "$1" = --program ]; then
     sort) filter="$b sort -n" ;;
     gzip) filter="$b gzip -c" ;;
     bzip2) filter="$b bzip2 -c" ;;
+    sha256sum) filter="$b sha256sum" ;;
     esac
     work() { $filter </tmp/in >/tmp/done; }
     go_on() { while :; do again; done | $filter >/dev/null; }
