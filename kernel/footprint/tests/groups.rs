@@ -48,7 +48,7 @@ fn watch(groups: &mut Groups, works: &[Works], passes: u32, looks: u64, dice: &m
         for (vcpu, works) in (0u16..).zip(works) {
             for _ in 0..looks {
                 let gpa = works.next(dice);
-                groups.look(vcpu, NodeId(vcpu % 2), [(gpa, node_of(gpa), 256)]);
+                groups.look(vcpu, NodeId(vcpu % 2), &[(gpa, node_of(gpa), 256)]);
             }
         }
         groups.pass(PASS);
@@ -185,7 +185,7 @@ fn few_looks_at_much_memory_make_nobody_a_stranger() {
 #[test]
 fn few_looks_at_a_granule_say_little_of_whose_it_is() {
     let mut groups = seen(&[Works::on(100, 10), Works::on(8, 10)], 19);
-    groups.look(0, NodeId(0), [(Gpa(50 * GRANULE), NodeId(0), 1)]);
+    groups.look(0, NodeId(0), &[(Gpa(50 * GRANULE), NodeId(0), 1)]);
     let touchers = groups.touchers();
     let share = |granule: u64| {
         let weights = &touchers[&Gpa(granule * GRANULE)];
@@ -264,11 +264,11 @@ proptest! {
                 .map(|(w, dice)| (0..150).map(|_| w.next(dice)).collect())
                 .collect();
             for (vcpu, looks) in (0u16..).zip(&looks) {
-                looks.iter().for_each(|g| forth.look(vcpu, NodeId(0), [(*g, node_of(*g), 9)]));
+                looks.iter().for_each(|g| forth.look(vcpu, NodeId(0), &[(*g, node_of(*g), 9)]));
             }
             for i in 0..150 {
                 for (vcpu, looks) in (0u16..3).zip(&looks).rev() {
-                    mixed.look(vcpu, NodeId(0), [(looks[i], node_of(looks[i]), 9)]);
+                    mixed.look(vcpu, NodeId(0), &[(looks[i], node_of(looks[i]), 9)]);
                 }
             }
             forth.pass(PASS);
@@ -291,8 +291,8 @@ proptest! {
         let mut groups = Groups::new(nodes);
         for (vcpu, accessor, pages, time) in steps {
             for _ in 0..80 {
-                let pages = pages.iter().map(|(gpa, node, weight)| (Gpa(*gpa), NodeId(*node), *weight));
-                groups.look(vcpu % 5, NodeId(accessor % 5), pages);
+                let pages = pages.iter().map(|(gpa, node, weight)| (Gpa(*gpa), NodeId(*node), *weight)).collect::<Vec<_>>();
+                groups.look(vcpu % 5, NodeId(accessor % 5), &pages);
             }
             let size = [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G][(time % 3) as usize];
             groups.relocated(Gpa(time), size, NodeId(accessor), NodeId(vcpu));

@@ -183,7 +183,7 @@ fn slice<B: Backend>(
             Prepared::Waits => return End::Waits,
         }
         let latest = match hv.config.host.operands {
-            true => slice_end.min(core.look.at(now)),
+            true => slice_end.min(core.look.at(now, vm.vcpus.len())),
             false => slice_end,
         };
         arm_timer(hv, cpu, vm, vcpu, core, latest);

@@ -162,7 +162,7 @@ impl Perigee {
             let groups = self.footprints[vm].groups_mut();
             let index = now.index as u16;
             met.into_iter()
-                .for_each(|(gpa, node)| groups.look(index, accessor, [(gpa, node, 1)]));
+                .for_each(|(gpa, node)| groups.look(index, accessor, &[(gpa, node, 1)]));
             misses.push((now.work - seen.1) * v.kind.misses() / 1000.0);
             *seen = (now.ran_on.clone(), now.work);
         }

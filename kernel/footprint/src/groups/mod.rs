@@ -96,22 +96,16 @@ impl Groups {
     }
 
     /// One look at a vCPU by a CPU of `accessor`: the pages that it met, where they lie, and what each weighs.
-    pub fn look(
-        &mut self,
-        vcpu: u16,
-        accessor: NodeId,
-        pages: impl IntoIterator<Item = (Gpa, NodeId, u32)>,
-    ) {
+    pub fn look(&mut self, vcpu: u16, accessor: NodeId, pages: &[(Gpa, NodeId, u32)]) {
         if !self.traces.contains_key(&vcpu) && self.traces.len() >= FOLLOWED {
             return;
         }
         let known = |node: NodeId| node.index() < self.nodes;
-        let pages = pages.into_iter();
+        let pages = pages.iter().copied();
         let pages = pages.filter(|(_, node, weight)| *weight > 0 && known(*node));
-        let pages: Vec<(Gpa, NodeId, u32)> = pages.collect();
-        if !pages.is_empty() && known(accessor) {
+        if pages.clone().next().is_some() && known(accessor) {
             let trace = self.traces.entry(vcpu).or_default();
-            trace.look(accessor, &pages);
+            trace.look(accessor, pages);
         }
     }
 

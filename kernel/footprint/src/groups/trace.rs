@@ -26,15 +26,19 @@ pub(super) struct Trace {
 
 impl Trace {
     /// Takes in what one look met; all weights are above 0.
-    pub(super) fn look(&mut self, accessor: NodeId, pages: &[(Gpa, NodeId, u32)]) {
-        let all: u64 = pages.iter().map(|(_, _, weight)| u64::from(*weight)).sum();
+    pub(super) fn look(
+        &mut self,
+        accessor: NodeId,
+        pages: impl Iterator<Item = (Gpa, NodeId, u32)> + Clone,
+    ) {
+        let all: u64 = pages.clone().map(|(_, _, weight)| u64::from(weight)).sum();
         self.hand = !self.hand;
         for (gpa, node, weight) in pages {
-            let part = (u64::from(*weight) * LOOK).checked_div(all).unwrap_or(0);
-            let granule = self.granules.entry(number(*gpa)).or_default();
+            let part = (u64::from(weight) * LOOK).checked_div(all).unwrap_or(0);
+            let granule = self.granules.entry(number(gpa)).or_default();
             let seen = &mut granule[usize::from(self.hand)];
             *seen = seen.saturating_add(u32::try_from(part).unwrap_or(u32::MAX));
-            let cell = self.cells.entry((accessor, *node)).or_default();
+            let cell = self.cells.entry((accessor, node)).or_default();
             *cell = cell.saturating_add(part);
         }
         // Who touches so much is seen too seldom anywhere; what is met least is forgotten first.

@@ -26,6 +26,9 @@ use memory::probe::PageSet;
 use memory::table::TableFormat;
 use units::{Gpa, Nanos, NodeId, PAGE_BYTES, PageSize};
 
+/// Time between two agings of looks, which are in passes of this length.
+const AGES: Nanos = Nanos::from_secs(1);
+
 /// What is remembered of a VM from one look to the next.
 #[derive(Debug)]
 pub struct Watch {
@@ -33,6 +36,8 @@ pub struct Watch {
     pub sampler: Sampler,
     /// What looks at stopped virtual CPUs met, by page.
     looked: PageLooks,
+    /// When that was aged last.
+    aged: Nanos,
     /// What the last pass found.
     heats: Vec<Heat>,
     /// When the interval is over.
@@ -90,6 +95,7 @@ impl Watch {
         Self {
             sampler: Sampler::new(memory, u64::from(vm.id.0) << 32 | 0x9e37_79b9, tunables),
             looked: PageLooks::default(),
+            aged: now,
             heats: Vec::new(),
             next: now,
             last_pass: now,
@@ -188,12 +194,8 @@ impl Watch {
             }
         }
         let resident = vm.ram.bytes_by_node();
-        if self.looked.age() {
-            log::debug!(
-                "{} does something else: what it did before is forgotten",
-                vm.name
-            );
-            self.sampler.forget();
+        if now.since(self.aged) >= AGES {
+            self.age(&vm.name, now);
         }
         let operands = operands(vm, nodes, &mut self.looked, footprint.groups_mut());
         let root_of = vm.ram.root_of_each(nodes);
@@ -216,6 +218,15 @@ impl Watch {
         self.heats = heats;
         self.cost.time += time::now().since(now);
         (length, run_time)
+    }
+
+    /// About a second has passed: what was met ten of them ago is forgotten, and all that was, if the VM has begun something else.
+    fn age(&mut self, name: &str, now: Nanos) {
+        self.aged = now;
+        if self.looked.age() {
+            log::debug!("{name} does something else: what it did before is forgotten");
+            self.sampler.forget();
+        }
     }
 
     /// What looking has cost since this was asked last: the VM's bill.
@@ -311,18 +322,20 @@ fn operands<B: Backend>(
     groups: &mut Groups,
 ) -> Operands {
     let mut found = Operands::new(nodes);
+    let mut met: Vec<(Gpa, NodeId, u32)> = Vec::new();
     for vcpu in &vm.vcpus {
         let room = Looks::room();
         let seen = vcpu.looks.lock().take(room);
         for look in seen.chunk_by(|_, next| !next.first) {
             let accessor = look.first().map_or(NodeId(0), |t| t.accessor);
             let place = |t: &Touched| Some((t.page, vm.ram.leaf(t.page)?.0, t.weight));
-            let met: Vec<(Gpa, NodeId, u32)> = look.iter().filter_map(place).collect();
+            met.clear();
+            met.extend(look.iter().filter_map(place));
             found.look(
                 accessor,
                 met.iter().map(|(_, node, weight)| (*node, *weight)),
             );
-            groups.look(vcpu.id.index, accessor, met);
+            groups.look(vcpu.id.index, accessor, &met);
             by_page.look(look.iter().map(|t| (t.page, t.weight)));
         }
     }

@@ -130,15 +130,19 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
         }
         tracking.planner.handle(now, migrate::Event::VmGone(vm));
     }
+    // Passes of many VMs are spread over the looks between two, as whoever else this CPU has waits for each.
+    let every = PASS.min(Nanos::from_millis(hv.config.host.plan_ms.into()));
+    let looks = (every.0 / interval(hv).0.max(1)).max(1);
+    let mut passes = (tracking.vms.len() as u64).div_ceil(looks);
     for track in &mut tracking.vms {
         let looks = |vm: &&Vm<B>| vm.state() == VmState::Running && !vm.watched.load(SeqCst);
         if let Some(vm) = hv.vm(track.vm).filter(looks) {
             let idle = track.footprint.is_idle();
             track.watch.look(vm, idle, now);
-            let every = PASS.min(Nanos::from_millis(hv.config.host.plan_ms.into()));
-            if !track.watch.pass_is_due(every, now) {
+            if passes == 0 || !track.watch.pass_is_due(every, now) {
                 continue;
             }
+            passes -= 1;
             let counted = counters::take(vm);
             if let Some(reads) = counted.as_ref().and_then(counters::Counted::reads) {
                 track.footprint.count(&reads);

@@ -3,7 +3,7 @@
 //! A host interrupt, and the end of its time, come at a moment that the guest did not choose, so what it was doing then is a fair
 //! sample of what it does; any other exit is the guest's own doing. Where no interrupt comes by itself the run loop's timer sees to
 //! it, at random intervals so that nothing periodic in the guest is always or never met. A look costs some microseconds of
-//! its own VM's time, a thousand times a second; where it costs more, it comes less often.
+//! its own VM's time, five hundred times a second; where it costs more, or a VM has many virtual CPUs, it comes less often.
 //!
 //! An operator may do without (`operands` in the configuration); accessed bits are left then.
 //!
@@ -17,9 +17,11 @@ use guest::operands::{Reader, Run};
 use units::{Gpa, Nanos, NodeId};
 
 /// Shortest time between two looks at a virtual CPU, and how much longer it may be.
-const SHORTEST: Nanos = Nanos::from_micros(500);
+const SHORTEST: Nanos = Nanos::from_millis(1);
 /// See [`SHORTEST`].
-const SPREAD_NS: u64 = 1_000_000;
+const SPREAD_NS: u64 = 2_000_000;
+/// So many virtual CPUs are looked at that often; more of them share as many looks, all of which one CPU takes in.
+const OFTEN: usize = 4;
 /// After a look there is none for so many times as long as it took, so that a processor that is slow or crowded with others
 /// loses a ninth of its guests' time at most.
 const REST: u64 = 8;
@@ -46,23 +48,25 @@ impl NextLook {
         }
     }
 
-    /// When, for an entry at `now`. A moment that passed while the hypervisor worked is let go: it would be met by the
+    /// When, for an entry at `now` of one of so many virtual CPUs. A moment that passed while the hypervisor worked is let go: it would be met by the
     /// first instruction after the exit, which is not a fair sample.
-    pub fn at(&mut self, now: Nanos) -> Nanos {
+    pub fn at(&mut self, now: Nanos, vcpus: usize) -> Nanos {
         if self.at <= now {
-            self.again_after(now, Nanos::ZERO);
+            self.again_after(now, Nanos::ZERO, vcpus);
         }
         self.at
     }
 
     /// After a look that took so long.
-    fn again_after(&mut self, now: Nanos, took: Nanos) {
+    fn again_after(&mut self, now: Nanos, took: Nanos, vcpus: usize) {
         // xorshift64: it decides nothing but the moment.
         self.dice ^= self.dice << 13;
         self.dice ^= self.dice >> 7;
         self.dice ^= self.dice << 17;
         let rest = Nanos(took.0.saturating_mul(REST));
-        self.at = now + rest + SHORTEST + Nanos(self.dice % SPREAD_NS);
+        let pause = SHORTEST + Nanos(self.dice % SPREAD_NS);
+        let rarer = vcpus.div_ceil(OFTEN).max(1) as u64;
+        self.at = now + rest + Nanos(pause.0.saturating_mul(rarer));
     }
 }
 
@@ -138,7 +142,8 @@ pub fn look<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit, entry: Entry, now:
     if !ctx.hv.config.host.operands || now < ctx.core.look.at || !exit.is_from_outside() {
         return;
     }
-    ctx.core.look.again_after(now, Nanos::ZERO);
+    let vcpus = ctx.vm.vcpus.len();
+    ctx.core.look.again_after(now, Nanos::ZERO, vcpus);
     if entry.was_just_now(ctx.core.hw.rip(), now) {
         return;
     }
@@ -153,5 +158,5 @@ pub fn look<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit, entry: Entry, now:
         ctx.vcpu.looks.lock().add(percpu::current().node, &run);
     }
     let end = time::now();
-    ctx.core.look.again_after(end, end.since(now));
+    ctx.core.look.again_after(end, end.since(now), vcpus);
 }
