@@ -20,6 +20,8 @@ const STEPS: u64 = 4;
 const BELOW: u64 = 6;
 /// Octaves that there are at most.
 const OCTAVES: u64 = 40;
+/// A page that was met so often has a rate of its own between two steps: chance moves its count by less than half a step.
+const CERTAIN: u64 = 64 * LOOK as u64;
 /// Rounds of expectation and maximization.
 const ROUNDS: usize = 40;
 /// Counts are told apart by this part of themselves, or of a look.
@@ -88,13 +90,25 @@ impl Mixture {
     pub(super) fn expected(&self, count: u64) -> u64 {
         let likely = self.likely(count);
         let (mut all, mut sum) = (0u128, 0u128);
-        for ((rate, part), likely) in self.rates.iter().zip(likely) {
+        for (i, ((_, part), likely)) in self.rates.iter().zip(likely).enumerate() {
             let weight = u128::from(*part) * u128::from(likely);
             all += weight;
-            sum += (weight >> 32) * u128::from(*rate);
+            sum += (weight >> 32) * u128::from(self.step(i, count));
         }
         let mean = sum.checked_div(all >> 32);
         mean.map_or(0, |mean| u64::try_from(mean).unwrap_or(u64::MAX))
+    }
+
+    /// A rate, as far as a count lets it be told from those between the steps beside it.
+    fn step(&self, i: usize, count: u64) -> u64 {
+        let of = |i: usize| self.rates.get(i).map(|(rate, _)| *rate);
+        let Some(rate) = of(i) else { return 0 };
+        if count < CERTAIN {
+            return rate;
+        }
+        let between = |other: Option<u64>| other.map_or(rate, |other| rate.midpoint(other));
+        let (below, above) = (i.checked_sub(1).and_then(of), of(i + 1));
+        count.clamp(between(below), between(above))
     }
 
     /// The mean of the rates of a page that was never met, if rates like it are `times` over `of` of those that there are.
