@@ -17,7 +17,7 @@ pub(crate) const KEYS: &[&str] = &[
     "share_cores",
     "counters",
     "roots",
-    "operands",
+    "looks",
     "adapt",
     "trace",
 ];
@@ -34,6 +34,7 @@ pub(crate) fn read(table: &TableReader<'_>, issues: &mut Issues<'_>) -> Host {
     let sample_ms = millis("sample_ms", 1..=60_000, default.sample_ms);
     let plan_ms = millis("plan_ms", 10..=600_000, default.plan_ms);
     let counters = table.number("counters", 0..=8, default.counters.into(), issues);
+    let looks = table.number("looks", 0..=10_000, default.looks.into(), issues);
     Host {
         mode: table.keyword("mode", issues).unwrap_or_default(),
         log: table.keyword("log", issues).unwrap_or_default(),
@@ -48,7 +49,7 @@ pub(crate) fn read(table: &TableReader<'_>, issues: &mut Issues<'_>) -> Host {
         share_cores: table.boolean("share_cores", default.share_cores, issues),
         counters: u8::try_from(counters).unwrap_or(default.counters),
         roots: table.keyword("roots", issues).unwrap_or_default(),
-        operands: table.boolean("operands", default.operands, issues),
+        looks: u32::try_from(looks).unwrap_or(default.looks),
         adapt: table.boolean("adapt", default.adapt, issues),
         trace: table.boolean("trace", default.trace, issues),
     }

@@ -44,8 +44,8 @@ pub struct Host {
     pub counters: u8,
     /// Which nodes have page tables of a VM's.
     pub roots: Roots,
-    /// Whether stopped guests are asked what they were about to touch.
-    pub operands: bool,
+    /// How often a second a running virtual CPU is stopped to see what it is about to touch; 0 for never.
+    pub looks: u32,
     /// Whether thresholds follow the load and the use that moves were of.
     pub adapt: bool,
     /// Whether every step of the scheduler is recorded, for a replay.
@@ -68,7 +68,7 @@ impl Default for Host {
             share_cores: false,
             counters: 4,
             roots: Roots::default(),
-            operands: true,
+            looks: 500,
             adapt: true,
             trace: false,
         }

@@ -94,8 +94,11 @@ fn every_key_arrives_where_it_belongs() {
     assert!(parse("[host]\nroots = \"two\"").is_err());
     let frozen = parse("[host]\nadapt = false").expect("valid");
     assert!(config.host.adapt && !frozen.host.adapt && parse(&frozen.to_string()) == Ok(frozen));
-    let blind = parse("[host]\noperands = false").expect("valid");
-    assert!(config.host.operands && !blind.host.operands && parse(&blind.to_string()) == Ok(blind));
+    let blind = parse("[host]\nlooks = 0").expect("valid");
+    assert!(
+        (config.host.looks, blind.host.looks) == (500, 0) && parse(&blind.to_string()) == Ok(blind)
+    );
+    assert!(parse("[host]\nlooks = 10001").is_err());
     let shared = parse("[host]\nshare_cores = true").expect("valid");
     assert!(shared.host.share_cores && parse(&shared.to_string()) == Ok(shared));
     let [far, near] = &config.vms[..] else {

@@ -34,7 +34,7 @@ impl fmt::Display for HostConfig {
         writeln!(f, "share_cores = {}", host.share_cores)?;
         writeln!(f, "counters = {}", host.counters)?;
         writeln!(f, "roots = \"{}\"", host.roots)?;
-        writeln!(f, "operands = {}", host.operands)?;
+        writeln!(f, "looks = {}", host.looks)?;
         writeln!(f, "adapt = {}", host.adapt)?;
         writeln!(f, "trace = {}", host.trace)?;
         self.vms.iter().try_for_each(|vm| vm_table(f, vm))

@@ -9,8 +9,9 @@
 //! * Nothing is written, neither to memory nor to accessed bits of the guest's tables. Results are kept on the side
 //!   ([`follow`]); what depends on something that is not computed there is left out, never guessed. Other processors
 //!   may write meanwhile: a look is a sample, not a proof.
-//! * A run goes on through branches until one is not known, up to [`MOST_INSTRUCTIONS`]. So it does not matter that
-//!   some processors, emulators above all, take interrupts at some instructions rather than others.
+//! * A run goes on through branches until one is not known, up to [`MOST_INSTRUCTIONS`].
+//! * It begins some instructions later, up to [`MOST_SKIPPED`], as chance will have it: some processors, emulators above all,
+//!   take interrupts at some instructions rather than others, and the beginnings of blocks would be all that is seen.
 //! * A moment right behind a repeated string instruction counts for that ([`repeated`]).
 //! * One moment weighs by density: each operand counts [`ONE`] over the number of instructions in the run, so a long
 //!   run with one access does not count as much as a short one.
@@ -32,6 +33,8 @@ use pages::Pages;
 /// Instructions that a run has at most: some rounds of a loop. Looks are rationed by the time they take, and many short ones
 /// know more than few long ones.
 pub const MOST_INSTRUCTIONS: u32 = 16;
+/// Instructions that are passed over before a run begins, at most.
+pub const MOST_SKIPPED: u32 = 32;
 /// Pages that a run is told to touch at most.
 pub const MOST_PAGES: usize = 32;
 /// Bytes of code that are read at once.
@@ -83,20 +86,45 @@ impl Run {
 pub struct Reader(Known);
 
 impl Reader {
-    /// What a guest with these registers touches next; empty where its code or its operands cannot be read.
-    pub fn look(&mut self, memory: &impl GuestMemory, paging: &PagingState, cpu: &CpuState) -> Run {
-        let mut run = Run::EMPTY;
-        run.instructions = self.follow(memory, paging, cpu, &mut |operand| run.add(operand));
-        run
+    /// What a guest with these registers touches after so many instructions, or before, where no more than those can be followed;
+    /// empty where its code or its operands cannot be read.
+    pub fn look(
+        &mut self,
+        memory: &impl GuestMemory,
+        paging: &PagingState,
+        cpu: &CpuState,
+        skip: u32,
+    ) -> Run {
+        let skip = skip.min(MOST_SKIPPED);
+        let (mut first, mut later) = (Run::EMPTY, Run::EMPTY);
+        let most = skip + MOST_INSTRUCTIONS;
+        let followed = self.follow(memory, paging, cpu, most, &mut |number, operand| {
+            let run = if number < skip {
+                &mut first
+            } else {
+                &mut later
+            };
+            run.add(operand);
+        });
+        let (run, instructions) = match followed.checked_sub(skip).filter(|rest| *rest > 0) {
+            Some(rest) => (later, rest),
+            None => (first, followed),
+        };
+        Run {
+            instructions,
+            ..run
+        }
     }
 
-    /// Calls `touched` with the address of each operand in turn; returns how many instructions there were.
+    /// Calls `touched` with the address of each operand of the next `most` instructions, and the number of its instruction;
+    /// returns how many instructions there were.
     pub fn follow(
         &mut self,
         memory: &impl GuestMemory,
         paging: &PagingState,
         cpu: &CpuState,
-        touched: &mut impl FnMut(Gpa),
+        most: u32,
+        touched: &mut impl FnMut(u32, Gpa),
     ) -> u32 {
         let mut instructions = 0;
         let bits = match cpu.code {
@@ -106,12 +134,12 @@ impl Reader {
         };
         let pages = Pages::new(memory, paging, cpu.cpl);
         if let Some(operands) = repeated::just_ended(&pages, cpu) {
-            operands.for_each(touched);
+            operands.for_each(|gpa| touched(0, gpa));
             return 1;
         }
         let mut code = Code::default();
         let mut follow = Follow::new(&pages, cpu.clone());
-        while instructions < MOST_INSTRUCTIONS {
+        while instructions < most {
             let at = follow.cpu.rip;
             let bytes = code.at(&pages, &follow.cpu);
             let Some(decoded) = self.0.decode(bits, at, bytes) else {
@@ -124,10 +152,10 @@ impl Reader {
             if repeats && instructions > 0 {
                 break;
             }
-            instructions += 1;
             for gpa in decoded.operands().filter_map(|o| follow.operand(o)) {
-                touched(gpa);
+                touched(instructions, gpa);
             }
+            instructions += 1;
             if repeats || follow.step(decoded) == Next::Unknown {
                 break;
             }

@@ -12,7 +12,7 @@ use crate::arch;
 use crate::arch::percpu::{self, Activity};
 use crate::arch::time;
 use crate::counters;
-use crate::exits::operands::Entry;
+use crate::exits::operands::{Entry, Looking};
 use crate::exits::{self, After, Context};
 use crate::sabotage;
 use crate::shootdown;
@@ -182,10 +182,8 @@ fn slice<B: Backend>(
             Prepared::Enter => {}
             Prepared::Waits => return End::Waits,
         }
-        let latest = match hv.config.host.operands {
-            true => slice_end.min(core.look.at(now, vm.vcpus.len())),
-            false => slice_end,
-        };
+        let next_look = core.look.at(now, Looking::at(hv, vm));
+        let latest = next_look.map_or(slice_end, |look| slice_end.min(look));
         arm_timer(hv, cpu, vm, vcpu, core, latest);
         let given = core.hw.pending_event();
         let entered_at = core.hw.rip();

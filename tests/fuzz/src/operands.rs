@@ -35,14 +35,17 @@ pub fn run(bytes: &[u8]) {
     let before = memory.0.borrow().clone();
     let mut reader = Reader::default();
     let mut operands = Vec::new();
-    let instructions = reader.follow(&memory, &paging, &cpu, &mut |gpa| operands.push(gpa));
+    let touched = &mut |_, gpa| operands.push(gpa);
+    let instructions = reader.follow(&memory, &paging, &cpu, MOST_INSTRUCTIONS, touched);
     assert!(instructions <= MOST_INSTRUCTIONS);
     assert!(operands.iter().all(|gpa| memory.holds(*gpa)));
-    let pages: Vec<_> = reader.look(&memory, &paging, &cpu).pages().collect();
+    let pages: Vec<_> = reader.look(&memory, &paging, &cpu, 0).pages().collect();
     assert!(pages.len() <= MOST_PAGES.min(operands.len()));
     assert_eq!(pages.is_empty(), operands.is_empty());
     let weight: u32 = pages.iter().map(|(_, weight)| weight).sum();
     let most = operands.len() as u32 * (ONE / instructions.max(1));
     assert!(weight <= most);
+    let later = reader.look(&memory, &paging, &cpu, instructions / 2);
+    assert!(later.pages().count() <= MOST_PAGES);
     assert_eq!(before, *memory.0.borrow(), "a look writes nothing");
 }

@@ -53,7 +53,9 @@ struct Seen {
 
 fn follow(memory: &VecMemory, paging: &PagingState, cpu: &CpuState) -> Seen {
     let mut operands = Vec::new();
-    let instructions = Reader::default().follow(memory, paging, cpu, &mut |gpa| operands.push(gpa));
+    let most = MOST_INSTRUCTIONS;
+    let touched = &mut |_, gpa| operands.push(gpa);
+    let instructions = Reader::default().follow(memory, paging, cpu, most, touched);
     Seen {
         operands,
         instructions,
@@ -263,7 +265,7 @@ proptest! {
         prop_assert!(run.instructions <= MOST_INSTRUCTIONS);
         let inside: Vec<bool> = run.operands.iter().map(|gpa| m.holds(*gpa)).collect();
         prop_assert!(inside.iter().all(|x| *x));
-        let pages = Reader::default().look(&m, &FLAT, &state);
+        let pages = Reader::default().look(&m, &FLAT, &state, 0);
         let weight: u64 = pages.pages().map(|(_, w)| u64::from(w)).sum();
         let operands = run.operands.len() as u64;
         prop_assert!(weight * u64::from(run.instructions) <= operands * u64::from(ONE));
@@ -286,7 +288,8 @@ proptest! {
             m.write(Gpa(CODE), code).expect("memory");
             let fresh = follow(&m, &FLAT, &state);
             let mut operands = Vec::new();
-            let instructions = reader.follow(&m, &FLAT, &state, &mut |gpa| operands.push(gpa));
+            let touched = &mut |_, gpa| operands.push(gpa);
+            let instructions = reader.follow(&m, &FLAT, &state, MOST_INSTRUCTIONS, touched);
             prop_assert_eq!((instructions, operands), (fresh.instructions, fresh.operands));
         }
     }
@@ -298,7 +301,7 @@ fn of_an_instruction_with_many_operands_three_weigh() {
     // enter 0, 6, which copies five frame pointers
     m.write(Gpa(CODE), &[0xC8, 0, 0, 6, END]).expect("memory");
     let state = cpu(CodeSize::Bits64, &[(RSP, 0x30_0100), (RBP, 0x30_0800)]);
-    let run = Reader::default().look(&m, &FLAT, &state);
+    let run = Reader::default().look(&m, &FLAT, &state, 0);
     let weight: u32 = run.pages().map(|(_, w)| w).sum();
     assert_eq!(weight, 3 * ONE / 2, "in a run of two");
 }
@@ -314,13 +317,36 @@ fn a_page_weighs_what_its_operands_do() {
     ];
     m.write(Gpa(CODE), &code).expect("memory");
     let state = cpu(CodeSize::Bits64, &[(RSI, 0x30_0100), (RDI, 0x20_0000)]);
-    let run = Reader::default().look(&m, &FLAT, &state);
+    let run = Reader::default().look(&m, &FLAT, &state, 0);
     let pages: Vec<(Gpa, u32)> = run.pages().collect();
     assert_eq!(
         pages,
         [(Gpa(0x30_0000), ONE / 2), (Gpa(0x20_0000), ONE / 4)]
     );
     assert!(!run.is_empty());
+}
+
+#[test]
+fn what_is_passed_over_weighs_nothing_unless_there_is_nothing_behind_it() {
+    let m = memory();
+    let code = [
+        0x48, 0x8B, 0x06, // mov rax, [rsi]
+        0x48, 0x8B, 0x07, // mov rax, [rdi]
+        0x90, // nop
+        END,
+    ];
+    m.write(Gpa(CODE), &code).expect("memory");
+    let state = cpu(CodeSize::Bits64, &[(RSI, 0x30_0100), (RDI, 0x20_0000)]);
+    let pages = |skip| -> Vec<(Gpa, u32)> {
+        let run = Reader::default().look(&m, &FLAT, &state, skip);
+        run.pages().collect()
+    };
+    let (first, second) = (Gpa(0x30_0000), Gpa(0x20_0000));
+    assert_eq!(pages(1), [(second, ONE / 3)], "of three that are left");
+    assert_eq!(pages(3), [], "a HLT touches nothing");
+    for skip in [0, 4, MOST_SKIPPED, u32::MAX] {
+        assert_eq!(pages(skip), [(first, ONE / 4), (second, ONE / 4)], "{skip}");
+    }
 }
 
 #[test]

@@ -5,29 +5,28 @@
 //! it, at random intervals so that nothing periodic in the guest is always or never met. A look costs some microseconds of
 //! its own VM's time, five hundred times a second; where it costs more, or a VM has many virtual CPUs, it comes less often.
 //!
-//! An operator may do without (`operands` in the configuration); accessed bits are left then.
+//! An operator may want more of them, or none (`looks` in the configuration): accessed bits are left then.
 //!
 //! The CPU that runs the guest writes down guest addresses; the footprint's pass, on the boot CPU, finds their nodes.
 
 use super::{Context, decode};
 use crate::arch::{percpu, time};
 use crate::virt::{Backend, Exit, VcpuState};
+use crate::vm::{Hypervisor, Vm};
 use alloc::vec::Vec;
-use guest::operands::{Reader, Run};
+use guest::operands::{MOST_SKIPPED, Reader, Run};
 use units::{Gpa, Nanos, NodeId};
 
-/// Shortest time between two looks at a virtual CPU, and how much longer it may be.
-const SHORTEST: Nanos = Nanos::from_millis(1);
-/// See [`SHORTEST`].
-const SPREAD_NS: u64 = 2_000_000;
-/// So many virtual CPUs are looked at that often; more of them share as many looks, all of which one CPU takes in.
+/// So many virtual CPUs are looked at as often as was asked for; more of them share as many looks, all of which one CPU takes in.
 const OFTEN: usize = 4;
 /// After a look there is none for so many times as long as it took, so that a processor that is slow or crowded with others
-/// loses a ninth of its guests' time at most.
+/// loses a ninth of its guests' time at most. Who asks for more than [`USUAL`] looks a second allows for as much more.
 const REST: u64 = 8;
+/// See [`REST`].
+const USUAL: u64 = 500;
 /// An interrupt so soon after the entry may have waited for it.
 const AT_ONCE: Nanos = Nanos::from_micros(100);
-/// Pages that are kept until somebody asks: a second of looks with four pages each.
+/// Pages that are kept until somebody asks: a second of looks with eight pages each.
 const KEPT: usize = 4096;
 
 /// When a virtual CPU is looked at next, and with what.
@@ -48,25 +47,48 @@ impl NextLook {
         }
     }
 
-    /// When, for an entry at `now` of one of so many virtual CPUs. A moment that passed while the hypervisor worked is let go: it would be met by the
-    /// first instruction after the exit, which is not a fair sample.
-    pub fn at(&mut self, now: Nanos, vcpus: usize) -> Nanos {
+    /// When, for an entry at `now`; `None` without looks. A moment that passed while the hypervisor worked is let go: it would
+    /// be met by the first instruction after the exit, which is not a fair sample.
+    pub fn at(&mut self, now: Nanos, looking: Option<Looking>) -> Option<Nanos> {
+        let looking = looking?;
         if self.at <= now {
-            self.again_after(now, Nanos::ZERO, vcpus);
+            self.again_after(now, Nanos::ZERO, looking);
         }
-        self.at
+        Some(self.at)
     }
 
     /// After a look that took so long.
-    fn again_after(&mut self, now: Nanos, took: Nanos, vcpus: usize) {
+    fn again_after(&mut self, now: Nanos, took: Nanos, looking: Looking) {
         // xorshift64: it decides nothing but the moment.
         self.dice ^= self.dice << 13;
         self.dice ^= self.dice >> 7;
         self.dice ^= self.dice << 17;
-        let rest = Nanos(took.0.saturating_mul(REST));
-        let pause = SHORTEST + Nanos(self.dice % SPREAD_NS);
-        let rarer = vcpus.div_ceil(OFTEN).max(1) as u64;
-        self.at = now + rest + Nanos(pause.0.saturating_mul(rarer));
+        let Looking { pause, rest } = looking;
+        let rest = Nanos(took.0.saturating_mul(rest));
+        // From half of it to one and a half.
+        self.at = now + rest + Nanos(pause.0 / 2 + self.dice % pause.0.max(1));
+    }
+}
+
+/// How often a VM's virtual CPUs are looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Looking {
+    /// From one look to the next, on average.
+    pause: Nanos,
+    /// Times what a look took.
+    rest: u64,
+}
+
+impl Looking {
+    /// As the operator wants it of a VM; `None` for never.
+    pub fn at<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> Option<Self> {
+        let looks = u64::from(hv.config.host.looks);
+        let pause = Nanos::from_secs(1).0.checked_div(looks)?;
+        let rarer = vm.vcpus.len().div_ceil(OFTEN).max(1) as u64;
+        Some(Self {
+            pause: Nanos(pause.saturating_mul(rarer)),
+            rest: (REST * USUAL).div_ceil(looks.max(USUAL)),
+        })
     }
 }
 
@@ -139,11 +161,13 @@ impl Entry {
 
 /// Looks at the guest if it is time and the exit came from outside.
 pub fn look<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit, entry: Entry, now: Nanos) {
-    if !ctx.hv.config.host.operands || now < ctx.core.look.at || !exit.is_from_outside() {
+    let Some(looking) = Looking::at(ctx.hv, ctx.vm) else {
+        return;
+    };
+    if now < ctx.core.look.at || !exit.is_from_outside() {
         return;
     }
-    let vcpus = ctx.vm.vcpus.len();
-    ctx.core.look.again_after(now, Nanos::ZERO, vcpus);
+    ctx.core.look.again_after(now, Nanos::ZERO, looking);
     if entry.was_just_now(ctx.core.hw.rip(), now) {
         return;
     }
@@ -151,12 +175,13 @@ pub fn look<B: Backend>(ctx: &mut Context<'_, B>, exit: Exit, entry: Entry, now:
     let Some(memory) = ctx.vm.ram.glimpse() else {
         return;
     };
+    let skip = (ctx.core.look.dice >> 32) as u32 % (MOST_SKIPPED + 1);
     let (paging, cpu) = (decode::paging(ctx), decode::cpu_state(ctx));
-    let run = ctx.core.look.reader.look(&memory, &paging, &cpu);
+    let run = ctx.core.look.reader.look(&memory, &paging, &cpu, skip);
     drop(memory);
     if !run.is_empty() {
         ctx.vcpu.looks.lock().add(percpu::current().node, &run);
     }
     let end = time::now();
-    ctx.core.look.again_after(end, end.since(now), vcpus);
+    ctx.core.look.again_after(end, end.since(now), looking);
 }
