@@ -214,7 +214,7 @@ impl Lab {
             for _ in 0..LOOKS {
                 let page = works[self.sim.rng.below(works.len() as u64) as usize];
                 let met = (Gpa(page as u64 * PAGE), vm.pages[page], 1);
-                vm.footprint.groups_mut().look(index, accessor, [met]);
+                vm.footprint.groups_mut().look(index, accessor, &[met]);
             }
         }
         vm.footprint.record(&window, touched);
