@@ -115,11 +115,21 @@ struct Class {
     expected: u128,
 }
 
+impl Class {
+    /// How often one of its pages that was never met should be: bits say how such pages differ.
+    fn of_unmet(&self, rate: u64) -> u64 {
+        let mean = self.rates / u128::from(self.pages.max(1));
+        self.mixture.of_unmet(rate.into(), mean)
+    }
+}
+
 /// All classes, ascending.
 pub(super) struct Classes {
     all: Vec<Class>,
-    /// What a look weighs.
+    /// What a page weighs when it is met.
     one: u64,
+    /// How often each run should be met, to others of its class.
+    expected: Vec<u128>,
 }
 
 impl Classes {
@@ -157,6 +167,7 @@ impl Classes {
         let mut classes = Self {
             all,
             one: looks.one(),
+            expected: Vec::with_capacity(runs.len()),
         };
         classes.compare(runs);
         classes
@@ -173,9 +184,22 @@ impl Classes {
         for (class, met) in self.all.iter_mut().zip(met) {
             class.mixture = Mixture::of(&met, class.pages.saturating_sub(met.len() as u64));
         }
+        // Of pages that were never met there are many, of few rates.
+        let mut unmet: BTreeMap<(usize, u64), u64> = BTreeMap::new();
         for run in runs {
-            let expected = self.expected(run);
             let at = self.at(run);
+            let Some(class) = self.all.get(at) else {
+                self.expected.push(0);
+                continue;
+            };
+            let each = match run.looked {
+                0 => *unmet
+                    .entry((at, run.rate))
+                    .or_insert_with(|| class.of_unmet(run.rate)),
+                _ => class.mixture.expected(self.looks(run)),
+            };
+            let expected = (u128::from(each.max(1)) << 8) * u128::from(run.pages);
+            self.expected.push(expected);
             if let Some(class) = self.all.get_mut(at) {
                 class.expected += expected;
             }
@@ -193,27 +217,12 @@ impl Classes {
         u64::try_from(looks).unwrap_or(u64::MAX)
     }
 
-    /// How often a run should be met, as far as is known, to others of its class.
-    fn expected(&self, run: &Run) -> u128 {
-        let Some(class) = self.all.get(self.at(run)) else {
-            return 0;
-        };
-        // Of pages that no look met, bits say how they differ.
-        let each = if run.looked == 0 {
-            let rate = class.rates / u128::from(class.pages.max(1));
-            class.mixture.of_unmet(run.rate.into(), rate)
-        } else {
-            class.mixture.expected(self.looks(run))
-        };
-        (u128::from(each.max(1)) << 8) * u128::from(run.pages)
-    }
-
-    /// What a run has of its class's heat.
-    pub(super) fn heat(&self, run: &Run) -> u64 {
-        let Some(class) = self.all.get(self.at(run)) else {
-            return 0;
-        };
-        let heat = scaled(class.heat, self.expected(run), class.expected);
-        u64::try_from(heat).unwrap_or(u64::MAX)
+    /// What the runs have of their classes' heat, in their order.
+    pub(super) fn heats(&self, runs: &[Run]) -> impl Iterator<Item = u64> {
+        runs.iter().zip(&self.expected).map(|(run, expected)| {
+            let class = self.all.get(self.at(run));
+            let heat = class.map_or(0, |class| scaled(class.heat, *expected, class.expected));
+            u64::try_from(heat).unwrap_or(u64::MAX)
+        })
     }
 }

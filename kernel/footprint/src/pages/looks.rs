@@ -50,15 +50,18 @@ impl PageLooks {
     /// One look: the pages that it met and what each weighs.
     pub fn look(&mut self, pages: impl IntoIterator<Item = (Gpa, u32)>) {
         self.make_room();
-        let Some(portion) = self.portions.back_mut() else {
+        let judged = self.judged;
+        let Some((portion, before)) = self.portions.make_contiguous().split_last_mut() else {
             return;
         };
+        let unjudged = || before.iter().rev().take_while(|p| p.pass >= judged);
         let (mut total, mut familiar) = (0, 0);
         for (page, weight) in pages.into_iter().filter(|(_, weight)| *weight > 0) {
             let (page, weight) = (page.0 / PAGE_BYTES, u64::from(weight));
             let lately = portion.weights.entry(page).or_default();
             let all = self.weights.entry(page).or_default();
-            if *all > *lately {
+            let earlier = unjudged().filter_map(|p| p.weights.get(&page));
+            if *all > *lately + earlier.sum::<u64>() {
                 familiar += weight;
             }
             *lately += weight;

@@ -25,7 +25,7 @@ const CERTAIN: u64 = 64 * LOOK as u64;
 /// Rounds of expectation and maximization.
 const ROUNDS: usize = 40;
 /// Counts are told apart by this part of themselves, or of a look.
-const GRAIN: u64 = 8;
+const GRAIN: u64 = 32;
 /// Counts and numbers of pages are limited to this, so that no sum overflows.
 const LIMIT: u64 = 1 << 40;
 /// Pages are alike unless differences make their counts so much likelier: a logarithm, in 2^-16.
@@ -276,6 +276,17 @@ mod tests {
             let exact = (-(x as f64) / 65_536.0).exp();
             let ours = exp_minus(x) as f64 / ONE as f64;
             assert!((ours - exact).abs() < 1e-4, "{x}: {ours} {exact}");
+        }
+    }
+
+    #[test]
+    fn a_page_that_is_met_often_has_the_rate_that_it_is_met_with() {
+        let mut met: Vec<u64> = (0..32).map(|i| (8 + i % 9) * ONCE).collect();
+        for count in [300, 777, 2500] {
+            met.push(count * ONCE);
+            let mixture = Mixture::of(&met, 100);
+            let off = mixture.expected(count * ONCE).abs_diff(count * ONCE);
+            assert!(off < count * ONCE / 50, "{count}: off by {}", off / ONCE);
         }
     }
 

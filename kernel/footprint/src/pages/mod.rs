@@ -132,8 +132,7 @@ pub fn heats<'s>(
     let runs = single_out(runs, looks);
     let classes = Classes::of(&runs, looks);
     let mut ranges: Vec<Range> = Vec::with_capacity(runs.len());
-    for run in &runs {
-        let heat = classes.heat(run);
+    for (run, heat) in runs.iter().zip(classes.heats(&runs)) {
         if heat == 0 {
             continue;
         }
