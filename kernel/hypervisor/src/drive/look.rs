@@ -15,6 +15,7 @@ use crate::vm::{GuestRam, NOWHERE, Remapped, Vm};
 use alloc::collections::BTreeSet;
 use alloc::vec;
 use alloc::vec::Vec;
+use config::Host;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use footprint::pages::Range;
 use footprint::sampler::{Eyes, Heat, Mapped, Orders, Seen, Sight, Tunables};
@@ -34,6 +35,8 @@ const AGES: Nanos = Nanos::from_secs(1);
 pub struct Watch {
     /// What to look at.
     pub sampler: Sampler,
+    /// How often a second each virtual CPU is stopped for one, at most.
+    looks: u32,
     /// What looks at stopped virtual CPUs met, by page.
     looked: PageLooks,
     /// When that was aged last.
@@ -82,11 +85,12 @@ impl Cost {
 }
 
 impl Watch {
-    /// Over a VM that has not run yet, with intervals of at least this length.
-    pub fn over<B: Backend>(vm: &Vm<B>, shortest: Nanos, now: Nanos) -> Self {
+    /// Over a VM that has not run yet, as often as the operator wants.
+    pub fn over<B: Backend>(vm: &Vm<B>, host: &Host, now: Nanos) -> Self {
         let regions = vm.shape.memory.regions();
         let memory = regions.iter().map(|r| r.gpa.0..r.end().0);
         let default = Tunables::default();
+        let shortest = Nanos::from_millis(host.sample_ms.into());
         let tunables = Tunables {
             shortest,
             longest: default.longest.max(shortest),
@@ -94,6 +98,7 @@ impl Watch {
         };
         Self {
             sampler: Sampler::new(memory, u64::from(vm.id.0) << 32 | 0x9e37_79b9, tunables),
+            looks: host.looks,
             looked: PageLooks::default(),
             aged: now,
             heats: Vec::new(),
@@ -197,7 +202,13 @@ impl Watch {
         if now.since(self.aged) >= AGES {
             self.age(&vm.name, now);
         }
-        let operands = operands(vm, nodes, &mut self.looked, footprint.groups_mut());
+        let operands = operands(
+            vm,
+            self.looks,
+            nodes,
+            &mut self.looked,
+            footprint.groups_mut(),
+        );
         let root_of = vm.ram.root_of_each(nodes);
         self.cost.operands += operands.looks();
         let window = Window {
@@ -317,6 +328,7 @@ fn attribution(root_of: &[NodeId]) -> Attribution<'_> {
 /// added to `groups`.
 fn operands<B: Backend>(
     vm: &Vm<B>,
+    looks: u32,
     nodes: usize,
     by_page: &mut PageLooks,
     groups: &mut Groups,
@@ -324,7 +336,7 @@ fn operands<B: Backend>(
     let mut found = Operands::new(nodes);
     let mut met: Vec<(Gpa, NodeId, u32)> = Vec::new();
     for vcpu in &vm.vcpus {
-        let room = Looks::room();
+        let room = Looks::room(looks);
         let seen = vcpu.looks.lock().take(room);
         for look in seen.chunk_by(|_, next| !next.first) {
             let accessor = look.first().map_or(NodeId(0), |t| t.accessor);

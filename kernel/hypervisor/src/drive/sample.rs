@@ -42,6 +42,8 @@ pub struct Tracking {
     pub capacities: Capacities,
     /// One for each VM that was built.
     pub vms: Vec<VmTrack>,
+    /// The one of them whose pass comes first at the next look.
+    turn: usize,
     planner: Planner,
     next_plan: Nanos,
 }
@@ -67,11 +69,10 @@ impl Tracking {
     /// Nothing is known yet.
     pub fn new<B: Backend>(machine: &Machine, config: &HostConfig, vms: &[Vm<B>]) -> Self {
         let nodes = machine.nodes.len();
-        let shortest = Nanos::from_millis(config.host.sample_ms.into());
         let vms = vms.iter().map(|vm| VmTrack {
             vm: vm.id,
             footprint: Footprint::new(nodes, footprint::Tunables::default()),
-            watch: Watch::over(vm, shortest, time::now()),
+            watch: Watch::over(vm, &config.host, time::now()),
             waits: Waits::default(),
             roots: RootPolicy::new(nodes),
             last_word: String::from("nothing yet"),
@@ -80,6 +81,7 @@ impl Tracking {
             latencies: Latencies::from_fn(nodes, |from, to| machine.latency_ns(from, to)),
             capacities: load::capacities(machine),
             vms: vms.collect(),
+            turn: 0,
             planner: Planner::new(migrate::Tunables {
                 adapt: config.host.adapt,
                 ..migrate::Tunables::default()
@@ -130,11 +132,14 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
         }
         tracking.planner.handle(now, migrate::Event::VmGone(vm));
     }
-    // Passes of many VMs are spread over the looks between two, as whoever else this CPU has waits for each.
+    // Passes of many VMs are spread over the looks between two, as whoever else this CPU has waits for each. Where looks come late
+    // there are not enough for all, and each VM has its turn.
     let every = PASS.min(Nanos::from_millis(hv.config.host.plan_ms.into()));
     let looks = (every.0 / interval(hv).0.max(1)).max(1);
     let mut passes = (tracking.vms.len() as u64).div_ceil(looks);
-    for track in &mut tracking.vms {
+    let (later, first) = tracking.vms.split_at_mut(tracking.turn);
+    let turns = (tracking.turn..).zip(first).chain((0..).zip(later));
+    for (turn, track) in turns {
         let looks = |vm: &&Vm<B>| vm.state() == VmState::Running && !vm.watched.load(SeqCst);
         if let Some(vm) = hv.vm(track.vm).filter(looks) {
             let idle = track.footprint.is_idle();
@@ -143,6 +148,7 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
                 continue;
             }
             passes -= 1;
+            tracking.turn = turn + 1;
             let counted = counters::take(vm);
             if let Some(reads) = counted.as_ref().and_then(counters::Counted::reads) {
                 track.footprint.count(&reads);

@@ -5,7 +5,7 @@
 //! it, at random intervals so that nothing periodic in the guest is always or never met. A look costs some microseconds of
 //! its own VM's time, five hundred times a second; where it costs more, or a VM has many virtual CPUs, it comes less often.
 //!
-//! An operator may want more of them, or none (`looks` in the configuration): accessed bits are left then.
+//! An operator may want more of them (`looks` in the configuration), or none: then accessed bits alone say what is touched.
 //!
 //! The CPU that runs the guest writes down guest addresses; the footprint's pass, on the boot CPU, finds their nodes.
 
@@ -26,8 +26,8 @@ const REST: u64 = 8;
 const USUAL: u64 = 500;
 /// An interrupt so soon after the entry may have waited for it.
 const AT_ONCE: Nanos = Nanos::from_micros(100);
-/// Pages that are kept until somebody asks: a second of looks with eight pages each.
-const KEPT: usize = 4096;
+/// Pages of each look of a second that are kept until somebody asks.
+const KEPT: usize = 8;
 
 /// When a virtual CPU is looked at next, and with what.
 #[derive(Debug)]
@@ -119,9 +119,9 @@ impl Looks {
         core::mem::replace(&mut self.touched, room)
     }
 
-    /// Room for looks, to be handed in with [`Looks::take`].
-    pub fn room() -> Vec<Touched> {
-        Vec::with_capacity(KEPT)
+    /// Room for so many looks, to be handed in with [`Looks::take`].
+    pub fn room(looks: u32) -> Vec<Touched> {
+        Vec::with_capacity(looks as usize * KEPT)
     }
 
     /// Allocates nothing: what has no room is lost, and counted.
