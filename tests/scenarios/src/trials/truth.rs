@@ -28,6 +28,8 @@ const COUNTED: &str = "pages=guests,linear=128";
 /// Of guests that are not one loop on one CPU: each instruction takes so long, or the emulator's own work would be taken for
 /// theirs, and one CPU would be faster than the other.
 const INSTRUCTION_PS: u32 = 3000;
+/// Looks a second where hot pages are hardly hotter than others.
+const OFTEN: &str = "4000";
 const CLOSED: &str = "PROBE window closed";
 
 /// Makes a scenario of one tier.
@@ -37,7 +39,7 @@ type Kind = fn(&str, &str, fn(&Evidence) -> Result<(), String>) -> Scenario;
 pub fn scenarios(seed: u64) -> Vec<Scenario> {
     let mut random = Random::new(seed ^ 0x7007);
     let mut drawn = || u64::from(random.between(1, u32::MAX));
-    let layouts = ["hot", "ranges", "scattered", "zipf", "moving", "strides"];
+    let layouts = ["hot", "ranges", "scattered", "moving", "strides"];
     let mut trials: Vec<Scenario> = layouts
         .into_iter()
         .map(|layout| {
@@ -54,6 +56,21 @@ pub fn scenarios(seed: u64) -> Vec<Scenario> {
             )
         })
         .collect();
+    // Its pages are graded, so that as many lie just below the end of the set as just above it: five hundred looks a second find them
+    // to 0.84 to 0.95. And with the emulator's own clock visits to pages that it has not met lately take longer.
+    trials.push(
+        touching(
+            Scenario::full,
+            "hot-set-zipf",
+            "the hot set of the layout \"zipf\" is found within ten seconds, with looks more often",
+            "zipf",
+            drawn(),
+            1,
+            knows_the_hot_set,
+        )
+        .host("looks", OFTEN)
+        .observed(&format!("{COUNTED},clock={INSTRUCTION_PS}")),
+    );
     trials.push(
         touching(
             Scenario::full,
@@ -149,7 +166,7 @@ pub fn scenarios(seed: u64) -> Vec<Scenario> {
                 .set("cpus", "1")
                 .set("mode", "\"off\"")
                 .workload(&words))
-            .host("looks", "4000")
+            .host("looks", OFTEN)
             .type_after(CLOSED, &format!("hot {NAME}\r"))
             .observed(&format!("{COUNTED},clock={INSTRUCTION_PS}")),
         );
