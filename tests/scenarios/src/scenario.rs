@@ -59,6 +59,8 @@ pub enum Action {
     Nmi,
     /// A machine-check bank of CPU 0 reports an uncorrected error.
     MachineCheck,
+    /// The emulator stops the whole machine and lets it go on at once, so many times.
+    Stops(u32),
 }
 
 impl Action {
@@ -66,7 +68,7 @@ impl Action {
     pub fn needs_control(&self) -> bool {
         match self {
             Self::Type(_) => false,
-            Self::Nmi | Self::MachineCheck => true,
+            Self::Nmi | Self::MachineCheck | Self::Stops(_) => true,
         }
     }
 }
@@ -269,6 +271,15 @@ impl Scenario {
         self
     }
 
+    /// With so many short stops of the whole machine once a line of the console contains `after`.
+    pub fn stops_after(mut self, after: &str, times: u32) -> Self {
+        self.steps.push(Step {
+            after: after.into(),
+            what: Action::Stops(times),
+        });
+        self
+    }
+
     /// With an uncorrected machine check once a line of the console contains `after`.
     pub fn machine_check_after(mut self, after: &str) -> Self {
         self.steps.push(Step {
@@ -336,7 +347,7 @@ impl Scenario {
                 .then(|| "QEMU does not emulate what it is about".into());
         }
         if self.steps.iter().any(|step| step.what.needs_control()) {
-            return Some("Bochs lets nobody send an NMI or a machine check from outside".into());
+            return Some("Bochs lets nobody stop it or send an NMI or a machine check from outside".into());
         }
         self.machine_in(emulator).check_for_bochs().err()
     }

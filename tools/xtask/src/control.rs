@@ -15,6 +15,9 @@ use serde_json::{Value, json};
 /// How long the emulator may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// From one stop of the machine to the next.
+const BETWEEN_STOPS: Duration = Duration::from_millis(20);
+
 /// How the machine went off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Off {
@@ -87,6 +90,19 @@ impl Control {
             &json!({"execute": "human-monitor-command", "arguments": {"command-line": line}}),
         )
         .map(drop)
+    }
+
+    /// Stops the whole machine and lets it go on, so many times: each time all processors' threads leave what they do.
+    ///
+    /// # Errors
+    /// As [`Self::inject_nmi`].
+    pub fn stop_and_go_on(&mut self, times: u32) -> Result<()> {
+        for _ in 0..times {
+            self.command(&json!({"execute": "stop"}))?;
+            self.command(&json!({"execute": "cont"}))?;
+            std::thread::sleep(BETWEEN_STOPS);
+        }
+        Ok(())
     }
 
     /// Every processor's registers, as QEMU prints them.

@@ -183,6 +183,7 @@ pub fn run(invocation: &Invocation, manner: &Manner) -> Result<Transcript> {
                     .context("the console takes no keys")?,
                 Action::Nmi => control.inject_nmi()?,
                 Action::MachineCheck => control.inject_machine_check()?,
+                Action::Stops(times) => control.stop_and_go_on(*times)?,
             }
         }
         let _ = console_in.flush();

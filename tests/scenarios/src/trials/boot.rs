@@ -40,6 +40,14 @@ pub fn scenarios() -> Vec<Scenario> {
         .vm(Vm::linux("beta")
             .set("memory_nodes", "[3]")
             .set("start_node", "0")),
+        // It did: QEMU gave an injected interrupt once more when its processor's thread was called for something else.
+        Scenario::quick(
+            "interrupts-come-once",
+            "a Linux guest gets no interrupt twice where the emulator stops and goes on three hundred times",
+            |e| e.every_guest_is_well(2),
+        )
+        .vm(Vm::linux("once").workload("--mib 4 --seconds 12"))
+        .stops_after("WORKLOAD t=1", 300),
         Scenario::full(
             "two-small-guests",
             "two small Linux guests on two nodes; the one that is far from its memory is brought together with it",

@@ -23,7 +23,7 @@ pub struct Qemu {
     pub first_args: Vec<String>,
     /// What `--version` says, e.g. "10.0.2 (Debian 1:10.0.2+ds-2)".
     pub version: String,
-    /// Whether it is our copy without the race that is told in [`super::mend`].
+    /// Whether it is our copy without the faults that are told in [`super::mend`].
     pub mended: bool,
 }
 
