@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use scenarios::{Emulator, Scenario, Tier};
+use scenarios::{Emulator, Scenario, Stamped, Tier};
 use serde_json::Value;
 
 use crate::artifacts::{self, Artifacts, root};
@@ -22,6 +22,10 @@ use crate::session::{self, Manner};
 use crate::status::usage;
 use crate::summary::{Result as Outcome, Summary};
 use crate::{lint, micro, say};
+
+/// So much of a console is told when a trial fails.
+const TOLD_LINES: usize = 24;
+const TOLD_CHARS: usize = 200;
 
 /// The options of `test`.
 #[derive(Args, Clone, Debug)]
@@ -426,12 +430,25 @@ impl Bench {
                 .seed
                 .map_or(String::new(), |seed| format!(" (seed {seed})"));
             format!(
-                "{why}{seed}\n  the run ended: {}\n  logs: {}",
+                "{why}{seed}\n  the run ended: {}\n  the console ended:\n{}  logs: {}",
                 evidence.outcome,
+                end_of(&evidence.console),
                 folder.display()
             )
         }))
     }
+}
+
+/// The last lines of a console, for whoever cannot read the logs afterwards.
+fn end_of(console: &[Stamped<String>]) -> String {
+    let first = console.len().saturating_sub(TOLD_LINES);
+    let lines = console.iter().skip(first);
+    lines
+        .map(|line| {
+            let line: String = line.what.trim_end().chars().take(TOLD_CHARS).collect();
+            format!("    {line}\n")
+        })
+        .collect()
 }
 
 fn plan(scenario: &Scenario) -> Result<Plan> {
