@@ -479,6 +479,11 @@ impl Footprint {
         pages
     }
 
+    /// Bytes of memory that it takes.
+    pub fn metadata_bytes(&self) -> usize {
+        self.pages.capacity() * size_of::<HotPage>() + self.groups.metadata_bytes()
+    }
+
     /// The touched page that begins at an address.
     pub fn page(&self, gpa: Gpa) -> Option<&HotPage> {
         let i = self.pages.binary_search_by_key(&gpa, |p| p.gpa).ok()?;

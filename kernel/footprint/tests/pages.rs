@@ -15,6 +15,8 @@ use units::{Gpa, Nanos, PAGE_BYTES, PageSize};
 const INTERVAL: Nanos = Nanos::from_millis(100);
 const GRANULES: u64 = 16;
 const ALL: u64 = GRANULES * PAGES as u64;
+/// Of the VM: enough that nothing is forgotten early.
+const MEMORY: u64 = 1 << 30;
 
 /// A guest that visits pages as `next` says, watched for six seconds.
 struct Watched {
@@ -44,7 +46,7 @@ fn watch(seed: u64, visits_of_interval: u64, mut next: impl FnMut(&mut Random) -
         truth: BTreeMap::new(),
         granules: Vec::new(),
         close: BTreeMap::new(),
-        looks: PageLooks::default(),
+        looks: PageLooks::of_memory(MEMORY),
     };
     for _look in 0..3 {
         let mut hits = vec![[0u8; PAGES]; GRANULES as usize];
@@ -108,7 +110,7 @@ fn a_saturated_range_is_told_from_the_cold_rest_by_looks() {
         let w = watch(seed, 6000, |d| mostly(d, |n| 1000 + n, 200));
         assert!(w.f1(&w.looks) >= 950, "{}", w.f1(&w.looks));
         assert!(
-            w.f1(&PageLooks::default()) < 500,
+            w.f1(&PageLooks::of_memory(MEMORY)) < 500,
             "bits alone know what is hot, not how hot"
         );
     }
@@ -169,15 +171,43 @@ fn looks_with_intervals_of_different_lengths_are_taken_together() {
 }
 
 #[test]
-fn what_looks_met_is_forgotten_and_takes_no_more_room_than_it_may() {
-    let mut looks = PageLooks::default();
-    for page in 0..100_000u64 {
+fn what_looks_met_is_forgotten_and_takes_no_more_than_its_part_of_memory() {
+    let told = |looks: &PageLooks| heats(&[], |_| None, looks).len();
+    for mib in [32u64, 256, 8192] {
+        let part = (mib << 20 >> 10) as usize;
+        let mut looks = PageLooks::of_memory(mib << 20);
+        let mut most = 0;
+        for page in 0..200_000u64 {
+            looks.look([(Gpa(page * PAGE_BYTES), 1024)]);
+            most = most.max(looks.metadata_bytes());
+            assert!(looks.metadata_bytes() <= part, "{mib} MiB: {most} bytes");
+        }
+        // All but a portion of it is put to use, as far as there is something to remember.
+        let pages = told(&looks);
+        let needed = pages == 200_000;
+        assert!(
+            most * 4 >= part * 3 || needed,
+            "{mib} MiB: {most} bytes, {pages} pages"
+        );
+        (0..9).for_each(|_| assert!(!looks.age()));
+        assert_eq!((told(&looks), looks.count()), (0, 0));
+    }
+}
+
+/// Where there is little room, what was met last is what counts.
+#[test]
+fn without_room_the_oldest_is_forgotten() {
+    let mut looks = PageLooks::of_memory(32 << 20);
+    for page in (0..3000u64).chain(5000..6000) {
         looks.look([(Gpa(page * PAGE_BYTES), 1024)]);
     }
-    let told = |looks: &PageLooks| heats(&[], |_| None, looks).len();
-    assert!((1..=16_384).contains(&told(&looks)), "{}", told(&looks));
-    (0..9).for_each(|_| assert!(!looks.age()));
-    assert_eq!(told(&looks), 0);
+    let ranges = heats(&[], |_| None, &looks);
+    let known = |page: u64| {
+        ranges
+            .iter()
+            .any(|r| (r.first..r.first + r.pages).contains(&page))
+    };
+    assert!((5900..6000).all(known) && !(0..100).any(known));
 }
 
 /// A look that meets four pages says something of each of them: pages that bits find touched all the time, as code is, and that
@@ -193,7 +223,7 @@ fn each_page_of_a_look_counts_as_met() {
         heat: 1000,
         hits: 20,
     };
-    let mut looks = PageLooks::default();
+    let mut looks = PageLooks::of_memory(MEMORY);
     let mut dice = Random::new(3, 0);
     for _ in 0..met {
         let mut page = |i: u64| (Gpa((i * 16 + dice.below(16)) * PAGE_BYTES), 64);
@@ -214,7 +244,7 @@ fn each_page_of_a_look_counts_as_met() {
 /// What a guest did in any of the last passes counts alike, and not at all after that.
 #[test]
 fn phases_count_alike_and_are_forgotten_together() {
-    let mut looks = PageLooks::default();
+    let mut looks = PageLooks::of_memory(MEMORY);
     let pass = |looks: &mut PageLooks, page: u64| {
         assert!(!looks.age());
         (0..40).for_each(|_| looks.look([(Gpa(page * PAGE_BYTES), 1024)]));
@@ -260,7 +290,7 @@ proptest! {
         let touched: BTreeMap<u64, u64> = touched.into_iter().collect();
         let granules: Vec<Heat> = touched.iter()
             .map(|(g, heat)| Heat { gpa: Gpa(g * PageSize::Size2M.bytes()), heat: *heat, hits: 1 }).collect();
-        let mut looks = PageLooks::default();
+        let mut looks = PageLooks::of_memory(MEMORY);
         met.iter().for_each(|(page, weight)| looks.look([(Gpa(page * PAGE_BYTES), *weight)]));
         let ranges = heats(&granules, |at| close.get(&(at.0 / PageSize::Size2M.bytes())), &looks);
         let mut sorted = ranges.clone();

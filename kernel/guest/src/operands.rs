@@ -86,6 +86,9 @@ impl Run {
 pub struct Reader(Known);
 
 impl Reader {
+    /// Bytes of memory that what it remembers takes.
+    pub const BYTES: usize = Known::BYTES;
+
     /// What a guest with these registers touches after so many instructions, or before, where no more than those can be followed;
     /// empty where its code or its operands cannot be read.
     pub fn look(

@@ -6,8 +6,10 @@
 //! that: what is told is what the guest did in that time. If it begins something else meanwhile, all that was before is forgotten
 //! at once (`habit`).
 //!
-//! Many virtual CPUs are looked at more often than all is worth to be remembered: then the time is shorter.
+//! All of it together takes a thousandth of the VM's memory at most: where guests are looked at very often, or touch very many
+//! pages, the time is shorter.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use units::{Gpa, PAGE_BYTES};
 
@@ -15,26 +17,66 @@ use super::habit::Habit;
 
 /// Passes that looks count for. With the one that is not over yet they are ten seconds.
 const PASSES: u32 = 9;
-/// Pages that one portion of what was met has at most.
-const PORTION: usize = 1024;
-/// Portions that are remembered.
-const PORTIONS: usize = 12;
+/// Bytes of a VM's memory for each one that notes of looks at it take at most.
+const PART_OF_MEMORY: u64 = 1024;
+/// Notes of small VMs take so many bytes at most.
+const LEAST_BYTES: usize = 16 << 10;
+/// Portions that there is room for: when the open one has its part, it is closed, so that what is forgotten is not all.
+const PORTIONS: usize = 8;
+/// Bytes that a page takes in a portion that is closed, and in a tree: nodes of eleven are two thirds full.
+const CLOSED_BYTES: usize = 12;
+const TREE_BYTES: usize = 20;
 
-/// What looks met in a pass, or in a part of it.
+/// What looks met in this pass, or in a part of it.
 #[derive(Clone, Debug, Default)]
-struct Portion {
-    pass: u32,
-    weights: BTreeMap<u64, u64>,
+struct Open {
+    weights: BTreeMap<u64, u32>,
     looks: u64,
     met: u64,
 }
 
+/// What looks met in a pass that is over, or in a part of one.
+#[derive(Clone, Debug)]
+struct Closed {
+    pass: u32,
+    /// By number, ascending.
+    pages: Box<[u64]>,
+    /// Of each of them.
+    weights: Box<[u32]>,
+    looks: u64,
+    met: u64,
+}
+
+impl Closed {
+    fn new(open: Open, pass: u32) -> Self {
+        Self {
+            pass,
+            pages: open.weights.keys().copied().collect(),
+            weights: open.weights.values().copied().collect(),
+            looks: open.looks,
+            met: open.met,
+        }
+    }
+
+    /// What a page weighs here.
+    fn weight(&self, page: u64) -> u32 {
+        let at = self.pages.binary_search(&page).ok();
+        at.and_then(|at| self.weights.get(at)).map_or(0, |w| *w)
+    }
+}
+
 /// What looks at stopped guests met, by page, as far as it counts.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct PageLooks {
-    portions: VecDeque<Portion>,
+    /// Bytes that all of it may take.
+    room: usize,
+    open: Open,
+    /// Oldest first.
+    closed: VecDeque<Closed>,
+    /// Pages of all that are closed together.
+    pages_closed: usize,
     /// Of all portions together.
-    weights: BTreeMap<u64, u64>,
+    weights: BTreeMap<u64, u32>,
     total: u64,
     looks: u64,
     /// Pages that looks met: one look meets some.
@@ -47,35 +89,51 @@ pub struct PageLooks {
 }
 
 impl PageLooks {
+    /// None yet, of a VM with so much memory.
+    pub fn of_memory(bytes: u64) -> Self {
+        let room = usize::try_from(bytes / PART_OF_MEMORY).unwrap_or(usize::MAX);
+        Self {
+            room: room.max(LEAST_BYTES),
+            open: Open::default(),
+            closed: VecDeque::new(),
+            pages_closed: 0,
+            weights: BTreeMap::new(),
+            total: 0,
+            looks: 0,
+            met: 0,
+            pass: 0,
+            habit: Habit::default(),
+            judged: 0,
+        }
+    }
+
     /// One look: the pages that it met and what each weighs.
     pub fn look(&mut self, pages: impl IntoIterator<Item = (Gpa, u32)>) {
-        self.make_room();
         let judged = self.judged;
-        let Some((portion, before)) = self.portions.make_contiguous().split_last_mut() else {
-            return;
-        };
-        let unjudged = || before.iter().rev().take_while(|p| p.pass >= judged);
         let (mut total, mut familiar) = (0, 0);
         for (page, weight) in pages.into_iter().filter(|(_, weight)| *weight > 0) {
-            let (page, weight) = (page.0 / PAGE_BYTES, u64::from(weight));
-            let lately = portion.weights.entry(page).or_default();
+            let page = page.0 / PAGE_BYTES;
+            let lately = self.open.weights.entry(page).or_default();
             let all = self.weights.entry(page).or_default();
-            let earlier = unjudged().filter_map(|p| p.weights.get(&page));
-            if *all > *lately + earlier.sum::<u64>() {
-                familiar += weight;
+            let unjudged = self.closed.iter().rev().take_while(|p| p.pass >= judged);
+            let earlier = unjudged.map(|p| p.weight(page));
+            let lately_in_all = earlier.fold(*lately, u32::saturating_add);
+            if *all > lately_in_all {
+                familiar += u64::from(weight);
             }
-            *lately += weight;
-            *all += weight;
-            total += weight;
-            portion.met += 1;
+            *lately = lately.saturating_add(weight);
+            *all = all.saturating_add(weight);
+            total += u64::from(weight);
+            self.open.met += 1;
             self.met += 1;
         }
         if total > 0 {
-            portion.looks += 1;
+            self.open.looks += 1;
             self.looks += 1;
             self.total += total;
             self.habit.note(total, familiar);
         }
+        self.keep_to_its_room();
     }
 
     /// A pass is over, and what was met too many of them ago forgotten. True if the guest has begun something else: then all that
@@ -86,7 +144,8 @@ impl PageLooks {
             Some(true) => self.judged,
             _ => (self.pass + 2).saturating_sub(PASSES),
         };
-        while self.portions.front().is_some_and(|p| p.pass < oldest) {
+        self.close();
+        while self.closed.front().is_some_and(|p| p.pass < oldest) {
             self.forget_a_portion();
         }
         self.pass = self.pass.saturating_add(1);
@@ -96,13 +155,20 @@ impl PageLooks {
         broken == Some(true)
     }
 
+    /// Bytes of memory that all of it takes.
+    pub fn metadata_bytes(&self) -> usize {
+        let in_trees = self.open.weights.len() + self.weights.len();
+        let portions = self.closed.capacity() * size_of::<Closed>();
+        self.pages_closed * CLOSED_BYTES + in_trees * TREE_BYTES + portions
+    }
+
     /// Looks, as far as they count.
     pub const fn count(&self) -> u64 {
         self.looks
     }
 
     /// Weights by the number of the page.
-    pub(super) const fn pages(&self) -> &BTreeMap<u64, u64> {
+    pub(super) const fn pages(&self) -> &BTreeMap<u64, u32> {
         &self.weights
     }
 
@@ -111,34 +177,37 @@ impl PageLooks {
         self.total.checked_div(self.met).unwrap_or(0).max(1)
     }
 
-    /// Sees to it that the last portion is of this pass and has room for a look.
-    fn make_room(&mut self) {
-        let pass = self.pass;
-        let has_room = |p: &Portion| p.pass == pass && p.weights.len() < PORTION;
-        if self.portions.back().is_some_and(has_room) {
-            return;
+    /// Closes the open portion when it has its part of the room, and forgets the oldest where there is none left.
+    fn keep_to_its_room(&mut self) {
+        if self.open.weights.len() * TREE_BYTES > self.room / PORTIONS {
+            self.close();
         }
-        if self.portions.len() >= PORTIONS {
+        while self.metadata_bytes() > self.room && !self.closed.is_empty() {
             self.forget_a_portion();
         }
-        self.portions.push_back(Portion {
-            pass,
-            ..Portion::default()
-        });
+    }
+
+    fn close(&mut self) {
+        let open = core::mem::take(&mut self.open);
+        if !open.weights.is_empty() {
+            self.pages_closed += open.weights.len();
+            self.closed.push_back(Closed::new(open, self.pass));
+        }
     }
 
     fn forget_a_portion(&mut self) {
-        let Some(portion) = self.portions.pop_front() else {
+        let Some(portion) = self.closed.pop_front() else {
             return;
         };
+        self.pages_closed -= portion.pages.len();
         self.looks = self.looks.saturating_sub(portion.looks);
         self.met = self.met.saturating_sub(portion.met);
-        for (page, weight) in portion.weights {
-            self.total = self.total.saturating_sub(weight);
-            if let Some(all) = self.weights.get_mut(&page) {
-                *all = all.saturating_sub(weight);
+        for (page, weight) in portion.pages.iter().zip(&portion.weights) {
+            self.total = self.total.saturating_sub(u64::from(*weight));
+            if let Some(all) = self.weights.get_mut(page) {
+                *all = all.saturating_sub(*weight);
                 if *all == 0 {
-                    self.weights.remove(&page);
+                    self.weights.remove(page);
                 }
             }
         }

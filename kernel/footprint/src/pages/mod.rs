@@ -190,7 +190,10 @@ fn class(rate: u64) -> u32 {
 /// Gives each page that looks met a run of its own. Bits may know nothing of it: then it is as cold as anything.
 fn single_out(mut runs: Vec<Run>, looks: &PageLooks) -> Vec<Run> {
     runs.sort_unstable_by_key(|r| r.first);
-    let met = looks.pages().iter().map(|(page, weight)| (*page, *weight));
+    let met = looks
+        .pages()
+        .iter()
+        .map(|(page, weight)| (*page, u64::from(*weight)));
     let mut looked = met.peekable();
     let mut all: Vec<Run> = Vec::with_capacity(runs.len() + looks.pages().len());
     let alone = |page: u64, weight: u64| Run {

@@ -43,7 +43,7 @@ fn f1(layout: Layout, seed: u64, pace: Pace, before: Option<Layout>) -> u64 {
     let warm_up = before.map_or(WARM_UP, |_| BEFORE + SINCE);
     let mut turned = before.is_none();
     let mut sampler = Sampler::new(std::iter::once(0..MEMORY), seed, Tunables::default());
-    let (mut looks, mut seen) = (PageLooks::default(), Vec::new());
+    let (mut looks, mut seen) = (PageLooks::of_memory(MEMORY), Vec::new());
     let mut heat: Vec<Heat> = Vec::new();
     let (mut now, mut last_pass) = (Nanos::ZERO, Nanos::ZERO);
     let mut window = false;

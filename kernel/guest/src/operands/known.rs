@@ -99,6 +99,9 @@ impl Default for Known {
 }
 
 impl Known {
+    /// Bytes that all places take.
+    pub(super) const BYTES: usize = PLACES / WAYS * size_of::<Set>();
+
     /// The instruction whose bytes `code` begins with; `None` if it is none.
     pub(super) fn decode(&mut self, bits: u32, at: u64, code: &[u8]) -> Option<&Decoded> {
         let set = self.sets.get_mut(set_of(at))?;

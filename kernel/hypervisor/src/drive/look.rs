@@ -8,8 +8,8 @@
 //! Where nodes have tables of their own, bits are read and cleared in all of them, each by itself: the one interval and the one
 //! generation are enough for all, and what a node's tables say is what that node did.
 
+use super::intake::Intake;
 use crate::arch::time;
-use crate::exits::operands::{Looks, Touched};
 use crate::virt::Backend;
 use crate::vm::{GuestRam, NOWHERE, Remapped, Vm};
 use alloc::collections::BTreeSet;
@@ -19,28 +19,18 @@ use config::Host;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use footprint::pages::Range;
 use footprint::sampler::{Eyes, Heat, Mapped, Orders, Seen, Sight, Tunables};
-use footprint::{
-    Attribution, Coverage, Footprint, Groups, LeafSample, Operands, PageHits, PageLooks, Sampler,
-    Window,
-};
+use footprint::{Attribution, Coverage, Footprint, LeafSample, PageHits, Sampler, Window};
 use memory::probe::PageSet;
 use memory::table::TableFormat;
 use units::{Gpa, Nanos, NodeId, PAGE_BYTES, PageSize};
-
-/// Time between two agings of looks, which are in passes of this length.
-const AGES: Nanos = Nanos::from_secs(1);
 
 /// What is remembered of a VM from one look to the next.
 #[derive(Debug)]
 pub struct Watch {
     /// What to look at.
     pub sampler: Sampler,
-    /// How often a second each virtual CPU is stopped for one, at most.
-    looks: u32,
-    /// What looks at stopped virtual CPUs met, by page.
-    looked: PageLooks,
-    /// When that was aged last.
-    aged: Nanos,
+    /// What looks at stopped virtual CPUs found.
+    pub intake: Intake,
     /// What the last pass found.
     heats: Vec<Heat>,
     /// When the interval is over.
@@ -73,8 +63,6 @@ pub struct Cost {
     pub shootdowns: u64,
     /// CPUs that were interrupted by those. Nothing else here interrupts any.
     pub interrupted: u64,
-    /// Looks at what stopped virtual CPUs were about to touch.
-    pub operands: u64,
 }
 
 impl Cost {
@@ -85,8 +73,8 @@ impl Cost {
 }
 
 impl Watch {
-    /// Over a VM that has not run yet, as often as the operator wants.
-    pub fn over<B: Backend>(vm: &Vm<B>, host: &Host, now: Nanos) -> Self {
+    /// Over a VM that has not run yet, on a host with so many nodes, as often as the operator wants.
+    pub fn over<B: Backend>(vm: &Vm<B>, host: &Host, nodes: usize, now: Nanos) -> Self {
         let regions = vm.shape.memory.regions();
         let memory = regions.iter().map(|r| r.gpa.0..r.end().0);
         let default = Tunables::default();
@@ -98,9 +86,7 @@ impl Watch {
         };
         Self {
             sampler: Sampler::new(memory, u64::from(vm.id.0) << 32 | 0x9e37_79b9, tunables),
-            looks: host.looks,
-            looked: PageLooks::default(),
-            aged: now,
+            intake: Intake::over(vm, host, nodes, now),
             heats: Vec::new(),
             next: now,
             last_pass: now,
@@ -175,6 +161,13 @@ impl Watch {
         }
     }
 
+    /// Bytes of memory that all of this takes.
+    pub fn metadata_bytes(&self, vcpus: usize) -> usize {
+        let heats = self.heats.capacity() * size_of::<Heat>();
+        let split = self.split.len() * 2 * size_of::<Gpa>();
+        self.sampler.metadata_bytes() + self.intake.metadata_bytes(vcpus) + heats + split
+    }
+
     /// Whether the last pass was `every` ago.
     pub fn pass_is_due(&self, every: Nanos, now: Nanos) -> bool {
         now.since(self.last_pass) >= every
@@ -199,18 +192,16 @@ impl Watch {
             }
         }
         let resident = vm.ram.bytes_by_node();
-        if now.since(self.aged) >= AGES {
-            self.age(&vm.name, now);
+        if self.intake.age(now) {
+            log::debug!(
+                "{} does something else: what it did before is forgotten",
+                vm.name
+            );
+            self.sampler.forget();
         }
-        let operands = operands(
-            vm,
-            self.looks,
-            nodes,
-            &mut self.looked,
-            footprint.groups_mut(),
-        );
+        self.intake.take_in(vm, footprint.groups_mut());
+        let operands = self.intake.found(nodes);
         let root_of = vm.ram.root_of_each(nodes);
-        self.cost.operands += operands.looks();
         let window = Window {
             length,
             run_time: &run_time,
@@ -231,15 +222,6 @@ impl Watch {
         (length, run_time)
     }
 
-    /// About a second has passed: what was met ten of them ago is forgotten, and all that was, if the VM has begun something else.
-    fn age(&mut self, name: &str, now: Nanos) {
-        self.aged = now;
-        if self.looked.age() {
-            log::debug!("{name} does something else: what it did before is forgotten");
-            self.sampler.forget();
-        }
-    }
-
     /// What looking has cost since this was asked last: the VM's bill.
     pub fn take_bill(&mut self) -> Nanos {
         let spent = self.cost.spent();
@@ -249,12 +231,12 @@ impl Watch {
     /// All pages that are touched, hottest first.
     pub fn page_heats(&self) -> Vec<Range> {
         let close = |granule| self.sampler.pages(granule);
-        footprint::pages::heats(&self.heats, close, &self.looked)
+        footprint::pages::heats(&self.heats, close, self.intake.by_page())
     }
 
     /// How many of the first of these pages are hot.
     pub fn hot_pages(&self, ranges: &[Range]) -> u64 {
-        footprint::pages::hot_pages(ranges, self.looked.count())
+        footprint::pages::hot_pages(ranges, self.intake.by_page().count())
     }
 
     /// Heat by leaves, and by the node that touches them. A granule under a close look counts as the one leaf that it was
@@ -322,36 +304,6 @@ fn attribution(root_of: &[NodeId]) -> Attribution<'_> {
         true => Attribution::ByRunTime,
         false => Attribution::ByRoot { root_of },
     }
-}
-
-/// What looks at a VM's virtual CPUs found since the last pass, by node; and by page, added to `by_page`, and by who touched what,
-/// added to `groups`.
-fn operands<B: Backend>(
-    vm: &Vm<B>,
-    looks: u32,
-    nodes: usize,
-    by_page: &mut PageLooks,
-    groups: &mut Groups,
-) -> Operands {
-    let mut found = Operands::new(nodes);
-    let mut met: Vec<(Gpa, NodeId, u32)> = Vec::new();
-    for vcpu in &vm.vcpus {
-        let room = Looks::room(looks);
-        let seen = vcpu.looks.lock().take(room);
-        for look in seen.chunk_by(|_, next| !next.first) {
-            let accessor = look.first().map_or(NodeId(0), |t| t.accessor);
-            let place = |t: &Touched| Some((t.page, vm.ram.leaf(t.page)?.0, t.weight));
-            met.clear();
-            met.extend(look.iter().filter_map(place));
-            found.look(
-                accessor,
-                met.iter().map(|(_, node, weight)| (*node, *weight)),
-            );
-            groups.look(vcpu.id.index, accessor, &met);
-            by_page.look(look.iter().map(|t| (t.page, t.weight)));
-        }
-    }
-    found
 }
 
 /// The accessed bits of a VM.

@@ -7,7 +7,7 @@
 //! * `schedule`: the scheduler's inputs in their order, recorded for a replay if asked for
 //! * `counters`: performance counters to footprints and to the scheduler's penalties
 //! * `load`: how busy nodes and links are
-//! * `look`: accessed bits to footprints
+//! * `look`: accessed bits to footprints, `intake`: with what stopped guests were about to touch
 //! * `sample`: footprints to proximity and plans
 //! * `moves`: orders for pages, `carry`: how a page comes to its new node
 //! * `record`: events to the log and to telemetry
@@ -15,6 +15,7 @@
 mod carry;
 mod counters;
 mod decisions;
+mod intake;
 pub mod load;
 mod lock;
 mod look;

@@ -72,7 +72,7 @@ impl Tracking {
         let vms = vms.iter().map(|vm| VmTrack {
             vm: vm.id,
             footprint: Footprint::new(nodes, footprint::Tunables::default()),
-            watch: Watch::over(vm, &config.host, time::now()),
+            watch: Watch::over(vm, &config.host, nodes, time::now()),
             waits: Waits::default(),
             roots: RootPolicy::new(nodes),
             last_word: String::from("nothing yet"),
@@ -144,6 +144,8 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
         if let Some(vm) = hv.vm(track.vm).filter(looks) {
             let idle = track.footprint.is_idle();
             track.watch.look(vm, idle, now);
+            let groups = track.footprint.groups_mut();
+            track.watch.intake.take_in(vm, groups);
             if passes == 0 || !track.watch.pass_is_due(every, now) {
                 continue;
             }

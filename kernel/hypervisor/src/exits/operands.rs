@@ -26,8 +26,8 @@ const REST: u64 = 8;
 const USUAL: u64 = 500;
 /// An interrupt so soon after the entry may have waited for it.
 const AT_ONCE: Nanos = Nanos::from_micros(100);
-/// Pages of each look of a second that are kept until somebody asks.
-const KEPT: usize = 8;
+/// Pages that there is room for with each look, on average.
+const KEPT: usize = 4;
 
 /// When a virtual CPU is looked at next, and with what.
 #[derive(Debug)]
@@ -38,6 +38,9 @@ pub struct NextLook {
 }
 
 impl NextLook {
+    /// Bytes that looks at a virtual CPU take where it runs.
+    pub const BYTES: usize = size_of::<Self>() + Reader::BYTES;
+
     /// Soon after the start.
     pub fn new(seed: u64) -> Self {
         Self {
@@ -97,7 +100,7 @@ impl Looking {
 pub struct Looks {
     touched: Vec<Touched>,
     /// Looks that found no room.
-    pub lost: u64,
+    lost: u64,
 }
 
 /// A page that was touched in one look.
@@ -114,14 +117,20 @@ pub struct Touched {
 }
 
 impl Looks {
-    /// Takes out what there is, and leaves room for as much again.
-    pub fn take(&mut self, room: Vec<Touched>) -> Vec<Touched> {
-        core::mem::replace(&mut self.touched, room)
+    /// Takes out what there is, and how many looks found no room, and leaves room for more.
+    pub fn take(&mut self, room: Vec<Touched>) -> (Vec<Touched>, u64) {
+        let lost = core::mem::take(&mut self.lost);
+        (core::mem::replace(&mut self.touched, room), lost)
     }
 
-    /// Room for so many looks, to be handed in with [`Looks::take`].
-    pub fn room(looks: u32) -> Vec<Touched> {
-        Vec::with_capacity(looks as usize * KEPT)
+    /// Sees to it that there is room for so many looks, to be handed in with [`Looks::take`].
+    pub fn make_room(room: &mut Vec<Touched>, looks: u32) {
+        room.reserve_exact(looks as usize * KEPT);
+    }
+
+    /// Bytes that room for so many looks takes.
+    pub const fn bytes_of_room(looks: u32) -> usize {
+        looks as usize * KEPT * size_of::<Touched>()
     }
 
     /// Allocates nothing: what has no room is lost, and counted.

@@ -303,26 +303,30 @@ fn page_tables<B: Backend>(vm: &Vm<B>) -> String {
 /// What looking costs.
 fn looks<B: Backend>(vm: &Vm<B>, track: &drive::VmTrack) -> String {
     let watch = &track.watch;
-    let notes = watch.sampler.metadata_bytes() + track.footprint.groups().metadata_bytes();
+    let notes = watch.metadata_bytes(vm.vcpus.len()) + track.footprint.metadata_bytes();
+    let memory = vm.shape.memory.bytes().max(1);
+    let millionths = notes as u64 * 1_000_000 / memory;
+    let (looks, lost) = watch.intake.count();
     let cost = watch.cost;
     let flushes: u64 = vm.vcpus.iter().map(|v| v.flushes.load(Relaxed)).sum();
     format!(
-        "looked {} times ({} stale) in {}, now every {} ms at {} regions, with {} KiB of notes; {} entries flushed\n\
+        "looked {} times ({} stale) in {}, now every {} ms at {} regions, with {} KiB of notes, {}.{:03} % of its memory; {} entries flushed\n\
          looked closely at {} granules by {} shootdowns, {} in all, that interrupted {} CPUs; {} were interrupted for shootdowns of all kinds and VMs\n\
-         looked {} times at what a stopped virtual CPU was about to touch\n",
+         looked {looks} times at what a stopped virtual CPU was about to touch; nobody took in {lost} in time\n",
         cost.intervals,
         cost.stale,
         seconds(cost.time),
         watch.sampler.interval().as_millis(),
         watch.sampler.regions().len(),
         notes >> 10,
+        millionths / 10_000,
+        millionths % 10_000 / 10,
         flushes,
         cost.splits,
         cost.shootdowns,
         seconds(cost.waiting),
         cost.interrupted,
         shootdown::kicks(),
-        cost.operands
     )
 }
 

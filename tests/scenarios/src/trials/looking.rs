@@ -143,7 +143,8 @@ fn cost(looked: &str, closely: &str) -> Option<Cost> {
     let (took, rest) = rest.split_once(" s, ")?;
     let (seconds, thousandths) = took.split_once('.')?;
     let (_, rest) = rest.split_once(", with ")?;
-    let (notes, rest) = rest.split_once(" KiB of notes; ")?;
+    let (notes, rest) = rest.split_once(" KiB of notes, ")?;
+    let (_, rest) = rest.split_once(" % of its memory; ")?;
     let (closely, kicks) = closely.split_once("; ")?;
     let (_, closely) = closely.split_once(" granules by ")?;
     let (shootdowns, closely) = closely.split_once(" shootdowns, ")?;
@@ -165,7 +166,7 @@ mod tests {
     use super::*;
     use crate::Stamped;
 
-    const LOOKED: &str = "looked 120 times (3 stale) in 0.110 s, now every 100 ms at 64 regions, with 9 KiB of notes; 140 entries flushed";
+    const LOOKED: &str = "looked 120 times (3 stale) in 0.110 s, now every 100 ms at 64 regions, with 9 KiB of notes, 0.007 % of its memory; 140 entries flushed";
     const CLOSELY: &str = "looked closely at 40 granules by 12 shootdowns, 0.003 s in all, that interrupted 9 CPUs; 9 were interrupted for shootdowns of all kinds and VMs";
 
     fn judged(second: &[&str]) -> Result<(), String> {
@@ -191,7 +192,7 @@ mod tests {
     fn little_convinces_and_more_does_not() {
         let with = |looks: u64, stale: u64, took: &str, notes: u64, flushes: u64| {
             format!(
-                "looked {looks} times ({stale} stale) in {took} s, now every 100 ms at 64 regions, with {notes} KiB of notes; {flushes} entries flushed"
+                "looked {looks} times ({stale} stale) in {took} s, now every 100 ms at 64 regions, with {notes} KiB of notes, 0.007 % of its memory; {flushes} entries flushed"
             )
         };
         let refused = |lines: &[&str], why: &str| {
