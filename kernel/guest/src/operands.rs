@@ -82,12 +82,19 @@ impl Run {
 }
 
 /// Reads runs of instructions, and remembers them: one for each virtual CPU.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Reader(Known);
 
 impl Reader {
-    /// Bytes of memory that what it remembers takes.
-    pub const BYTES: usize = Known::BYTES;
+    /// One that remembers as many instructions as that many bytes have room for, up to some hundred, but at least a few.
+    pub fn within(bytes: usize) -> Self {
+        Self(Known::within(bytes))
+    }
+
+    /// Bytes of memory that what it remembers takes of these.
+    pub fn bytes_within(bytes: usize) -> usize {
+        known::bytes_within(bytes)
+    }
 
     /// What a guest with these registers touches after so many instructions, or before, where no more than those can be followed;
     /// empty where its code or its operands cannot be read.

@@ -33,7 +33,7 @@ pub fn run(bytes: &[u8]) {
     };
     let memory = SmallMemory::filled(MEMORY, input.rest());
     let before = memory.0.borrow().clone();
-    let mut reader = Reader::default();
+    let mut reader = Reader::within(1 << 14);
     let mut operands = Vec::new();
     let touched = &mut |_, gpa| operands.push(gpa);
     let instructions = reader.follow(&memory, &paging, &cpu, MOST_INSTRUCTIONS, touched);

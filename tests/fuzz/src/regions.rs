@@ -138,7 +138,7 @@ fn samples(input: &mut Input<'_>, regions: RegionTunables) {
         .collect();
     let bytes: u64 = memory.iter().map(|r| r.end - r.start + 2 * GRANULE).sum();
     let mut sampler = Sampler::new(memory, input.u64(), tunables);
-    let mut looks = PageLooks::default();
+    let mut looks = PageLooks::of_memory(bytes);
     let mut split = BTreeSet::new();
     for _ in 0..STEPS {
         if input.is_empty() {

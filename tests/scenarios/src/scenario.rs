@@ -347,7 +347,9 @@ impl Scenario {
                 .then(|| "QEMU does not emulate what it is about".into());
         }
         if self.steps.iter().any(|step| step.what.needs_control()) {
-            return Some("Bochs lets nobody stop it or send an NMI or a machine check from outside".into());
+            return Some(
+                "Bochs lets nobody stop it or send an NMI or a machine check from outside".into(),
+            );
         }
         self.machine_in(emulator).check_for_bochs().err()
     }

@@ -89,22 +89,18 @@ pub(super) struct Known {
     info: InstructionInfoFactory,
 }
 
-impl Default for Known {
-    fn default() -> Self {
+impl Known {
+    /// As many places as that many bytes have room for, up to [`PLACES`], but at least one set.
+    pub(super) fn within(bytes: usize) -> Self {
         Self {
-            sets: alloc::vec![Set::default(); PLACES / WAYS].into(),
+            sets: alloc::vec![Set::default(); sets_within(bytes)].into(),
             info: InstructionInfoFactory::new(),
         }
     }
-}
-
-impl Known {
-    /// Bytes that all places take.
-    pub(super) const BYTES: usize = PLACES / WAYS * size_of::<Set>();
 
     /// The instruction whose bytes `code` begins with; `None` if it is none.
     pub(super) fn decode(&mut self, bits: u32, at: u64, code: &[u8]) -> Option<&Decoded> {
-        let set = self.sets.get_mut(set_of(at))?;
+        let set = self.sets.get_mut(set_of(at, self.sets.len()))?;
         let is = |known: &Option<Decoded>| known.as_ref().is_some_and(|d| d.is(bits, at, code));
         let way = match set.ways.iter().position(is) {
             Some(way) => way,
@@ -125,10 +121,19 @@ impl Known {
     }
 }
 
-/// Fibonacci hashing: neighbours are far apart.
-const fn set_of(at: u64) -> usize {
-    const BITS: u32 = (PLACES / WAYS).trailing_zeros();
-    (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - BITS)) as usize
+/// Bytes that places take of these.
+pub(super) fn bytes_within(bytes: usize) -> usize {
+    sets_within(bytes) * size_of::<Set>()
+}
+
+fn sets_within(bytes: usize) -> usize {
+    1 << (bytes / size_of::<Set>()).clamp(1, PLACES / WAYS).ilog2()
+}
+
+/// Fibonacci hashing into so many sets, a power of two: neighbours are far apart.
+const fn set_of(at: u64, sets: usize) -> usize {
+    let hash = at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    ((hash * sets as u64) >> 32) as usize
 }
 
 /// What is touched on a condition (a repetition whose count may be 0) counts: it mostly is.
@@ -149,7 +154,7 @@ mod tests {
 
     #[test]
     fn what_is_known_is_what_decoding_gives() {
-        let mut known = Known::default();
+        let mut known = Known::within(0);
         let mov: &[u8] = &[0x48, 0x8B, 0x07]; // mov rax, [rdi]
         let first = *known.decode(64, 0x1000, mov).expect("an instruction");
         let again = *known.decode(64, 0x1000, mov).expect("the same");
@@ -167,8 +172,35 @@ mod tests {
         assert_eq!(dec.instruction.mnemonic(), iced_x86::Mnemonic::Dec);
         assert_eq!(dec.instruction.len(), 1);
 
+        // So many others that none of the first has a place left.
+        for at in 0..100 {
+            assert!(known.decode(64, 0x3000 + 3 * at, mov).is_some());
+        }
+        let again = *known.decode(64, 0x1000, mov).expect("the same");
+        assert_eq!(first.instruction, again.instruction);
+
         // An instruction of which only the beginning can be read is none, whatever was there before.
         assert!(known.decode(64, 0x1000, &mov[..2]).is_none());
         assert!(known.decode(64, 0x1000, &[]).is_none());
+    }
+
+    #[test]
+    fn what_is_remembered_has_its_room_and_no_more() {
+        for bytes in [0, 10_000, 60_000, 1 << 20] {
+            let sets = Known::within(bytes).sets.len();
+            let takes = bytes_within(bytes);
+            assert_eq!(takes, sets * size_of::<Set>());
+            assert!(takes <= bytes.max(size_of::<Set>()), "{takes}");
+            assert!(takes * 2 > bytes || sets == PLACES / WAYS, "{takes}");
+            // Each instruction has a place, and all places are used.
+            let mut used = alloc::collections::BTreeSet::new();
+            used.extend(
+                (0..100 * sets as u64).map(|at| set_of(0xffff_8000_0000_0000 + 3 * at, sets)),
+            );
+            assert!(
+                used.iter()
+                    .eq((0..sets).collect::<alloc::vec::Vec<_>>().iter())
+            );
+        }
     }
 }

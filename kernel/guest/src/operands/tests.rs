@@ -55,7 +55,7 @@ fn follow(memory: &VecMemory, paging: &PagingState, cpu: &CpuState) -> Seen {
     let mut operands = Vec::new();
     let most = MOST_INSTRUCTIONS;
     let touched = &mut |_, gpa| operands.push(gpa);
-    let instructions = Reader::default().follow(memory, paging, cpu, most, touched);
+    let instructions = reader().follow(memory, paging, cpu, most, touched);
     Seen {
         operands,
         instructions,
@@ -69,6 +69,10 @@ fn look(memory: &VecMemory, code: &[u8], cpu: &CpuState) -> Seen {
 
 /// HLT: nobody knows what comes behind it.
 const END: u8 = 0xF4;
+
+fn reader() -> Reader {
+    Reader::within(1 << 16)
+}
 
 #[test]
 fn a_run_is_followed_through_moves_loads_and_sums_and_known_branches() {
@@ -265,7 +269,7 @@ proptest! {
         prop_assert!(run.instructions <= MOST_INSTRUCTIONS);
         let inside: Vec<bool> = run.operands.iter().map(|gpa| m.holds(*gpa)).collect();
         prop_assert!(inside.iter().all(|x| *x));
-        let pages = Reader::default().look(&m, &FLAT, &state, 0);
+        let pages = reader().look(&m, &FLAT, &state, 0);
         let weight: u64 = pages.pages().map(|(_, w)| u64::from(w)).sum();
         let operands = run.operands.len() as u64;
         prop_assert!(weight * u64::from(run.instructions) <= operands * u64::from(ONE));
@@ -283,7 +287,7 @@ proptest! {
         let m = memory();
         let code = [CodeSize::Bits16, CodeSize::Bits32, CodeSize::Bits64][bits as usize];
         let state = CpuState { gpr, rip: CODE + offset, ..cpu(code, &[]) };
-        let mut reader = Reader::default();
+        let mut reader = reader();
         for code in &codes {
             m.write(Gpa(CODE), code).expect("memory");
             let fresh = follow(&m, &FLAT, &state);
@@ -301,7 +305,7 @@ fn of_an_instruction_with_many_operands_three_weigh() {
     // enter 0, 6, which copies five frame pointers
     m.write(Gpa(CODE), &[0xC8, 0, 0, 6, END]).expect("memory");
     let state = cpu(CodeSize::Bits64, &[(RSP, 0x30_0100), (RBP, 0x30_0800)]);
-    let run = Reader::default().look(&m, &FLAT, &state, 0);
+    let run = reader().look(&m, &FLAT, &state, 0);
     let weight: u32 = run.pages().map(|(_, w)| w).sum();
     assert_eq!(weight, 3 * ONE / 2, "in a run of two");
 }
@@ -317,7 +321,7 @@ fn a_page_weighs_what_its_operands_do() {
     ];
     m.write(Gpa(CODE), &code).expect("memory");
     let state = cpu(CodeSize::Bits64, &[(RSI, 0x30_0100), (RDI, 0x20_0000)]);
-    let run = Reader::default().look(&m, &FLAT, &state, 0);
+    let run = reader().look(&m, &FLAT, &state, 0);
     let pages: Vec<(Gpa, u32)> = run.pages().collect();
     assert_eq!(
         pages,
@@ -338,7 +342,7 @@ fn what_is_passed_over_weighs_nothing_unless_there_is_nothing_behind_it() {
     m.write(Gpa(CODE), &code).expect("memory");
     let state = cpu(CodeSize::Bits64, &[(RSI, 0x30_0100), (RDI, 0x20_0000)]);
     let pages = |skip| -> Vec<(Gpa, u32)> {
-        let run = Reader::default().look(&m, &FLAT, &state, skip);
+        let run = reader().look(&m, &FLAT, &state, skip);
         run.pages().collect()
     };
     let (first, second) = (Gpa(0x30_0000), Gpa(0x20_0000));

@@ -30,6 +30,8 @@ pub struct Intake {
     found: Operands,
     by_page: PageLooks,
     aged: Nanos,
+    /// Bytes that all virtual CPUs' readers take.
+    readers: usize,
     /// All of them, and those that found no room.
     count: u64,
     lost: u64,
@@ -38,13 +40,14 @@ pub struct Intake {
 impl Intake {
     /// Over a VM that has not run yet, on a host with so many nodes.
     pub fn over<B: Backend>(vm: &Vm<B>, host: &Host, nodes: usize, now: Nanos) -> Self {
-        let regions = vm.shape.memory.regions();
+        let memory = vm.shape.memory.bytes();
         let span = host.sample_ms.saturating_mul(ROOM).min(LONGEST);
         Self {
             room: host.looks.saturating_mul(span).div_ceil(1000),
             spare: Vec::new(),
             found: Operands::new(nodes),
-            by_page: PageLooks::of_memory(regions.iter().map(|r| r.bytes).sum()),
+            by_page: PageLooks::of_memory(memory),
+            readers: vm.vcpus.len() * NextLook::bytes(memory, vm.vcpus.len()),
             aged: now,
             count: 0,
             lost: 0,
@@ -104,6 +107,6 @@ impl Intake {
     /// Bytes of memory that looks take: what they found, and what each virtual CPU needs for them.
     pub fn metadata_bytes(&self, vcpus: usize) -> usize {
         let room = Looks::bytes_of_room(self.room);
-        self.by_page.metadata_bytes() + (vcpus + 1) * room + vcpus * NextLook::BYTES
+        self.by_page.metadata_bytes() + (vcpus + 1) * room + self.readers
     }
 }

@@ -26,6 +26,8 @@ const REST: u64 = 8;
 const USUAL: u64 = 500;
 /// An interrupt so soon after the entry may have waited for it.
 const AT_ONCE: Nanos = Nanos::from_micros(100);
+/// Bytes of a VM's memory for each one that instructions which are remembered take, all its virtual CPUs together.
+const PART_OF_MEMORY: u64 = 2048;
 /// Pages that there is room for with each look, on average.
 const KEPT: usize = 4;
 
@@ -38,16 +40,18 @@ pub struct NextLook {
 }
 
 impl NextLook {
-    /// Bytes that looks at a virtual CPU take where it runs.
-    pub const BYTES: usize = size_of::<Self>() + Reader::BYTES;
-
-    /// Soon after the start.
-    pub fn new(seed: u64) -> Self {
+    /// Soon after the start, at one of so many virtual CPUs of a VM with so much memory.
+    pub fn new(seed: u64, memory_bytes: u64, vcpus: usize) -> Self {
         Self {
             at: Nanos::ZERO,
             dice: seed << 1 | 1,
-            reader: Reader::default(),
+            reader: Reader::within(room(memory_bytes, vcpus)),
         }
+    }
+
+    /// Bytes of memory that one of these takes.
+    pub fn bytes(memory_bytes: u64, vcpus: usize) -> usize {
+        size_of::<Self>() + Reader::bytes_within(room(memory_bytes, vcpus))
     }
 
     /// When, for an entry at `now`; `None` without looks. A moment that passed while the hypervisor worked is let go: it would
@@ -71,6 +75,12 @@ impl NextLook {
         // From half of it to one and a half.
         self.at = now + rest + Nanos(pause.0 / 2 + self.dice % pause.0.max(1));
     }
+}
+
+/// Bytes that instructions take which a virtual CPU's reader remembers, at most.
+fn room(memory_bytes: u64, vcpus: usize) -> usize {
+    let room = memory_bytes / PART_OF_MEMORY / vcpus.max(1) as u64;
+    usize::try_from(room).unwrap_or(usize::MAX)
 }
 
 /// How often a VM's virtual CPUs are looked at.

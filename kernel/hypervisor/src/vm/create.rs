@@ -183,7 +183,7 @@ fn make_vcpus<B: Backend>(
         vcpus.push(Vcpu {
             id: VcpuId { vm: id, index },
             apic: Mutex::new(new_apic(world, shape, &cpuid, index)),
-            core: Mutex::new(new_core(&setup, &cpuid, &entry, index)?),
+            core: Mutex::new(new_core(&setup, shape, &cpuid, &entry, index)?),
             running_on: AtomicU32::new(NOWHERE),
             blocked: AtomicBool::new(true),
             deaf: AtomicBool::new(false),
@@ -229,6 +229,7 @@ pub fn new_apic(world: World, shape: &VmShape, cpuid: &CpuidPolicy, index: u16) 
 /// A virtual CPU's registers: the first one is ready to run the guest's kernel, the others wait for it.
 pub fn new_core<B: Backend>(
     setup: &VcpuSetup,
+    shape: &VmShape,
     cpuid: &CpuidPolicy,
     entry: &EntryState,
     index: u16,
@@ -255,7 +256,7 @@ pub fn new_core<B: Backend>(
         handed_back: None,
         refusals: 0,
         history: History::new(),
-        look: NextLook::new(u64::from(index)),
+        look: NextLook::new(u64::from(index), shape.memory.bytes(), shape.vcpus.into()),
         course: pmu::Course::default(),
     })
 }

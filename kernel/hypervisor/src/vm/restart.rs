@@ -212,7 +212,7 @@ impl<B: Backend> Vm<B> {
         self.tsc_at_start.store(tsc::read(), Relaxed);
         for vcpu in &self.vcpus {
             let index = vcpu.id.index;
-            *vcpu.core.lock() = create::new_core(&setup, &self.cpuid, &entry, index)?;
+            *vcpu.core.lock() = create::new_core(&setup, &self.shape, &self.cpuid, &entry, index)?;
             *vcpu.apic.lock() = create::new_apic(world, &self.shape, &self.cpuid, index);
             vcpu.deaf.store(false, SeqCst);
             vcpu.tsc_adjust.store(0, Relaxed);
