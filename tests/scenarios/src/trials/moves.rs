@@ -21,6 +21,8 @@ const SMALL: u64 = MEMORY << 8;
 const LOST: &str = "was not what was written";
 /// How it begins to tell of such a byte.
 const WRONG: &str = "STAMPS page ";
+/// Bytes of a Linux guest that are moved at least: all it has, about five times.
+const TOURED: u64 = 1 << 30;
 /// Nodes that the pages of [`incremental`] are brought to.
 const STOPS: u32 = 6;
 const OVER: &str = "have been around";
@@ -69,6 +71,8 @@ pub fn scenarios(seed: u64) -> Vec<Scenario> {
             },
         )
         .sabotaged("slow-moves"),
+        looked_at(),
+        linux_on_tour(),
         in_qemu_only(broken("map-early", "")),
         // In Bochs a store goes on through an old translation only where another store went a moment before.
         named(
@@ -162,6 +166,47 @@ fn touring(scenario: Scenario, stops: Stops, words: &str) -> Scenario {
         )
         .type_after(OVER, QUIT)
         .within(Duration::from_secs(600))
+}
+
+/// Close looks take large leaves apart and put them together again meanwhile.
+fn looked_at() -> Scenario {
+    let trial = Scenario::full(
+        "moves-lose-nothing-looked-at",
+        "the same while the guest is looked at, closely at times",
+        |e| nothing_lost(e, 12, SMALL * 9 / 10, 1),
+    );
+    let stops = Stops {
+        large: 6,
+        small: 2,
+        turns: 3,
+    };
+    tour(trial, stops).host("sample_ms", "20")
+}
+
+/// Linux' kernel and a program of Debian's, which checks what it gets, on pages that are always on their way.
+fn linux_on_tour() -> Scenario {
+    let well = |e: &Evidence| {
+        e.every_guest_is_well(2)?;
+        let moved = |event: &Event| match event {
+            Event::PagesMoved { bytes, .. } => *bytes,
+            _ => 0,
+        };
+        match e.events().map(moved).sum() {
+            0..TOURED => Err("too few of its pages were on their way".into()),
+            _ => Ok(()),
+        }
+    };
+    Scenario::full(
+        "linux-on-tour",
+        "Linux and its programs notice nothing of it that all of their pages are always on their way",
+        well,
+    )
+    .on(Machine::row(3, 2, 512))
+    .vm(Vm::linux(NAME)
+        .set("mode", "\"off\"")
+        .workload("--program sort 40 7"))
+    .type_after("GUEST-UP", &format!("migrate {NAME} around 1000000\r"))
+    .within(Duration::from_secs(600))
 }
 
 fn named(name: &str, mut trial: Scenario) -> Scenario {
