@@ -286,7 +286,7 @@ pub fn footprint<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
         f.confidence(),
         super::groups::touches(f),
         page_tables(vm),
-        looks(vm, track),
+        looks(vm, track, &tracking),
         super::counters::opinion(f)
     )
 }
@@ -301,17 +301,18 @@ fn page_tables<B: Backend>(vm: &Vm<B>) -> String {
 }
 
 /// What looking costs.
-fn looks<B: Backend>(vm: &Vm<B>, track: &drive::VmTrack) -> String {
+fn looks<B: Backend>(vm: &Vm<B>, track: &drive::VmTrack, all: &drive::Tracking) -> String {
     let watch = &track.watch;
     let notes = watch.metadata_bytes(vm.vcpus.len()) + track.footprint.metadata_bytes();
     let memory = vm.shape.memory.bytes().max(1);
     let millionths = notes as u64 * 1_000_000 / memory;
     let (looks, lost) = watch.intake.count();
     let cost = watch.cost;
+    let by_looks: u64 = all.vms.iter().map(|t| t.watch.cost.interrupted).sum();
     let flushes: u64 = vm.vcpus.iter().map(|v| v.flushes.load(Relaxed)).sum();
     format!(
         "looked {} times ({} stale) in {}, now every {} ms at {} regions, with {} KiB of notes, {}.{:03} % of its memory; {} entries flushed\n\
-         looked closely at {} granules by {} shootdowns, {} in all, that interrupted {} CPUs; {} were interrupted for shootdowns of all kinds and VMs\n\
+         looked closely at {} granules by {} shootdowns, {} in all, that interrupted {} CPUs; {} were interrupted for shootdowns of all kinds and VMs, {by_looks} of them by close looks\n\
          looked {looks} times at what a stopped virtual CPU was about to touch; nobody took in {lost} in time\n",
         cost.intervals,
         cost.stale,
