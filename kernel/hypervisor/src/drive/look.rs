@@ -107,13 +107,15 @@ impl Watch {
         if now < self.next {
             return;
         }
+        // Others may have been looked at since `now`, which is not this VM's affair.
+        let came = time::now();
         self.next = now + self.sampler.interval();
         let sight = self.sight(vm);
         self.cost.intervals += 1;
         self.cost.stale += u64::from(sight == Sight::Stale);
         self.sampler.set_roots(vm.ram.nodes_with_roots());
         let orders = self.sampler.tick(sight, !idle, &mut Bits(&vm.ram));
-        self.cost.time += time::now().since(now);
+        self.cost.time += time::now().since(came);
         if orders != Orders::default() {
             let began = time::now();
             // What somebody else mapped by small pages stays so.
@@ -137,7 +139,7 @@ impl Watch {
             self.split.extend(split);
             self.cost.waiting += time::now().since(began);
         }
-        self.sampler.charge(time::now().since(now));
+        self.sampler.charge(time::now().since(came));
         let generation = vm.ram.sampled();
         let inside = vm
             .vcpus
@@ -161,6 +163,13 @@ impl Watch {
         }
     }
 
+    /// Takes in what looks at stopped virtual CPUs have found.
+    pub fn take_in<B: Backend>(&mut self, vm: &Vm<B>, footprint: &mut Footprint) {
+        let began = time::now();
+        self.intake.take_in(vm, footprint.groups_mut());
+        self.cost.time += time::now().since(began);
+    }
+
     /// Bytes of memory that all of this takes.
     pub fn metadata_bytes(&self, vcpus: usize) -> usize {
         let heats = self.heats.capacity() * size_of::<Heat>();
@@ -181,6 +190,7 @@ impl Watch {
         footprint: &mut Footprint,
         now: Nanos,
     ) -> (Nanos, Vec<Nanos>) {
+        let came = time::now();
         let length = now.since(core::mem::replace(&mut self.last_pass, now));
         let heats = self.sampler.pass();
         let samples = self.samples(&vm.ram, &heats);
@@ -218,7 +228,7 @@ impl Watch {
             self.sampler.awake();
         }
         self.heats = heats;
-        self.cost.time += time::now().since(now);
+        self.cost.time += time::now().since(came);
         (length, run_time)
     }
 

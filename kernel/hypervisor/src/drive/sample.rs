@@ -144,8 +144,7 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
         if let Some(vm) = hv.vm(track.vm).filter(looks) {
             let idle = track.footprint.is_idle();
             track.watch.look(vm, idle, now);
-            let groups = track.footprint.groups_mut();
-            track.watch.intake.take_in(vm, groups);
+            track.watch.take_in(vm, &mut track.footprint);
             if passes == 0 || !track.watch.pass_is_due(every, now) {
                 continue;
             }

@@ -7,7 +7,7 @@
 //!
 //! An operator may want more of them (`looks` in the configuration), or none: then accessed bits alone say what is touched.
 //!
-//! The CPU that runs the guest writes down guest addresses; the footprint's pass, on the boot CPU, finds their nodes.
+//! The CPU that runs the guest writes down guest addresses; the boot CPU takes them in (`drive::intake`).
 
 use super::{Context, decode};
 use crate::arch::{percpu, time};
