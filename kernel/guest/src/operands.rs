@@ -18,6 +18,7 @@
 
 mod follow;
 mod known;
+mod meaning;
 mod pages;
 mod repeated;
 
@@ -32,13 +33,14 @@ use pages::Pages;
 
 /// Instructions that a run has at most: some rounds of a loop. Looks are rationed by the time they take, and many short ones
 /// know more than few long ones.
-pub const MOST_INSTRUCTIONS: u32 = 16;
+pub const MOST_INSTRUCTIONS: u32 = 8;
 /// Instructions that are passed over before a run begins, at most.
 pub const MOST_SKIPPED: u32 = 32;
 /// Pages that a run is told to touch at most.
 pub const MOST_PAGES: usize = 32;
-/// Bytes of code that are read at once.
-const CODE_BYTES: usize = 128;
+/// Bytes of code that are read at once: as many behind the instruction pointer, where loops begin, and before it.
+const CODE_BEHIND: usize = 48;
+const CODE_BEFORE: usize = 96;
 /// The weight of an operand in a run of one instruction.
 pub const ONE: u32 = 1024;
 
@@ -155,16 +157,12 @@ impl Reader {
             let Some(decoded) = self.0.decode(bits, at, bytes) else {
                 break;
             };
-            let instruction = &decoded.instruction;
             // A repeated string instruction is where it is until it is done: what stands behind it is another run.
-            let repeats = instruction.is_string_instruction()
-                && (instruction.has_rep_prefix() || instruction.has_repne_prefix());
+            let repeats = decoded.meaning.repeats;
             if repeats && instructions > 0 {
                 break;
             }
-            for gpa in decoded.operands().filter_map(|o| follow.operand(o)) {
-                touched(instructions, gpa);
-            }
+            follow.reach(decoded, |gpa| touched(instructions, gpa));
             instructions += 1;
             if repeats || follow.step(decoded) == Next::Unknown {
                 break;
@@ -176,7 +174,7 @@ impl Reader {
 
 /// A piece of code.
 struct Code {
-    bytes: [u8; LONGEST + CODE_BYTES],
+    bytes: [u8; CODE_BEHIND + CODE_BEFORE],
     first: u64,
     length: usize,
 }
@@ -184,7 +182,7 @@ struct Code {
 impl Default for Code {
     fn default() -> Self {
         Self {
-            bytes: [0; LONGEST + CODE_BYTES],
+            bytes: [0; CODE_BEHIND + CODE_BEFORE],
             first: 0,
             length: 0,
         }
@@ -201,13 +199,16 @@ impl Code {
                 cs.base.wrapping_add(cpu.rip) & 0xFFFF_FFFF
             }
         };
-        let inside = usize::try_from(linear.wrapping_sub(self.first)).unwrap_or(usize::MAX);
-        if inside.saturating_add(LONGEST) > self.length {
-            (self.first, self.length) = (linear, 0);
+        let inside = |first| usize::try_from(linear.wrapping_sub(first)).unwrap_or(usize::MAX);
+        if inside(self.first).saturating_add(LONGEST) > self.length {
+            // Not from another page, which may lead nowhere.
+            self.first = linear - (linear % PAGE_BYTES).min(CODE_BEHIND as u64);
+            self.length = 0;
             self.read(pages);
-            return self.bytes.get(..self.length).unwrap_or(&[]);
         }
-        self.bytes.get(inside..self.length).unwrap_or(&[])
+        self.bytes
+            .get(inside(self.first)..self.length)
+            .unwrap_or(&[])
     }
 
     fn read<M: GuestMemory>(&mut self, pages: &Pages<'_, M>) {

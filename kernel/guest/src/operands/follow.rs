@@ -4,19 +4,27 @@
 //! conditions, the stack. Any other instruction makes the registers and flags that it writes unknown.
 //! Stores are kept in a short list, and a load that overlaps one of them gives its value or is unknown.
 
-use iced_x86::{ConditionCode, FlowControl, Instruction, Mnemonic, OpKind, Register, UsedMemory};
+use iced_x86::{Instruction, Register, UsedMemory};
 use units::Gpa;
 
 use super::known::Decoded;
+use super::meaning::{Flow, Meaning, Pushed, Source, Work};
 use super::pages::Pages;
 use crate::memory::GuestMemory;
 use crate::mmio::alu::{self, sign_extend};
-use crate::mmio::{Alu, BitOp, CodeSize, Condition, CpuState, Scan, Shift, Unary, decode};
+use crate::mmio::{Alu, BitOp, CodeSize, Condition, CpuState, Part, Reg, Unary, decode};
 use crate::walk::AccessKind;
 
 /// Stores that are remembered; older ones are forgotten.
 const STORES: usize = 8;
-const RSP: usize = 4;
+const RAX: u8 = 0;
+const RDX: u8 = 2;
+const RSP: u8 = 4;
+/// The stack pointer.
+const STACK: Reg = Reg {
+    index: RSP,
+    part: Part::Qword,
+};
 
 /// Whether it is known what comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +43,8 @@ pub(super) struct Follow<'p, 'm, M> {
     /// One bit for each general-purpose register whose value is known.
     known: u16,
     flags_known: bool,
+    /// Where the instruction's own operand in memory is.
+    place: Option<Gpa>,
     stores: [Option<Store>; STORES],
     next_store: usize,
 }
@@ -54,49 +64,61 @@ impl<'p, 'm, M: GuestMemory> Follow<'p, 'm, M> {
             cpu,
             known: u16::MAX,
             flags_known: true,
+            place: None,
             stores: [None; STORES],
             next_store: 0,
         }
     }
 
-    /// Where an operand is; `None` if its address is not known or leads nowhere.
-    pub(super) fn operand(&self, operand: &UsedMemory) -> Option<Gpa> {
+    /// Calls `touched` with each operand in memory that is known and leads somewhere, of the instruction that [`Follow::step`] goes
+    /// past next.
+    pub(super) fn reach(&mut self, decoded: &Decoded, mut touched: impl FnMut(Gpa)) {
+        let meaning = &decoded.meaning;
+        let own = meaning.in_memory.filter(|_| meaning.work != Work::Lea);
+        let linear = own.and_then(|n| match meaning.place {
+            Some(place) => place.address(&self.cpu.gpr, self.known),
+            None => self.address(&decoded.instruction, n.into()),
+        });
+        self.place = linear.and_then(|linear| self.translate(linear));
+        if meaning.touches_it_only {
+            self.place.into_iter().for_each(touched);
+            return;
+        }
+        for operand in decoded.operands().filter_map(|o| self.operand(o)) {
+            touched(operand);
+        }
+    }
+
+    fn operand(&self, operand: &UsedMemory) -> Option<Gpa> {
         let linear = operand.virtual_address(0, |register, _, _| self.address_part(register))?;
         self.translate(linear)
     }
 
     /// Goes past an instruction.
     pub(super) fn step(&mut self, decoded: &Decoded) -> Next {
-        let i = &decoded.instruction;
-        if i.is_privileged() {
+        let (i, meaning) = (&decoded.instruction, &decoded.meaning);
+        if meaning.is_privileged {
             return Next::Unknown;
         }
-        let next = self.target(i);
-        let result = self.result(i);
-        let stack = self.value(Register::RSP);
-        let pushed = self.pushed(i);
-        let stored = decoded.writes_first.then(|| self.stored(i)).flatten();
+        let next = self.target(i.next_ip(), meaning);
+        let result = self.result(i, meaning);
+        let pushed = match meaning.pushed {
+            Pushed::Nothing => None,
+            Pushed::Operand => Some(self.read(meaning, 0)),
+            Pushed::Return => Some(Some(i.next_ip())),
+        };
+        let (stored, stack) = (self.stored(meaning), self.value(RSP));
         let known = self.known;
-        self.known &= !decoded.written;
-        if i.rflags_modified() != 0 {
-            self.flags_known = false;
-        }
-        if let Some((place, size, value)) = stored {
-            self.store(place, size, value);
+        self.known &= !meaning.written;
+        self.flags_known &= !meaning.changes_flags;
+        if let Some(value) = stored {
+            self.store(self.place, meaning.size(0), value);
         }
         if let Some(done) = result {
-            self.take(i, done, known);
+            self.take(meaning, done, known);
         }
-        let moved = i.stack_pointer_increment();
-        if i.is_stack_instruction() && moved != 0 {
-            if let (Some(stack), Some(register)) = (stack, self.cpu.gpr.get_mut(RSP)) {
-                *register = stack.wrapping_add_signed(moved.into());
-                self.known |= 1 << RSP;
-            }
-            if let (Some(value), true) = (pushed, moved < 0) {
-                let place = self.value(Register::RSP).and_then(|at| self.translate(at));
-                self.store(place, moved.unsigned_abs().min(8) as u8, value);
-            }
+        if meaning.stack != 0 {
+            self.move_stack(stack, meaning.stack, pushed);
         }
         match next {
             Some(next) => {
@@ -107,44 +129,26 @@ impl<'p, 'm, M: GuestMemory> Follow<'p, 'm, M> {
         }
     }
 
-    /// Where the instruction behind this one is.
-    fn target(&self, i: &Instruction) -> Option<u64> {
-        match i.flow_control() {
-            FlowControl::Next => Some(i.next_ip()),
-            FlowControl::UnconditionalBranch | FlowControl::Call => near(i),
-            FlowControl::ConditionalBranch if i.is_jcc_short_or_near() => {
-                let holds = self.condition(i.condition_code())?;
-                if holds { near(i) } else { Some(i.next_ip()) }
-            }
-            FlowControl::IndirectBranch | FlowControl::IndirectCall => self.read(i, 0),
-            FlowControl::Return if i.mnemonic() == Mnemonic::Ret => {
-                self.load(self.value(Register::RSP)?, self.stack_size())
-            }
-            _ => None,
+    /// Where the instruction behind this one is; `behind` it is another.
+    fn target(&self, behind: u64, meaning: &Meaning) -> Option<u64> {
+        match meaning.flow {
+            Flow::Next => Some(behind),
+            Flow::To(target) => target,
+            Flow::If(condition, target) => match self.holds(condition)? {
+                true => target,
+                false => Some(behind),
+            },
+            Flow::Through => self.read(meaning, 0),
+            Flow::Return => self.load(self.value(RSP)?, self.stack_size()),
+            Flow::Unknown => None,
         }
     }
 
-    /// What a push or a call puts on the stack: `None` for other instructions, `Some(None)` for an unknown value.
-    fn pushed(&self, i: &Instruction) -> Option<Option<u64>> {
-        match i.mnemonic() {
-            Mnemonic::Push => Some(self.read(i, 0)),
-            Mnemonic::Call => Some(Some(i.next_ip())),
-            _ => None,
-        }
-    }
-
-    /// What an instruction stores in its first operand, if that is memory: where, how many bytes, what.
-    fn stored(&self, i: &Instruction) -> Option<(Option<Gpa>, u8, Option<u64>)> {
-        if i.op0_kind() != OpKind::Memory {
-            return None;
-        }
-        let place = self.address(i, 0).and_then(|at| self.translate(at));
-        let size = u8::try_from(i.memory_size().size()).unwrap_or(u8::MAX);
-        let value = match i.mnemonic() {
-            Mnemonic::Mov => self.read(i, 1),
-            _ => None,
-        };
-        Some((place, size, value))
+    /// What an instruction stores in its first operand, if that is memory: `None` if it does not, `Some(None)` for an unknown value.
+    fn stored(&self, meaning: &Meaning) -> Option<Option<u64>> {
+        let stores = meaning.writes_first && meaning.in_memory == Some(0);
+        let value = || self.read(meaning, 1).filter(|_| meaning.moves);
+        stores.then(value)
     }
 
     fn store(&mut self, place: Option<Gpa>, size: u8, value: Option<u64>) {
@@ -158,10 +162,21 @@ impl<'p, 'm, M: GuestMemory> Follow<'p, 'm, M> {
         self.next_store = (self.next_store + 1) % STORES;
     }
 
+    /// The stack pointer was `stack` and moves by so many bytes; what was `pushed` is there then.
+    fn move_stack(&mut self, stack: Option<u64>, moved: i32, pushed: Option<Option<u64>>) {
+        if let Some(stack) = stack {
+            self.set(STACK, stack.wrapping_add_signed(moved.into()), u16::MAX);
+        }
+        if let (Some(value), true) = (pushed, moved < 0) {
+            let place = self.value(RSP).and_then(|at| self.translate(at));
+            self.store(place, moved.unsigned_abs().min(8) as u8, value);
+        }
+    }
+
     /// Takes in what was computed; `known` were the known registers before.
-    fn take(&mut self, i: &Instruction, done: Done, known: u16) {
-        if let Some(value) = done.value {
-            self.set(i.op0_register(), value, known);
+    fn take(&mut self, meaning: &Meaning, done: Done, known: u16) {
+        if let (Some(value), Some(register)) = (done.value, meaning.target()) {
+            self.set(register, value, known);
         }
         if let Some((low, high)) = done.wide {
             self.set(low.0, low.1, known);
@@ -174,129 +189,90 @@ impl<'p, 'm, M: GuestMemory> Follow<'p, 'm, M> {
     }
 
     /// What an instruction computes; `None` if that is not known.
-    fn result(&self, i: &Instruction) -> Option<Done> {
-        let mnemonic = i.mnemonic();
-        if let Some(op) = decode::alu(mnemonic) {
-            return self.arithmetic(i, op);
-        }
-        if let Some(op) = decode::unary(mnemonic) {
-            let flags = self.flags()?;
-            let (value, flags) = alu::unary(op, self.read(i, 0)?, size(i, 0), flags);
-            let flags = (op != Unary::Not).then_some(flags);
-            return Some(Done::of(i, value, flags));
-        }
-        if let Some(op) = decode::shift(mnemonic) {
-            return self.shifted(i, op);
-        }
-        if mnemonic == Mnemonic::Bt && i.op0_kind() == OpKind::Register {
-            let (a, index) = (self.read(i, 0)?, self.read(i, 1)?);
-            let (_, flags) = alu::bit(BitOp::Test, a, index, size(i, 0), self.flags()?);
-            return Some(Done::flags(flags));
-        }
-        if i.op0_kind() != OpKind::Register {
-            return None;
-        }
-        let plain = |value| Some(Done::of(i, value, None));
-        match mnemonic {
-            Mnemonic::Mov | Mnemonic::Movzx => plain(self.read(i, 1)?),
-            Mnemonic::Movsx | Mnemonic::Movsxd => plain(sign_extend(self.read(i, 1)?, size(i, 1))),
-            Mnemonic::Pop => plain(self.load(self.value(Register::RSP)?, size(i, 0))?),
-            Mnemonic::Lea => plain(self.offset(i)?),
-            Mnemonic::Bsf => self.scanned(i, Scan::Forward),
-            Mnemonic::Bsr => self.scanned(i, Scan::Reverse),
-            Mnemonic::Popcnt => self.scanned(i, Scan::Count),
-            Mnemonic::Imul if i.op_count() > 1 => {
-                let first = if i.op_count() == 3 { 1 } else { 0 };
-                let (a, b) = (self.read(i, first)?, self.read(i, first + 1)?);
-                let (low, _, flags) = alu::multiply(a, b, size(i, 0), true, self.cpu.rflags);
-                Some(Done::of(i, low, Some(flags)))
+    fn result(&self, i: &Instruction, meaning: &Meaning) -> Option<Done> {
+        let read = |n| self.read(meaning, n);
+        let size = meaning.size(0);
+        Some(match meaning.work {
+            Work::Other => return None,
+            Work::Alu(op) => self.arithmetic(meaning, op)?,
+            Work::Unary(op) => {
+                let (value, flags) = alu::unary(op, read(0)?, size, self.flags()?);
+                Done::of(value, (op != Unary::Not).then_some(flags))
             }
-            Mnemonic::Imul | Mnemonic::Mul | Mnemonic::Div => self.wide(i),
-            _ => self.conditional(i),
-        }
-    }
-
-    fn arithmetic(&self, i: &Instruction, op: Alu) -> Option<Done> {
-        let same = i.op0_kind() == OpKind::Register
-            && i.op1_kind() == OpKind::Register
-            && i.op0_register() == i.op1_register();
-        let (a, b) = match op {
-            // Whatever it was, it is zero now.
-            Alu::Xor | Alu::Sub if same => (0, 0),
-            _ => (self.read(i, 0)?, self.read(i, 1)?),
-        };
-        let carries = matches!(op, Alu::Adc | Alu::Sbb);
-        let before = if carries {
-            self.flags()?
-        } else {
-            self.cpu.rflags
-        };
-        let (value, flags) = alu::alu(op, a, b, size(i, 0), before);
-        Some(if op.stores() {
-            Done::of(i, value, Some(flags))
-        } else {
-            Done::flags(flags)
+            Work::Shift(op) => {
+                let (value, flags) = alu::shift(op, read(0)?, read(1)?, size, self.cpu.rflags);
+                // Without their old value, and with a count of 0, flags stay unknown.
+                Done::of(value, self.flags_known.then_some(flags))
+            }
+            Work::TestBit => {
+                let (a, index, before) = (read(0)?, read(1)?, self.flags()?);
+                Done::flags(alu::bit(BitOp::Test, a, index, size, before).1)
+            }
+            Work::Move => Done::of(read(1)?, None),
+            Work::MoveSigned => Done::of(sign_extend(read(1)?, meaning.size(1)), None),
+            Work::Pop => Done::of(self.load(self.value(RSP)?, size)?, None),
+            Work::Lea => Done::of(self.offset(i)?, None),
+            Work::Scan(op) => {
+                let (found, flags) = alu::scan(op, read(1)?, size, self.flags()?);
+                Done::of(found?, Some(flags))
+            }
+            Work::Multiply(first) => {
+                let (a, b) = (read(first)?, read(first + 1)?);
+                let (low, _, flags) = alu::multiply(a, b, size, true, self.cpu.rflags);
+                Done::of(low, Some(flags))
+            }
+            Work::WideMultiply { signed } => {
+                let (low, with) = (self.register(wide(RAX, size)?)?, read(0)?);
+                let (lower, upper, flags) = alu::multiply(low, with, size, signed, self.cpu.rflags);
+                Done::wide(size, lower, upper, Some(flags))?
+            }
+            Work::WideDivide => self.quotient(size, read(0)?)?,
+            Work::Set(condition) => Done::of(self.holds(condition)?.into(), None),
+            Work::MoveIf(condition) => {
+                let from = usize::from(self.holds(condition)?);
+                Done::of(read(from)?, None)
+            }
         })
     }
 
-    fn shifted(&self, i: &Instruction, op: Shift) -> Option<Done> {
-        let (a, count) = (self.read(i, 0)?, self.read(i, 1)?);
-        let (value, flags) = alu::shift(op, a, count, size(i, 0), self.cpu.rflags);
-        // Without their old value, and with a count of 0, flags stay unknown.
-        Some(Done::of(i, value, self.flags_known.then_some(flags)))
-    }
-
-    fn scanned(&self, i: &Instruction, op: Scan) -> Option<Done> {
-        let (found, flags) = alu::scan(op, self.read(i, 1)?, size(i, 0), self.flags()?);
-        Some(Done::of(i, found?, Some(flags)))
-    }
-
-    /// Products and quotients of the accumulator, of four or eight bytes.
-    fn wide(&self, i: &Instruction) -> Option<Done> {
-        let (low, high) = match size(i, 0) {
-            4 => (Register::EAX, Register::EDX),
-            8 => (Register::RAX, Register::RDX),
-            _ => return None,
+    fn arithmetic(&self, meaning: &Meaning, op: Alu) -> Option<Done> {
+        let same =
+            matches!(meaning.sources, [Source::Register(a), Source::Register(b), ..] if a == b);
+        let (a, b) = match op {
+            // Whatever it was, it is zero now.
+            Alu::Xor | Alu::Sub if same => (0, 0),
+            _ => (self.read(meaning, 0)?, self.read(meaning, 1)?),
         };
-        let (a, with) = (self.value(low)?, self.read(i, 0)?);
-        let bits = u32::from(size(i, 0)) * 8;
-        if i.mnemonic() == Mnemonic::Div {
-            let dividend = u128::from(self.value(high)?) << bits | u128::from(a);
-            let quotient = dividend.checked_div(with.into())?;
-            let rest = dividend.checked_rem(with.into())?;
-            // A quotient that does not fit raises an exception.
-            let quotient = u64::try_from(quotient)
-                .ok()
-                .filter(|q| bits == 64 || q >> 32 == 0)?;
-            let rest = u64::try_from(rest).ok()?;
-            return Some(Done::wide((low, quotient), (high, rest), None));
-        }
-        let signed = i.mnemonic() == Mnemonic::Imul;
-        let (lower, upper, flags) = alu::multiply(a, with, size(i, 0), signed, self.cpu.rflags);
-        Some(Done::wide((low, lower), (high, upper), Some(flags)))
-    }
-
-    /// CMOVcc and SETcc.
-    fn conditional(&self, i: &Instruction) -> Option<Done> {
-        let code = i.condition_code();
-        if code == ConditionCode::None || i.op_count() > 2 || i.flow_control() != FlowControl::Next
-        {
-            return None;
-        }
-        let holds = self.condition(code)?;
-        let value = match i.op_count() {
-            1 => u64::from(holds),
-            _ if holds => self.read(i, 1)?,
-            _ => self.read(i, 0)?,
+        let carries = matches!(op, Alu::Adc | Alu::Sbb);
+        let before = match carries {
+            true => self.flags()?,
+            false => self.cpu.rflags,
         };
-        Some(Done::of(i, value, None))
+        let (value, flags) = alu::alu(op, a, b, meaning.size(0), before);
+        Some(match op.stores() {
+            true => Done::of(value, Some(flags)),
+            false => Done::flags(flags),
+        })
     }
 
-    fn condition(&self, code: ConditionCode) -> Option<bool> {
+    /// Of the accumulator, of four or eight bytes.
+    fn quotient(&self, size: u8, by: u64) -> Option<Done> {
+        let (low, high) = (
+            self.register(wide(RAX, size)?)?,
+            self.register(wide(RDX, size)?)?,
+        );
+        let bits = u32::from(size) * 8;
+        let dividend = u128::from(high) << bits | u128::from(low);
+        let quotient = u64::try_from(dividend.checked_div(by.into())?).ok();
+        // One that does not fit raises an exception.
+        let quotient = quotient.filter(|q| bits == 64 || q >> 32 == 0)?;
+        let rest = u64::try_from(dividend.checked_rem(by.into())?).ok()?;
+        Done::wide(size, quotient, rest, None)
+    }
+
+    fn holds(&self, condition: Condition) -> Option<bool> {
         self.flags()?;
-        // The decoder numbers them as the encoding does, from 1.
-        let code = (code as u8).checked_sub(1)?;
-        Some(self.cpu.holds(Condition(code)))
+        Some(self.cpu.holds(condition))
     }
 
     fn flags(&self) -> Option<u64> {
@@ -304,11 +280,12 @@ impl<'p, 'm, M: GuestMemory> Follow<'p, 'm, M> {
     }
 
     /// The value of an operand.
-    fn read(&self, i: &Instruction, n: u32) -> Option<u64> {
-        match i.try_op_kind(n).ok()? {
-            OpKind::Register => self.value(i.try_op_register(n).ok()?),
-            OpKind::Memory => self.load(self.address(i, n)?, size(i, n)),
-            _ => i.try_immediate(n).ok(),
+    fn read(&self, meaning: &Meaning, n: usize) -> Option<u64> {
+        match *meaning.sources.get(n)? {
+            Source::Register(register) => self.register(register),
+            Source::Memory => self.load_from(self.place?, meaning.size(n)),
+            Source::Immediate(value) => Some(value),
+            Source::Elsewhere => None,
         }
     }
 
@@ -321,7 +298,7 @@ impl<'p, 'm, M: GuestMemory> Follow<'p, 'm, M> {
     fn offset(&self, i: &Instruction) -> Option<u64> {
         let part = |register: Register| match register {
             Register::None => Some(0),
-            register => self.value(register),
+            register => self.register(decode::register(register)?),
         };
         if i.is_ip_rel_memory_operand() {
             return Some(i.ip_rel_memory_address());
@@ -336,10 +313,10 @@ impl<'p, 'm, M: GuestMemory> Follow<'p, 'm, M> {
     }
 
     fn load(&self, linear: u64, size: u8) -> Option<u64> {
-        if size > 8 {
-            return None;
-        }
-        let gpa = self.translate(linear)?;
+        self.load_from(self.translate(linear)?, size)
+    }
+
+    fn load_from(&self, gpa: Gpa, size: u8) -> Option<u64> {
         let end = gpa.0.checked_add(size.into())?;
         let overlaps = |s: &&Store| s.gpa.0 < end && gpa.0 < s.gpa.0.saturating_add(s.size.into());
         let recent = (1..=STORES).filter_map(|back| {
@@ -351,11 +328,12 @@ impl<'p, 'm, M: GuestMemory> Follow<'p, 'm, M> {
                 .value
                 .filter(|_| store.gpa == gpa && store.size == size);
         }
+        let memory = self.pages.memory();
+        if size == 8 {
+            return memory.read_u64(gpa).ok();
+        }
         let mut bytes = [0; 8];
-        self.pages
-            .memory()
-            .read(gpa, bytes.get_mut(..usize::from(size))?)
-            .ok()?;
+        memory.read(gpa, bytes.get_mut(..usize::from(size))?).ok()?;
         Some(u64::from_le_bytes(bytes))
     }
 
@@ -375,25 +353,27 @@ impl<'p, 'm, M: GuestMemory> Follow<'p, 'm, M> {
             Register::DS => Some(ds.base),
             Register::FS => Some(fs.base),
             Register::GS => Some(gs.base),
-            register => self.value(register),
+            register => self.register(decode::register(register)?),
         }
+    }
+
+    /// The value of a whole register.
+    fn value(&self, index: u8) -> Option<u64> {
+        let value = self.cpu.gpr.get(usize::from(index))?;
+        (self.known >> index & 1 != 0).then_some(*value)
     }
 
     /// A general-purpose register's value.
-    fn value(&self, register: Register) -> Option<u64> {
-        let part = decode::register(register)?;
-        (self.known & 1 << part.index != 0).then(|| self.cpu.get(part))
+    fn register(&self, register: Reg) -> Option<u64> {
+        (self.known & 1 << register.index != 0).then(|| self.cpu.get(register))
     }
 
     /// A register has this value now. Of one that was not known before, a part does not make it so.
-    fn set(&mut self, register: Register, value: u64, known: u16) {
-        let Some(part) = decode::register(register) else {
-            return;
-        };
-        if part.part.size() >= 4 || known & 1 << part.index != 0 {
-            self.known |= 1 << part.index;
+    fn set(&mut self, register: Reg, value: u64, known: u16) {
+        if register.part.size() >= 4 || known & 1 << register.index != 0 {
+            self.known |= 1 << register.index;
         }
-        self.cpu.set(part, value);
+        self.cpu.set(register, value);
     }
 
     fn stack_size(&self) -> u8 {
@@ -410,14 +390,14 @@ struct Done {
     /// For its first operand, if that is a register.
     value: Option<u64>,
     /// For two other registers.
-    wide: Option<((Register, u64), (Register, u64))>,
+    wide: Option<((Reg, u64), (Reg, u64))>,
     flags: Option<u64>,
 }
 
 impl Done {
-    fn of(i: &Instruction, value: u64, flags: Option<u64>) -> Self {
+    const fn of(value: u64, flags: Option<u64>) -> Self {
         Self {
-            value: (i.op0_kind() == OpKind::Register).then_some(value),
+            value: Some(value),
             wide: None,
             flags,
         }
@@ -431,30 +411,22 @@ impl Done {
         }
     }
 
-    const fn wide(low: (Register, u64), high: (Register, u64), flags: Option<u64>) -> Self {
-        Self {
+    /// For the accumulator and its upper half.
+    fn wide(size: u8, low: u64, high: u64, flags: Option<u64>) -> Option<Self> {
+        Some(Self {
             value: None,
-            wide: Some((low, high)),
+            wide: Some(((wide(RAX, size)?, low), (wide(RDX, size)?, high))),
             flags,
-        }
+        })
     }
 }
 
-/// The target of a near branch.
-fn near(i: &Instruction) -> Option<u64> {
-    matches!(
-        i.op0_kind(),
-        OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
-    )
-    .then(|| i.near_branch_target())
-}
-
-/// Bytes of an operand; of an immediate, those of the first one.
-fn size(i: &Instruction, n: u32) -> u8 {
-    let bytes = match i.try_op_kind(n) {
-        Ok(OpKind::Register) => i.try_op_register(n).map_or(0, Register::size),
-        Ok(OpKind::Memory) => i.memory_size().size(),
-        _ => 0,
+/// A register of so many bytes, where products and quotients of those are followed.
+const fn wide(index: u8, size: u8) -> Option<Reg> {
+    let part = match size {
+        4 => Part::Dword,
+        8 => Part::Qword,
+        _ => return None,
     };
-    u8::try_from(bytes).unwrap_or(u8::MAX)
+    Some(Reg { index, part })
 }

@@ -8,6 +8,8 @@ use iced_x86::{
     Decoder, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess, UsedMemory,
 };
 
+use super::meaning::Meaning;
+
 /// Bytes that an instruction has at most (SDM 2A 2.3.11).
 pub(super) const LONGEST: usize = 15;
 /// Instructions that are remembered: a guest's inner loops and what they call.
@@ -21,34 +23,32 @@ const OPERANDS: usize = 3;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Decoded {
     pub(super) instruction: Instruction,
+    pub(super) meaning: Meaning,
     operands: [Option<UsedMemory>; OPERANDS],
-    /// One bit for each general-purpose register that is written, if only on a condition.
-    pub(super) written: u16,
-    /// It writes its first operand.
-    pub(super) writes_first: bool,
-    bytes: [u8; LONGEST],
+    /// Its bytes, the first one lowest, and as many bits as they have.
+    bytes: u128,
+    mask: u128,
 }
 
 impl Decoded {
     fn new(instruction: Instruction, info: &mut InstructionInfoFactory, code: &[u8]) -> Self {
         let info = info.info(&instruction);
-        let mut touched = info.used_memory().iter().filter(|m| touches(m.access()));
-        let mut bytes = [0; LONGEST];
-        bytes
-            .iter_mut()
-            .zip(code)
-            .for_each(|(to, from)| *to = *from);
-        let written = info.used_registers().iter().filter(|r| writes(r.access()));
-        let bit = |register: iced_x86::Register| match register.full_register() {
-            full if full.is_gpr() => 1 << full.number(),
-            _ => 0,
-        };
+        let mut operands = [None; OPERANDS];
+        let touched = info.used_memory().iter().filter(|m| touches(m.access()));
+        let mut touched = touched.copied();
+        operands.fill_with(|| touched.next());
+        let count = operands.iter().flatten().count() + touched.count();
+        let mask = u128::MAX >> (128 - 8 * instruction.len().min(LONGEST));
         Self {
             instruction,
-            operands: core::array::from_fn(|_| touched.next().copied()),
-            written: written.fold(0, |all, r| all | bit(r.register())),
-            writes_first: writes(info.op0_access()),
-            bytes,
+            meaning: Meaning::of(
+                &instruction,
+                info,
+                operands.iter().flatten().next().filter(|_| count == 1),
+            ),
+            operands,
+            bytes: word(code) & mask,
+            mask,
         }
     }
 
@@ -58,11 +58,22 @@ impl Decoded {
     }
 
     /// Whether decoding would give it again.
-    fn is(&self, bits: u32, at: u64, code: &[u8]) -> bool {
-        let bytes = self.bytes.get(..self.instruction.len());
+    fn is(&self, bits: u32, at: u64, code: &[u8], word: u128) -> bool {
         self.instruction.ip() == at
             && self.instruction.code_size() as u32 == code_size(bits) as u32
-            && bytes.is_some_and(|bytes| code.starts_with(bytes))
+            && word & self.mask == self.bytes
+            && self.instruction.len() <= code.len()
+    }
+}
+
+/// The first bytes of some code, the first one lowest; what is missing is 0.
+fn word(code: &[u8]) -> u128 {
+    match code.first_chunk() {
+        Some(bytes) => u128::from_le_bytes(*bytes),
+        None => {
+            let bytes = code.iter().rev();
+            bytes.fold(0, |word, byte| word << 8 | u128::from(*byte))
+        }
     }
 }
 
@@ -101,7 +112,9 @@ impl Known {
     /// The instruction whose bytes `code` begins with; `None` if it is none.
     pub(super) fn decode(&mut self, bits: u32, at: u64, code: &[u8]) -> Option<&Decoded> {
         let set = self.sets.get_mut(set_of(at, self.sets.len()))?;
-        let is = |known: &Option<Decoded>| known.as_ref().is_some_and(|d| d.is(bits, at, code));
+        let word = word(code);
+        let is = |d: &Decoded| d.is(bits, at, code, word);
+        let is = |known: &Option<Decoded>| known.as_ref().is_some_and(is);
         let way = match set.ways.iter().position(is) {
             Some(way) => way,
             None => {
@@ -141,7 +154,7 @@ const fn touches(access: OpAccess) -> bool {
     !matches!(access, OpAccess::None | OpAccess::NoMemAccess)
 }
 
-const fn writes(access: OpAccess) -> bool {
+pub(super) const fn writes(access: OpAccess) -> bool {
     matches!(
         access,
         OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
@@ -159,7 +172,10 @@ mod tests {
         let first = *known.decode(64, 0x1000, mov).expect("an instruction");
         let again = *known.decode(64, 0x1000, mov).expect("the same");
         assert_eq!(first.instruction, again.instruction);
-        assert_eq!((first.written, first.writes_first), (1, true));
+        assert_eq!(
+            (first.meaning.written, first.meaning.writes_first),
+            (1, true)
+        );
         assert_eq!(first.operands().count(), 1);
 
         // Other bytes, another place, or another mode are another instruction.

@@ -8,15 +8,29 @@ use units::{Gpa, PAGE_BYTES};
 /// Pages that are remembered; each has one place only.
 const PLACES: usize = 16;
 
-/// One page: its number, what it is used for, and where it is.
-type Place = Cell<Option<(u64, AccessKind, Option<Gpa>)>>;
+/// One page: its number and what it is used for, and where it is.
+#[derive(Clone, Copy)]
+struct Place {
+    page: u64,
+    kind: AccessKind,
+    first: Option<Gpa>,
+}
+
+impl Place {
+    /// No page has this number.
+    const NOBODYS: Self = Self {
+        page: u64::MAX,
+        kind: AccessKind::Read,
+        first: None,
+    };
+}
 
 /// What the guest's page tables say, at one privilege.
 pub(super) struct Pages<'m, M> {
     memory: &'m M,
     paging: &'m PagingState,
     privilege: Privilege,
-    places: [Place; PLACES],
+    places: [Cell<Place>; PLACES],
 }
 
 impl<'m, M: GuestMemory> Pages<'m, M> {
@@ -25,25 +39,20 @@ impl<'m, M: GuestMemory> Pages<'m, M> {
             memory,
             paging,
             privilege: Privilege::of_cpl(cpl),
-            places: [const { Cell::new(None) }; PLACES],
+            places: [const { Cell::new(Place::NOBODYS) }; PLACES],
         }
     }
 
     /// Where a linear address is, if there is memory and this access is allowed.
     pub(super) fn find(&self, linear: u64, kind: AccessKind) -> Option<Gpa> {
         let (page, inside) = (linear / PAGE_BYTES, linear % PAGE_BYTES);
-        let place = self.places.get(page as usize % PLACES);
-        let known = place.and_then(Cell::get);
-        let first = match known.filter(|(p, k, _)| (*p, *k) == (page, kind)) {
-            Some((_, _, first)) => first,
-            None => {
-                let first = self.walk(linear - inside, kind);
-                if let Some(place) = place {
-                    place.set(Some((page, kind, first)));
-                }
-                first
-            }
-        };
+        let place = self.places.get(page as usize % PLACES)?;
+        let known = place.get();
+        if known.page == page && known.kind == kind {
+            return Some(Gpa(known.first?.0 + inside));
+        }
+        let first = self.walk(linear - inside, kind);
+        place.set(Place { page, kind, first });
         Some(Gpa(first?.0 + inside))
     }
 

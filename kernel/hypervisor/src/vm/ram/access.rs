@@ -19,7 +19,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 use guest::memory::Width;
 use guest::{GuestMemory, OutOfRange};
 use memory::replica::Replicas;
-use memory::table::{Leaf, Lookup, TableFormat};
+use memory::table::{Lookup, TableFormat};
 use spin::RwLockReadGuard;
 use units::{Gpa, Hpa, PageSize};
 
@@ -209,8 +209,37 @@ const GLIMPSED: usize = 16;
 pub struct Glimpse<'r, F: TableFormat<Address = Gpa>> {
     ram: &'r GuestRam<F>,
     table: RwLockReadGuard<'r, Replicas<F, DirectTables>>,
-    small: [Cell<Option<Leaf<Gpa>>>; GLIMPSED],
-    large: [Cell<Option<Leaf<Gpa>>>; GLIMPSED],
+    small: [Cell<Glimpsed>; GLIMPSED],
+    large: [Cell<Glimpsed>; GLIMPSED],
+}
+
+/// A page that was found, of the size of the array that it is in.
+#[derive(Clone, Copy, Debug)]
+struct Glimpsed {
+    number: u64,
+    frame: Hpa,
+}
+
+impl Glimpsed {
+    /// No page has this number.
+    const NONE: Self = Self {
+        number: u64::MAX,
+        frame: Hpa(0),
+    };
+}
+
+/// Of the places for a size, the one for an address, and the number of its page.
+fn glimpsed(
+    places: &[Cell<Glimpsed>; GLIMPSED],
+    at: Gpa,
+    size: PageSize,
+) -> (&Cell<Glimpsed>, u64) {
+    let [first, ..] = places;
+    let number = at.0 / size.bytes();
+    (
+        places.get(number as usize % GLIMPSED).unwrap_or(first),
+        number,
+    )
 }
 
 impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
@@ -219,31 +248,40 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
         Some(Glimpse {
             ram: self,
             table: self.table.try_read()?,
-            small: [const { Cell::new(None) }; GLIMPSED],
-            large: [const { Cell::new(None) }; GLIMPSED],
+            small: [const { Cell::new(Glimpsed::NONE) }; GLIMPSED],
+            large: [const { Cell::new(Glimpsed::NONE) }; GLIMPSED],
         })
     }
 }
 
 impl<F: TableFormat<Address = Gpa>> Glimpse<'_, F> {
-    /// The leaf that maps an address.
-    fn leaf(&self, at: Gpa) -> Option<Leaf<Gpa>> {
-        let maps = |leaf: &Leaf<Gpa>| leaf.at == at.align_down(leaf.size);
-        let number = |size: PageSize| (at.0 / size.bytes()) as usize % GLIMPSED;
-        let small = self.small.get(number(PageSize::Size4K))?;
-        let large = self.large.get(number(PageSize::Size2M))?;
-        if let Some(leaf) = small.get().filter(maps).or(large.get().filter(maps)) {
-            return Some(leaf);
+    /// Where an address is, and how many bytes are side by side from there on.
+    fn find(&self, at: Gpa) -> Option<(Hpa, u64)> {
+        for (places, size) in [
+            (&self.large, PageSize::Size2M),
+            (&self.small, PageSize::Size4K),
+        ] {
+            let (place, number) = glimpsed(places, at, size);
+            let (known, inside) = (place.get(), at.0 % size.bytes());
+            if known.number == number {
+                return Some((Hpa(known.frame.0 + inside), size.bytes() - inside));
+            }
         }
         let Ok(Lookup::Mapped(leaf)) = self.table.first().translate(at) else {
             return None;
         };
-        let place = match leaf.size {
-            PageSize::Size4K => small,
-            PageSize::Size2M | PageSize::Size1G => large,
+        let (places, size) = match leaf.size {
+            PageSize::Size4K => (&self.small, PageSize::Size4K),
+            PageSize::Size2M | PageSize::Size1G => (&self.large, PageSize::Size2M),
         };
-        place.set(Some(leaf));
-        Some(leaf)
+        let there = leaf.frame.address().0 + (at.0 - leaf.at.0);
+        let inside = at.0 % size.bytes();
+        let (place, number) = glimpsed(places, at, size);
+        place.set(Glimpsed {
+            number,
+            frame: Hpa(there - inside),
+        });
+        Some((Hpa(there), size.bytes() - inside))
     }
 
     /// Calls `work` as [`GuestRam::pieces`] does, piece by piece until there is none.
@@ -256,13 +294,12 @@ impl<F: TableFormat<Address = Gpa>> Glimpse<'_, F> {
         let mut offset = 0;
         while offset < bytes {
             let at = gpa.checked_add(offset as u64);
-            let Some((at, leaf)) = at.and_then(|at| Some((at, self.leaf(at)?))) else {
+            let Some((there, left)) = at.and_then(|at| self.find(at)) else {
                 let bytes = bytes as u64;
                 return Err(OutOfRange { gpa, bytes });
             };
-            let inside = at.0 - leaf.at.0;
-            let length = (leaf.size.bytes() - inside).min((bytes - offset) as u64) as usize;
-            let there = mm::direct(Hpa(leaf.frame.address().0 + inside));
+            let length = left.min((bytes - offset) as u64) as usize;
+            let there = mm::direct(there);
             work(there, offset..offset + length);
             offset += length;
         }
@@ -310,7 +347,7 @@ impl<F: TableFormat<Address = Gpa>> GuestMemory for Glimpse<'_, F> {
     }
 
     fn holds(&self, gpa: Gpa) -> bool {
-        self.leaf(gpa).is_some()
+        self.find(gpa).is_some()
     }
 
     fn size(&self) -> u64 {
