@@ -6,7 +6,7 @@
 //!   one CPU that it takes at its shortest interval, close looks and their splits included; and its notes.
 
 use footprint::Sampler;
-use footprint::sampler::{Eyes, Mapped, Seen, Sight, Tunables};
+use footprint::sampler::{Eyes, Mapped, Seen, Sight, Touched, Tunables};
 use memory::buddy::OutOfFrames;
 use memory::harvest::{Bit, Cursor, Descend, Options, Progress};
 use memory::probe::Probe;
@@ -192,11 +192,9 @@ impl Eyes for Bits<'_, '_> {
             Probe::Idle | Probe::Absent => Seen::UNTOUCHED,
         }
     }
-    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16, Seen)) -> Mapped {
+    fn pages(&mut self, at: Gpa, touched: &mut Touched) -> Mapped {
         let pages = self.0.probe_pages(at).expect("mapped by small pages");
-        pages
-            .iter()
-            .for_each(|page| touched(page, Seen::by(NodeId(0))));
+        touched.add(Seen::by(NodeId(0)), pages);
         Mapped::Pages
     }
 }

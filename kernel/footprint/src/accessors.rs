@@ -18,6 +18,7 @@ use units::Nanos;
 use crate::lens::{PAGES, density};
 use crate::port::Seen;
 use crate::rate::{Rates, likely};
+use crate::touched::Touched;
 
 /// In how many observations of a granule each node's tables said that it was touched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,7 +98,7 @@ struct OfNode {
 impl PageHitsByNode {
     /// Takes in an interval: the pages that were touched in it and by whom. Forgets everything where there is no room for
     /// a node more.
-    pub fn observe(&mut self, touched: &[(u16, Seen)], most: u8, room: &mut Room) {
+    pub fn observe(&mut self, touched: &Touched, most: u8, room: &mut Room) {
         if self.observed >= most {
             self.observed /= 2;
             for of in &mut self.nodes {
@@ -105,10 +106,7 @@ impl PageHitsByNode {
                 of.hits.iter_mut().for_each(|hits| *hits /= 2);
             }
         }
-        let all = touched
-            .iter()
-            .fold(Seen::UNTOUCHED, |all, (_, seen)| all.and(*seen));
-        for node in all.nodes() {
+        for (node, _) in touched.by_node() {
             if self.nodes.iter().any(|of| of.node == node) {
                 continue;
             }
@@ -124,15 +122,11 @@ impl PageHitsByNode {
             });
         }
         self.observed = self.observed.saturating_add(1);
-        for of in &mut self.nodes {
-            let mut any = false;
-            for (page, _) in touched.iter().filter(|(_, seen)| seen.is_by(of.node)) {
-                any = true;
-                if let Some(hits) = of.hits.get_mut(usize::from(*page)) {
-                    *hits = hits.saturating_add(1).min(self.observed);
-                }
+        for (node, pages) in touched.by_node() {
+            if let Some(of) = self.nodes.iter_mut().find(|of| of.node == node) {
+                pages.count_in(&mut of.hits);
+                of.any = of.any.saturating_add(1).min(self.observed);
             }
-            of.any = of.any.saturating_add(any.into()).min(self.observed);
         }
     }
 
@@ -178,7 +172,7 @@ impl PageHitsByNode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use units::NodeId;
+    use units::{NodeId, PageSet};
 
     const TICK: Nanos = Nanos::from_millis(100);
 
@@ -211,9 +205,10 @@ mod tests {
         let mut room = Room { taken: 0, of: 2 };
         let mut pages = PageHitsByNode::default();
         for _ in 0..20 {
-            let mut touched: Vec<(u16, Seen)> = (0..100).map(|p| (p, by(&[1]))).collect();
-            touched.push((400, by(&[0])));
-            touched.push((401, by(&[0, 1])));
+            let mut touched = Touched::default();
+            touched.add(by(&[1]), (0..100).collect());
+            touched.add(by(&[0]), PageSet::from_iter([400]));
+            touched.add(by(&[0, 1]), PageSet::from_iter([401]));
             pages.observe(&touched, 100, &mut room);
         }
         assert_eq!(pages.densities(TICK), [2 << 10, 101 << 10]);
@@ -229,12 +224,17 @@ mod tests {
     fn without_room_there_is_nothing_by_page_and_room_is_given_back() {
         let mut room = Room { taken: 0, of: 1 };
         let mut pages = PageHitsByNode::default();
-        pages.observe(&[(3, by(&[1]))], 100, &mut room);
+        let mut touched = Touched::default();
+        touched.add(by(&[1]), PageSet::from_iter([3]));
+        pages.observe(&touched, 100, &mut room);
         assert_eq!((room.taken, pages.rates(3, TICK).len()), (1, 2));
-        pages.observe(&[(4, by(&[0])), (3, by(&[1]))], 100, &mut room);
+        touched.add(by(&[0]), PageSet::from_iter([4]));
+        pages.observe(&touched, 100, &mut room);
         assert_eq!((room.taken, pages.rates(3, TICK)), (0, vec![]));
         // Who touched is not known: nothing is counted.
-        pages.observe(&[(3, Seen::TOUCHED)], 100, &mut room);
+        touched.clear();
+        touched.add(Seen::TOUCHED, PageSet::from_iter([3]));
+        pages.observe(&touched, 100, &mut room);
         assert_eq!((room.taken, pages.densities(TICK)), (0, vec![]));
     }
 }

@@ -8,9 +8,8 @@
 //! idea (N. Agarwal and T. Wenisch, ASPLOS 2017).
 
 use alloc::boxed::Box;
-use units::{Nanos, PageSize};
+use units::{Nanos, PageSet, PageSize};
 
-use crate::port::Seen;
 use crate::rate::Rates;
 
 /// Pages of a granule.
@@ -70,17 +69,13 @@ impl Lens {
 
     /// Takes in one interval: the pages that were touched in it. Whether it counts: the first one says what was touched
     /// before the look began, and a stale one nothing.
-    pub fn observe(&mut self, fresh: bool, touched: &[(u16, Seen)]) -> bool {
+    pub fn observe(&mut self, fresh: bool, touched: &PageSet) -> bool {
         if !core::mem::replace(&mut self.primed, true) || !fresh {
             return false;
         }
         self.observed += 1;
         self.any += u8::from(!touched.is_empty());
-        for (page, _) in touched {
-            if let Some(hits) = self.hits.get_mut(usize::from(*page)) {
-                *hits = hits.saturating_add(1).min(self.observed);
-            }
-        }
+        touched.count_in(&mut self.hits);
         true
     }
 
@@ -118,12 +113,10 @@ mod tests {
     /// A look at pages `every` of each interval and one page of the first interval only.
     fn look(every: core::ops::Range<u16>) -> Found {
         let mut lens = Lens::over(0);
-        let seen = |page| (page, Seen::TOUCHED);
-        lens.observe(true, &[seen(511)]);
+        lens.observe(true, &PageSet::from_iter([511]));
         for i in 0..INTERVALS {
-            lens.observe(false, &[seen(400)]);
-            let mut touched: alloc::vec::Vec<_> = every.clone().map(seen).collect();
-            touched.extend((i == 3).then_some(seen(500)));
+            lens.observe(false, &PageSet::from_iter([400]));
+            let touched = every.clone().chain((i == 3).then_some(500)).collect();
             assert!(!lens.is_done());
             lens.observe(true, &touched);
         }

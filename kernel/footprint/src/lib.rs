@@ -82,7 +82,8 @@ pub mod roots;
 pub mod sample;
 pub mod sampler;
 mod share;
-pub mod tracker;
+pub mod touched;
+mod tracker;
 pub mod tunables;
 
 pub use counters::DramReads;

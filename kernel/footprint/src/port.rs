@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use units::{Gpa, Nanos, NodeId};
 
 use crate::regions::RegionTunables;
+use crate::touched::Touched;
 
 /// What the sampler decides by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,9 +113,8 @@ pub enum Mapped {
 pub trait Eyes {
     /// Through whose tables any page of the granule was touched; clears what says so.
     fn granule(&mut self, at: Gpa) -> Seen;
-    /// Calls `touched` once with the number of each touched page of the granule and clears their bits; says how the
-    /// granule is mapped.
-    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16, Seen)) -> Mapped;
+    /// Adds the touched pages of the granule to `touched` and clears their bits; says how the granule is mapped.
+    fn pages(&mut self, at: Gpa, touched: &mut Touched) -> Mapped;
 }
 
 /// Whether an interval's answers may be believed.

@@ -6,7 +6,7 @@ use units::Nanos;
 use crate::accessors::{PageHitsByNode, Room};
 use crate::lens::PAGES;
 use crate::pages::{PageHits, REMEMBERED};
-use crate::port::Seen;
+use crate::touched::Touched;
 
 /// How many nodes' hits by page there is room for, for each granule of the machine: half of 0.2 % of 2 MiB.
 const NODES_OF_GRANULE: usize = 4;
@@ -37,7 +37,7 @@ impl Remembered {
     }
 
     /// Takes in one interval of a close look: the pages that were touched, and by whom.
-    pub(crate) fn observe(&mut self, granule: u32, touched: &[(u16, Seen)], interval: Nanos) {
+    pub(crate) fn observe(&mut self, granule: u32, touched: &Touched, interval: Nanos) {
         if self.granules.len() >= self.most
             && !self.granules.contains_key(&granule)
             && let Some((_, mut gone)) = self.granules.pop_first()
@@ -45,10 +45,8 @@ impl Remembered {
             gone.by.forget(&mut self.room);
         }
         let notes = self.granules.entry(granule).or_default();
-        notes
-            .hits
-            .observe(touched.iter().map(|(page, _)| *page), interval);
-        if touched.iter().all(|(_, seen)| seen.is_told()) {
+        notes.hits.observe(touched.all(), interval);
+        if touched.is_told() {
             notes.by.observe(touched, REMEMBERED, &mut self.room);
         }
     }

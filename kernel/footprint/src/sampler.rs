@@ -36,6 +36,7 @@ use crate::pages::PageHits;
 pub use crate::port::{Eyes, Heat, Mapped, Orders, Seen, Sight, Tunables};
 use crate::regions::{Region, Regions};
 use crate::remembered::Remembered;
+pub use crate::touched::Touched;
 
 mod passes;
 
@@ -165,10 +166,15 @@ impl Sampler {
         }
     }
 
+    /// Whether bits say who touched.
+    const fn tells(&self) -> bool {
+        self.roots.0.count_ones() > 1 && !self.roots.1
+    }
+
     /// What is to be made of what a root's bit says.
     fn told(&self) -> impl Fn(Seen) -> Seen + use<> {
-        let told = self.roots.0.count_ones() > 1 && !self.roots.1;
-        move |seen| match told || !seen.is_touched() {
+        let tells = self.tells();
+        move |seen| match tells || !seen.is_touched() {
             true => seen,
             false => Seen::TOUCHED,
         }
@@ -233,17 +239,19 @@ impl Sampler {
 
     fn observe_lenses(&mut self, fresh: bool, eyes: &mut impl Eyes) -> Orders {
         let mut orders = Orders::default();
-        let (mut touched, told) = (Vec::new(), self.told());
+        let (mut touched, tells) = (Touched::default(), self.tells());
         for mut lens in core::mem::take(&mut self.lenses) {
             touched.clear();
             let at = self.address(lens.granule);
-            let mut note = |page, seen| touched.push((page, told(seen)));
-            if eyes.pages(at, &mut note) == Mapped::Whole {
+            if eyes.pages(at, &mut touched) == Mapped::Whole {
                 // Somebody mapped it as one leaf: the look is over without a result.
                 self.postpone(lens.granule);
                 continue;
             }
-            if lens.observe(fresh, &touched) {
+            if !tells {
+                touched.untell();
+            }
+            if lens.observe(fresh, touched.all()) {
                 let interval = self.interval();
                 self.pages.observe(lens.granule, &touched, interval);
             }

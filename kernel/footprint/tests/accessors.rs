@@ -1,7 +1,7 @@
 //! Who touches what, with page tables of each node's own: told by bits alone, without looks at stopped guests.
 
 use footprint::lens::PAGES;
-use footprint::sampler::{Eyes, Heat, Mapped, Seen, Sight, Tunables};
+use footprint::sampler::{Eyes, Heat, Mapped, Seen, Sight, Touched, Tunables};
 use footprint::*;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -94,13 +94,13 @@ impl Eyes for Bits<'_> {
     fn granule(&mut self, at: Gpa) -> Seen {
         self.0.remove(&(at.0 / GRANULE)).unwrap_or_default()
     }
-    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16, Seen)) -> Mapped {
+    fn pages(&mut self, at: Gpa, touched: &mut Touched) -> Mapped {
         if !self.2.contains(&at.0) {
             return Mapped::Whole;
         }
         let first = at.0 / PageSize::Size4K.bytes();
         for (page, seen) in self.1.range(first..first + PAGES as u64) {
-            touched((page - first) as u16, *seen);
+            touched.add(*seen, PageSet::from_iter([(page - first) as u16]));
         }
         Mapped::Pages
     }

@@ -30,7 +30,7 @@ struct Watched {
 fn look(pages: &mut PageHits, hits: &[u8], interval: Nanos) {
     for i in 0..INTERVALS {
         let touched = (0u16..).zip(hits).filter(|(_, h)| i < **h);
-        pages.observe(touched.map(|(page, _)| page), interval);
+        pages.observe(&touched.map(|(page, _)| page).collect(), interval);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use footprint::Sampler;
 use footprint::lens::PAGES;
-use footprint::sampler::{Eyes, Heat, Mapped, Orders, Seen, Sight, Tunables};
+use footprint::sampler::{Eyes, Heat, Mapped, Orders, Seen, Sight, Touched, Tunables};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use units::{Gpa, Nanos, PageSize};
@@ -56,14 +56,14 @@ impl Eyes for Look<'_> {
             false => Seen::UNTOUCHED,
         }
     }
-    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16, Seen)) -> Mapped {
+    fn pages(&mut self, at: Gpa, touched: &mut Touched) -> Mapped {
         if !self.pages.split.contains(&at.0) {
             return Mapped::Whole;
         }
         let first = at.0 / PageSize::Size4K.bytes();
-        for page in self.pages.accessed.range(first..first + PAGES as u64) {
-            touched((page - first) as u16, Seen::TOUCHED);
-        }
+        let pages = self.pages.accessed.range(first..first + PAGES as u64);
+        let pages = pages.map(|page| (page - first) as u16).collect();
+        touched.add(Seen::TOUCHED, pages);
         Mapped::Pages
     }
 }
@@ -281,10 +281,9 @@ fn a_large_machine_is_watched_at_the_same_cost() {
                 false => Seen::UNTOUCHED,
             }
         }
-        fn pages(&mut self, _: Gpa, touched: &mut dyn FnMut(u16, Seen)) -> Mapped {
-            (0..PAGES as u16)
-                .filter(|_| (self.2)(2) == 0)
-                .for_each(|page| touched(page, Seen::TOUCHED));
+        fn pages(&mut self, _: Gpa, touched: &mut Touched) -> Mapped {
+            let pages = (0..PAGES as u16).filter(|_| (self.2)(2) == 0).collect();
+            touched.add(Seen::TOUCHED, pages);
             Mapped::Pages
         }
     }

@@ -10,7 +10,7 @@
 
 use crate::page_bits::{PagesInWord, WORD, ones};
 use crate::table::{ENTRIES, Entry, Level, RadixTable, TableAddress, TableFormat, TableMemory};
-use units::PageSize;
+use units::{PageSet, PageSize};
 
 /// What a probe found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,45 +23,22 @@ pub enum Probe {
     Absent,
 }
 
-/// Pages of 4 KiB in one granule: a bit for each.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PageSet([u64; ENTRIES / WORD]);
-
-impl PageSet {
-    /// Those that are in either.
-    pub fn union(self, other: Self) -> Self {
-        let Self(mut all) = self;
-        all.iter_mut().zip(other.0).for_each(|(a, b)| *a |= b);
-        Self(all)
-    }
-
-    /// Whether a page is among them.
-    pub fn contains(&self, page: u16) -> bool {
-        let (word, bit) = (usize::from(page) / WORD, usize::from(page) % WORD);
-        self.0.get(word).is_some_and(|word| word >> bit & 1 == 1)
-    }
-
-    /// Their numbers in the granule, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = u16> {
-        let words = (0u16..).step_by(WORD).zip(&self.0);
-        words.flat_map(|(first, word)| ones(*word).map(move |bit| first + bit as u16))
-    }
-}
-
 impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
     /// Reads and clears A of each page of 4 KiB in the 2 MiB around `at`, and tells which were used; whatever A of their
     /// table says, since a probe has cleared it. None while nothing is mapped there, or something is on its way; no set if
     /// one leaf maps all.
     pub fn probe_pages(&self, at: F::Address) -> Option<PageSet> {
         let slot = self.find_at(at.to_offset()?, Level::of(PageSize::Size2M));
-        let mut used = PageSet::default();
         let table = match slot.entry::<F>() {
             Entry::Table(table) => table,
             Entry::Leaf => return None,
-            Entry::Empty | Entry::FrozenLeaf | Entry::FrozenTable(_) => return Some(used),
+            Entry::Empty | Entry::FrozenLeaf | Entry::FrozenTable(_) => {
+                return Some(PageSet::default());
+            }
         };
+        let mut used = [0; ENTRIES / WORD];
         let mut pages = PagesInWord::EMPTY;
-        for (number, word) in used.0.iter_mut().enumerate() {
+        for (number, word) in used.iter_mut().enumerate() {
             self.read_pages(table, number, &(0..ENTRIES), F::ACCESSED, &mut pages);
             *word = pages.used;
             for bit in ones(*word) {
@@ -69,7 +46,7 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
                 self.memory().fetch_and(table, index, !F::ACCESSED);
             }
         }
-        Some(used)
+        Some(PageSet::from_words(used))
     }
 
     /// Reads and clears A of the entry that maps the 2 MiB around `at`, or of the larger leaf that does.

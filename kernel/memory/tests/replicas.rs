@@ -389,8 +389,9 @@ fn looks_say_through_whose_tables<F: TableFormat<Address = Gpa>>() {
     assert!(all.probe(Gpa(0x1234)).eq([NodeId(0), NodeId(5)]));
     assert_eq!(all.probe(Gpa(0)).count(), 0);
     let pages = |all: &Replicas<F, _>| {
-        let sets = all.probe_pages(Gpa(0)).expect("small pages");
-        let list = |(node, set): (NodeId, memory::probe::PageSet)| {
+        let mut sets = Vec::new();
+        assert!(all.probe_pages(Gpa(0), |node, set| sets.push((node, set))));
+        let list = |(node, set): (NodeId, units::PageSet)| {
             assert!((0..512).all(|page| set.contains(page) == set.iter().any(|p| p == page)));
             (node.0, set.iter().collect::<Vec<u16>>())
         };

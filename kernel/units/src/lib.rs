@@ -8,6 +8,7 @@
 //! * addresses and page numbers: [`Gpa`], [`Hpa`], [`Frame`], [`Gfn`], and the three leaf sizes
 //!   as [`PageSize`];
 //! * names of things: [`NodeId`], [`CpuId`], [`ApicId`], [`ProximityDomain`], [`VmId`], [`VcpuId`];
+//! * the pages of a granule: [`PageSet`];
 //! * quantities: [`Nanos`] for time, [`Credits`] for the scheduler's currency;
 //! * ratios in integers: [`Score`] from 0 to 1 and [`PerMille`].
 #![no_std]
@@ -15,10 +16,12 @@
 
 mod address;
 mod name;
+mod pages;
 mod quantity;
 mod ratio;
 
 pub use address::{Frame, Gfn, Gpa, Hpa, PAGE_BYTES, PAGE_SHIFT, PageSize};
 pub use name::{ApicId, CpuId, NodeId, ProximityDomain, VcpuId, VmId};
+pub use pages::PageSet;
 pub use quantity::{Credits, Nanos};
 pub use ratio::{PerMille, Score};

@@ -5,10 +5,10 @@ use footprint::Sampler;
 use footprint::lens::PAGES;
 use footprint::pages::heats;
 use footprint::regions::{RegionTunables, Regions};
-use footprint::sampler::{Eyes, Mapped, Seen, Sight, Tunables};
+use footprint::sampler::{Eyes, Mapped, Seen, Sight, Touched, Tunables};
 use footprint::{LeafSample, PageHits, PageLooks};
 use std::collections::BTreeSet;
-use units::{Gpa, Nanos, NodeId, PageSize};
+use units::{Gpa, Nanos, NodeId, PageSet, PageSize};
 
 const GRANULE: u64 = PageSize::Size2M.bytes();
 /// Steps that one input takes at most.
@@ -92,13 +92,14 @@ impl Eyes for Bits<'_, '_> {
         assert!(at.is_aligned(PageSize::Size2M));
         seen(self.input.u8() & 7)
     }
-    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16, Seen)) -> Mapped {
+    fn pages(&mut self, at: Gpa, touched: &mut Touched) -> Mapped {
         assert!(
             self.split.contains(&at),
             "a close look at {at}, which is mapped whole"
         );
         for _ in 0..self.input.u8() % 8 {
-            touched(self.input.u16(), seen(self.input.u8() & 7));
+            let pages = PageSet::from_iter([self.input.u16()]);
+            touched.add(seen(self.input.u8() & 7), pages);
         }
         match self.input.u8() {
             0 => {

@@ -22,7 +22,7 @@ mod mixture;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use units::{Gpa, Nanos, PAGE_BYTES};
+use units::{Gpa, Nanos, PAGE_BYTES, PageSet};
 
 use crate::lens::PAGES;
 use crate::rate::{Rates, TOUCH_PER_SECOND};
@@ -63,7 +63,7 @@ impl Default for PageHits {
 
 impl PageHits {
     /// Takes in an interval: the pages that were touched in it.
-    pub fn observe(&mut self, touched: impl IntoIterator<Item = u16>, interval: Nanos) {
+    pub fn observe(&mut self, touched: &PageSet, interval: Nanos) {
         if self.observed >= REMEMBERED {
             self.hits.iter_mut().for_each(|hits| *hits /= 2);
             self.observed /= 2;
@@ -71,11 +71,7 @@ impl PageHits {
         }
         self.observed += 1;
         self.time += interval;
-        for page in touched {
-            if let Some(hits) = self.hits.get_mut(usize::from(page)) {
-                *hits = hits.saturating_add(1).min(self.observed);
-            }
-        }
+        touched.count_in(&mut self.hits);
     }
 
     /// How long an interval was, on average. Of seldom touched pages only the time in all matters, so intervals of different

@@ -3,7 +3,7 @@
 //! told; who judges counts every access.
 
 use footprint::lens::PAGES;
-use footprint::sampler::{Eyes, Mapped, Orders, Seen};
+use footprint::sampler::{Eyes, Mapped, Orders, Seen, Touched};
 use footprint::{PageLooks, Sampler};
 use layouts::{Layout, Random, Visit, Walk};
 use std::collections::BTreeSet;
@@ -140,16 +140,14 @@ impl Eyes for Guest {
         }
     }
 
-    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16, Seen)) -> Mapped {
+    fn pages(&mut self, at: Gpa, touched: &mut Touched) -> Mapped {
         if !self.split.contains(&at) {
             return Mapped::Whole;
         }
         let first = (at.0 / PAGE_BYTES) as usize;
-        for (page, bit) in (0u16..).zip(&mut self.pages[first..first + PAGES]) {
-            if core::mem::take(bit) {
-                touched(page, Seen::TOUCHED);
-            }
-        }
+        let bits = (0u16..).zip(&mut self.pages[first..first + PAGES]);
+        let set = bits.filter_map(|(page, bit)| core::mem::take(bit).then_some(page));
+        touched.add(Seen::TOUCHED, set.collect());
         Mapped::Pages
     }
 }

@@ -18,9 +18,8 @@ use alloc::vec::Vec;
 use config::Host;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use footprint::pages::Range;
-use footprint::sampler::{Eyes, Heat, Mapped, Orders, Seen, Sight, Tunables};
+use footprint::sampler::{Eyes, Heat, Mapped, Orders, Seen, Sight, Touched, Tunables};
 use footprint::{Attribution, Coverage, Footprint, LeafSample, PageHits, Sampler, Window};
-use memory::probe::PageSet;
 use memory::table::TableFormat;
 use units::{Gpa, Nanos, NodeId, PAGE_BYTES, PageSize};
 
@@ -327,18 +326,11 @@ impl<F: TableFormat<Address = Gpa>> Eyes for Bits<'_, F> {
         })
     }
 
-    fn pages(&mut self, at: Gpa, touched: &mut dyn FnMut(u16, Seen)) -> Mapped {
-        let Some(used) = self.0.with_table(|tables| tables.probe_pages(at)) else {
-            return Mapped::Whole;
-        };
-        let all = used
-            .iter()
-            .fold(PageSet::default(), |all, (_, set)| all.union(*set));
-        for page in all.iter() {
-            let by = used.iter().filter(|(_, set)| set.contains(page));
-            let seen = by.fold(Seen::UNTOUCHED, |all, (node, _)| all.and(Seen::by(*node)));
-            touched(page, seen);
+    fn pages(&mut self, at: Gpa, touched: &mut Touched) -> Mapped {
+        let used = |node, pages| touched.add(Seen::by(node), pages);
+        match self.0.with_table(|tables| tables.probe_pages(at, used)) {
+            true => Mapped::Pages,
+            false => Mapped::Whole,
         }
-        Mapped::Pages
     }
 }

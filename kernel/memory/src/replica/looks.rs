@@ -2,10 +2,10 @@
 
 use super::Replicas;
 use crate::harvest::{Cursor, Options, Progress, Touched};
-use crate::probe::{PageSet, Probe};
+use crate::probe::Probe;
 use crate::table::{Entry, Leaves, Level, RadixTable, TableAddress, TableFormat, TableMemory};
 use alloc::vec::Vec;
-use units::{NodeId, PageSize};
+use units::{NodeId, PageSet, PageSize};
 
 impl<F: TableFormat, M: TableMemory + Clone> Replicas<F, M> {
     /// The nodes through whose tables what is around `at` was used. Asking clears, as [`RadixTable::probe`] does, so it is read
@@ -15,14 +15,17 @@ impl<F: TableFormat, M: TableMemory + Clone> Replicas<F, M> {
         self.tables.iter().filter(used).map(RadixTable::node)
     }
 
-    /// As [`RadixTable::probe_pages`], for the tables of each node.
-    pub fn probe_pages(&self, at: F::Address) -> Option<Vec<(NodeId, PageSet)>> {
+    /// As [`RadixTable::probe_pages`], for the tables of each node; whether small pages map what is around `at`.
+    pub fn probe_pages(&self, at: F::Address, mut used: impl FnMut(NodeId, PageSet)) -> bool {
+        let mut small = true;
         // Each is asked, for asking clears.
-        let ask = |table: &RadixTable<F, M>| (table.node(), table.probe_pages(at));
-        let each: Vec<_> = self.tables.iter().map(ask).collect();
-        each.into_iter()
-            .map(|(node, pages)| Some((node, pages?)))
-            .collect()
+        for table in &self.tables {
+            match table.probe_pages(at) {
+                Some(pages) => used(table.node(), pages),
+                None => small = false,
+            }
+        }
+        small
     }
 
     /// Visits the leaves of `bytes` bytes from `first` that have A or D set anywhere; see [`harvest_all`].
