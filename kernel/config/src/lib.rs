@@ -25,7 +25,7 @@
 //! | `share_cores` | boolean | `false` | hardware threads of one core may run different VMs at a time, which can leak (L1TF, MDS) |
 //! | `counters` | 0 to 8 | 4 | how many of each CPU's performance counters may be used to see what memory accesses cost |
 //! | `roots` | `"auto"` `"one"` `"every"` | `"auto"` | which nodes have page tables of a VM's own: those that run it, its home, or all |
-//! | `looks` | 0 to 10000 | 500 | how often a second a running virtual CPU is stopped to see what its next instructions touch: more tell pages apart better and cost it more time; with 0 accessed bits alone say what is hot |
+//! | `looks` | 0 to 10000 | 1000 | how often a second a running virtual CPU is stopped to see what its next instructions touch: more tell pages apart better and cost it more time; with 0 accessed bits alone say what is hot |
 //! | `adapt` | boolean | `true` | thresholds follow the load and the use that moves were of; else they stay where they begin |
 //! | `trace` | boolean | `false` | record every step of the scheduler on the telemetry port, for a replay |
 //!

@@ -68,7 +68,7 @@ impl Default for Host {
             share_cores: false,
             counters: 4,
             roots: Roots::default(),
-            looks: 500,
+            looks: 1000,
             adapt: true,
             trace: false,
         }

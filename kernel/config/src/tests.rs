@@ -96,7 +96,8 @@ fn every_key_arrives_where_it_belongs() {
     assert!(config.host.adapt && !frozen.host.adapt && parse(&frozen.to_string()) == Ok(frozen));
     let blind = parse("[host]\nlooks = 0").expect("valid");
     assert!(
-        (config.host.looks, blind.host.looks) == (500, 0) && parse(&blind.to_string()) == Ok(blind)
+        (config.host.looks, blind.host.looks) == (1000, 0)
+            && parse(&blind.to_string()) == Ok(blind)
     );
     assert!(parse("[host]\nlooks = 10001").is_err());
     let shared = parse("[host]\nshare_cores = true").expect("valid");

@@ -3,7 +3,7 @@
 //! A host interrupt, and the end of its time, come at a moment that the guest did not choose, so what it was doing then is a fair
 //! sample of what it does; any other exit is the guest's own doing. Where no interrupt comes by itself the run loop's timer sees to
 //! it, at random intervals so that nothing periodic in the guest is always or never met. A look costs some microseconds of
-//! its own VM's time, five hundred times a second; where it costs more, or a VM has many virtual CPUs, it comes less often.
+//! its own VM's time, a thousand times a second; where it costs more, or a VM has many virtual CPUs, it comes less often.
 //!
 //! An operator may want more of them (`looks` in the configuration), or none: then accessed bits alone say what is touched.
 //!
@@ -23,7 +23,7 @@ const OFTEN: usize = 4;
 /// loses a ninth of its guests' time at most. Who asks for more than [`USUAL`] looks a second allows for as much more.
 const REST: u64 = 8;
 /// See [`REST`].
-const USUAL: u64 = 500;
+const USUAL: u64 = 1000;
 /// An interrupt so soon after the entry may have waited for it.
 const AT_ONCE: Nanos = Nanos::from_micros(100);
 /// Bytes of a VM's memory for each one that instructions which are remembered take, all its virtual CPUs together.

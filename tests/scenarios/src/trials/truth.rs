@@ -58,19 +58,18 @@ pub fn scenarios(seed: u64) -> Vec<Scenario> {
             )
         })
         .collect();
-    // Its pages are graded, so that as many lie just below the end of the set as just above it: five hundred looks a second find them
-    // to 0.84 to 0.95. And with the emulator's own clock visits to pages that it has not met lately take longer.
+    // Its pages are graded, so that as many lie just below the end of the set as just above it, and with the emulator's own clock
+    // visits to pages that it has not met lately take longer: that moves the end by a quarter.
     trials.push(
         touching(
             Scenario::full,
             "hot-set-zipf",
-            "the hot set of the layout \"zipf\" is found within ten seconds, with looks more often",
+            "the hot set of the layout \"zipf\" is found within ten seconds",
             "zipf",
             drawn(),
             1,
             knows_the_hot_set,
         )
-        .host("looks", OFTEN)
         .observed(&format!("{COUNTED},clock={INSTRUCTION_PS}")),
     );
     trials.push(
@@ -105,34 +104,34 @@ pub fn scenarios(seed: u64) -> Vec<Scenario> {
         (
             "halves-by-roots",
             "halves",
-            true,
+            None,
             "two vCPUs that touch disjoint halves through their nodes' own page tables are told apart",
         ),
         (
             "mix-by-roots",
             "mix",
-            true,
+            None,
             "two vCPUs that touch their own half four times out of five, with page tables on all nodes, are told apart",
         ),
         (
             "halves-by-bits",
             "halves",
-            false,
+            Some("0"),
             "two vCPUs that touch disjoint halves are told apart by the accessed bits of their nodes' own page tables alone",
         ),
     ] {
-        let judge = if looks {
-            attributes
-        } else {
-            attributes_by_bits
+        let judge = match looks {
+            Some(_) => attributes_by_bits,
+            None => attributes,
         };
         let name = format!("attribution-{name}");
-        trials.push(
-            touching(Scenario::full, &name, about, layout, drawn(), 2, judge)
-                .host("roots", "\"every\"")
-                .host("looks", if looks { "500" } else { "0" })
-                .observed(&format!("{COUNTED},clock={INSTRUCTION_PS}")),
-        );
+        let trial = touching(Scenario::full, &name, about, layout, drawn(), 2, judge)
+            .host("roots", "\"every\"")
+            .observed(&format!("{COUNTED},clock={INSTRUCTION_PS}"));
+        trials.push(match looks {
+            Some(looks) => trial.host("looks", looks),
+            None => trial,
+        });
     }
     trials.push(
         Scenario::full(
