@@ -252,6 +252,27 @@ fn ending_looks_joins_what_was_split() {
 }
 
 #[test]
+fn a_look_that_a_move_ends_is_forgotten_and_begun_anew() {
+    let (mut sampler, mut machine) = (sampler(8), Machine::default());
+    let mut begun = 0;
+    for _ in 0..1000 {
+        (0..PAGES as u64).for_each(|page| machine.touch(page));
+        // The granule is put together again at its new place before the look is through; `obey` refuses to join it once
+        // more, or to take it apart twice.
+        let orders = sampler.tick(Sight::Fresh, true, &mut Look::at(&mut machine));
+        machine.obey(&orders);
+        begun += orders.split.len();
+        assert!(sampler.pages(Gpa(0)).is_none(), "it was never seen");
+        machine.split.clear();
+    }
+    assert!(begun > 10, "only {begun} looks");
+    // And when it rests, it is looked at.
+    watch(&mut sampler, 200, |machine, _| machine.touch(3));
+    let hits = sampler.pages(Gpa(0)).expect("it was looked at").hits();
+    assert!(hits[3] > 10 && hits[4] == 0, "{hits:?}");
+}
+
+#[test]
 fn holes_in_memory_are_passed_over() {
     let runs = [0..0x9f000, 0x10_0000..0x1000_0000, (4 << 30)..(5 << 30)];
     let mut sampler = Sampler::new(runs, 1, Tunables::default());

@@ -13,7 +13,7 @@
 //!   and [`written`] asks for the dirty ones where a processor's log may save the search.
 //! * **How does it move under a running guest?** [`page_move`] is a chain of type states, so that a
 //!   wrong order (installing the new frame before the old one's translations are gone, say) does
-//!   not compile.
+//!   not compile. [`apart`] notes what must stay together meanwhile.
 //!
 //! Nothing here holds a lock, reads a clock or panics on what it is told. Bodies are ordinary safe
 //! Rust over atomics, and therefore run unchanged under property tests.
@@ -38,6 +38,7 @@
 
 extern crate alloc;
 
+pub mod apart;
 pub mod buddy;
 pub mod entry;
 pub mod harvest;

@@ -331,6 +331,14 @@ fn check<F: TableFormat>(table: &Table<'_, F>, model: &Model) {
         .collect();
     let expected: Vec<_> = model.iter().map(|(at, leaf)| (*at, *leaf)).collect();
     assert_eq!(leaves, expected);
+    let of = |wanted| {
+        leaves
+            .iter()
+            .filter(move |(_, (_, size, _))| *size == wanted)
+    };
+    for size in SIZES {
+        assert_eq!(table.count(size), of(size).count() as u64);
+    }
     // No empty tables: a table exists exactly if a leaf lies below it.
     let mut tables = BTreeSet::new();
     for (at, (_, size, _)) in model {

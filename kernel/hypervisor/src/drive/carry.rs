@@ -4,6 +4,9 @@
 //!   a large leaf is split for that time, so that a word that is written makes 4 KiB stale and not 2 MiB.
 //! * [`whole`]: elsewhere a large leaf is copied while nobody can reach it.
 //!
+//! A large leaf that is apart just for a while (`vm/ram/apart.rs`) moves as the leaf that it is, whichever of its pages are
+//! ordered: single frames would not lie side by side at the new place, and it would be small for ever.
+//!
 //! Leaves go in batches, since a shootdown serves as many as wait for it. The table's lock is held to arm, freeze and
 //! commit; flushes and copies run without.
 
@@ -84,7 +87,7 @@ fn attempt<B: Backend>(vm: &Vm<B>, orders: &[PageOrder], to: NodeId) -> Vec<Move
     }
 }
 
-/// A small page that a large leaf maps again: that one moves.
+/// A small page of a large leaf: that one moves.
 fn with_its_leaf<B: Backend>(vm: &Vm<B>, order: PageOrder, size: PageSize, to: NodeId) -> Moved {
     let gpa = order.gpa.align_down(size);
     let order = PageOrder { gpa, size, ..order };

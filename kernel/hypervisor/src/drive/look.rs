@@ -12,7 +12,6 @@ use super::intake::Intake;
 use crate::arch::time;
 use crate::virt::Backend;
 use crate::vm::{GuestRam, NOWHERE, Remapped, Vm};
-use alloc::collections::BTreeSet;
 use alloc::vec;
 use alloc::vec::Vec;
 use config::Host;
@@ -20,6 +19,7 @@ use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use footprint::pages::Range;
 use footprint::sampler::{Eyes, Heat, Mapped, Orders, Seen, Sight, Touched, Tunables};
 use footprint::{Attribution, Coverage, Footprint, LeafSample, PageHits, Sampler, Window};
+use memory::apart::Purpose;
 use memory::table::TableFormat;
 use units::{Gpa, Nanos, NodeId, PAGE_BYTES, PageSize};
 
@@ -37,8 +37,6 @@ pub struct Watch {
     last_pass: Nanos,
     /// The generation that the interval began with, and the virtual CPUs that ran then.
     began: Option<(u64, Vec<u16>)>,
-    /// Granules that were split for a look.
-    split: BTreeSet<Gpa>,
     /// What it has cost so far.
     pub cost: Cost,
     /// What of that the VM has been charged.
@@ -90,7 +88,6 @@ impl Watch {
             next: now,
             last_pass: now,
             began: None,
-            split: BTreeSet::new(),
             cost: Cost::default(),
             charged: Nanos::ZERO,
         }
@@ -117,25 +114,14 @@ impl Watch {
         self.cost.time += time::now().since(came);
         if orders != Orders::default() {
             let began = time::now();
-            // What somebody else mapped by small pages stays so.
-            let mine = orders
-                .join
-                .iter()
-                .copied()
-                .filter(|at| self.split.contains(at));
-            let join: Vec<Gpa> = mine.collect();
             let Remapped {
                 split,
                 joined,
                 interrupted,
-            } = vm.ram.remap(&orders.split, &join);
-            join.iter().for_each(|at| {
-                self.split.remove(at);
-            });
+            } = vm.ram.remap(Purpose::Look, &orders.split, &orders.join);
             self.cost.splits += split.len() as u64;
             self.cost.interrupted += interrupted;
             self.cost.shootdowns += u64::from(split.len() + joined > 0);
-            self.split.extend(split);
             self.cost.waiting += time::now().since(began);
         }
         self.sampler.charge(time::now().since(came));
@@ -172,8 +158,7 @@ impl Watch {
     /// Bytes of memory that all of this takes.
     pub fn metadata_bytes(&self, vcpus: usize) -> usize {
         let heats = self.heats.capacity() * size_of::<Heat>();
-        let split = self.split.len() * 2 * size_of::<Gpa>();
-        self.sampler.metadata_bytes() + self.intake.metadata_bytes(vcpus) + heats + split
+        self.sampler.metadata_bytes() + self.intake.metadata_bytes(vcpus) + heats
     }
 
     /// Whether the last pass was `every` ago.
@@ -248,8 +233,8 @@ impl Watch {
         footprint::pages::hot_pages(ranges, self.intake.by_page().count())
     }
 
-    /// Heat by leaves, and by the node that touches them. A granule under a close look counts as the one leaf that it was
-    /// and will be again.
+    /// Heat by leaves, and by the node that touches them. A granule that is apart for a while counts as the one leaf that it
+    /// was and will be again.
     fn samples<F: TableFormat<Address = Gpa>>(
         &self,
         ram: &GuestRam<F>,
@@ -258,7 +243,7 @@ impl Watch {
         let mut samples = Vec::with_capacity(heats.len());
         for heat in heats {
             match ram.leaf(heat.gpa) {
-                Some((node, PageSize::Size4K)) if !self.split.contains(&heat.gpa) => {
+                Some((node, PageSize::Size4K)) if ram.apart(heat.gpa).is_none() => {
                     self.pages(ram, heat, node, &mut samples);
                 }
                 Some((node, size)) => {
@@ -328,7 +313,12 @@ impl<F: TableFormat<Address = Gpa>> Eyes for Bits<'_, F> {
 
     fn pages(&mut self, at: Gpa, touched: &mut Touched) -> Mapped {
         let used = |node, pages| touched.add(Seen::by(node), pages);
-        match self.0.with_table(|tables| tables.probe_pages(at, used)) {
+        let small = self.0.with_table(|tables| match self.0.apart(at) {
+            // A move has taken it over: what these pages say is what the one leaf said.
+            Some(Purpose::Move) => false,
+            Some(Purpose::Look) | None => tables.probe_pages(at, used),
+        });
+        match small {
             true => Mapped::Pages,
             false => Mapped::Whole,
         }

@@ -28,7 +28,7 @@ use migrate::{
 };
 use telemetry::{Event, GroupReport};
 use topology::Machine;
-use units::{Nanos, NodeId, Score, VcpuId, VmId};
+use units::{Nanos, NodeId, PageSize, Score, VcpuId, VmId};
 
 /// Longest time between two passes: about half of what a rate needs to be proved.
 const PASS: Nanos = Nanos::from_secs(1);
@@ -280,21 +280,29 @@ pub fn migrate_all<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>, to: NodeId) -> us
     count
 }
 
-/// An order for each leaf that is elsewhere.
+/// An order for each leaf that is elsewhere. What small pages map for a while is one.
 fn away<B: Backend>(vm: &Vm<B>, to: NodeId) -> Vec<PageOrder> {
     vm.ram.with_table(|table| {
         let leaves = table.all_leaves().filter(|leaf| !leaf.frozen);
-        leaves
-            .filter_map(|leaf| {
-                let from = mm::node_of(leaf.frame)?;
-                (from != to).then_some(PageOrder {
-                    gpa: leaf.at,
-                    size: leaf.size,
-                    from,
-                    to,
-                })
-            })
-            .collect()
+        let orders = leaves.filter_map(|leaf| {
+            let from = mm::node_of(leaf.frame)?;
+            let granule = leaf.at.align_down(PageSize::Size2M);
+            let is_apart = leaf.size == PageSize::Size4K && vm.ram.apart(granule).is_some();
+            let (gpa, size) = match is_apart {
+                true => (granule, PageSize::Size2M),
+                false => (leaf.at, leaf.size),
+            };
+            let order = PageOrder {
+                gpa,
+                size,
+                from,
+                to,
+            };
+            (from != to).then_some(order)
+        });
+        let mut orders: Vec<PageOrder> = orders.collect();
+        orders.dedup_by_key(|order| order.gpa);
+        orders
     })
 }
 

@@ -71,9 +71,8 @@ pub fn hide<B: Backend>(ctx: &mut Context<'_, B>) -> Option<Hidden> {
     };
     let found = walk::peek(&ctx.vm.ram, &decode::paging(ctx), linear, access).ok()?;
     let page = found.gpa.align_down(PageSize::Size4K);
-    if let Some((_, PageSize::Size2M)) = ctx.vm.ram.leaf(page) {
-        ctx.vm.ram.remap(&[page.align_down(PageSize::Size2M)], &[]);
-    }
+    let granule = page.align_down(PageSize::Size2M).0;
+    ctx.vm.ram.split_for_good(granule..granule + 1);
     let leaf = ctx.vm.ram.change_table(|table, shootdown| {
         let unmapped = table.unmap(page, PageSize::Size4K).ok()?;
         unmapped.finish(shootdown, &DirectTables)

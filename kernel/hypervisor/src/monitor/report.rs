@@ -19,7 +19,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use guest::speculation::Measure;
 use sched::Explanation;
 use topology::Machine;
-use units::{CpuId, Nanos, NodeId, PAGE_BYTES, VcpuId};
+use units::{CpuId, Nanos, NodeId, PAGE_BYTES, PageSize, VcpuId};
 
 /// Past decisions about a vCPU that are told.
 const LATELY: usize = 6;
@@ -291,12 +291,22 @@ pub fn footprint<B: Backend>(hv: &Hypervisor<B>, vm: &Vm<B>) -> String {
     )
 }
 
-/// Where the nested tables are that its CPUs walk.
+/// Where the nested tables are that its CPUs walk, and what they are for.
 fn page_tables<B: Backend>(vm: &Vm<B>) -> String {
     vm.ram.with_table(|tables| {
         let nodes: Vec<String> = tables.all().iter().map(|t| t.node().to_string()).collect();
         let kib = (tables.table_frames() * units::PAGE_BYTES) >> 10;
-        format!("page tables on {}: {kib} KiB\n", nodes.join(", "))
+        let bytes: u64 = vm.ram.bytes_by_node().iter().sum();
+        let (apart, overtaken) = vm.ram.count_apart();
+        // Without a look at every small page, of which there may be very many.
+        let large = tables.count(PageSize::Size2M) + apart;
+        let small = (bytes / PAGE_BYTES).saturating_sub(large * PageSize::Size2M.pages());
+        format!(
+            "page tables on {}: {kib} KiB for {large} large pages and {small} of 4 KiB; \
+             {apart} large ones are small for a while, and \
+             {overtaken} close looks ended early as their pages moved\n",
+            nodes.join(", "),
+        )
     })
 }
 

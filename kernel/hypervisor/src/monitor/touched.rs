@@ -233,16 +233,9 @@ pub fn split<B: Backend>(vm: &Vm<B>, first_mib: &str, mib: &str) -> String {
         u64::from(first) << 20,
         (u64::from(first) + u64::from(mib)) << 20,
     );
-    let leaves: Vec<Gpa> = vm.ram.with_table(|table| {
-        let large = table
-            .all_leaves()
-            .filter(|leaf| leaf.size == PageSize::Size2M);
-        let inside = large.filter(|leaf| (start..end).contains(&leaf.at.0) && !leaf.frozen);
-        inside.map(|leaf| leaf.at).collect()
-    });
-    // The allocator learns of it, too: the pages are given back one by one when the VM ends.
-    let done = vm.ram.remap(&leaves, &[]).split;
-    let (done, all) = (done.len(), leaves.len());
+    let regions = vm.shape.memory.regions();
+    let last = regions.iter().map(|region| region.end().0).max();
+    let (done, all) = vm.ram.split_for_good(start..end.min(last.unwrap_or(0)));
     if done < all {
         return format!(
             "{done} of {all} pages of 2 MiB of {} are mapped by 4 KiB now; the others stay as they are, for lack of \

@@ -12,7 +12,7 @@
 //! 5. [`Vcpu::apic`]: one local APIC
 //! 6. [`Hypervisor::sched`]: run queues
 //! 7. [`Hypervisor::timers`]: one queue per CPU
-//! 8. [`Vm::ram`]'s table lock (inside), then the heap, then the frame allocators
+//! 8. [`Vm::ram`]'s table lock (inside), then what it notes of granules that are apart for a while, then the heap, then the frame allocators
 //! 9. [`Vm::console`]
 //! 10. whose line stands unfinished (`monitor`), then the UART
 //!

@@ -6,12 +6,15 @@
 //! * The hypervisor's own accesses ([`access`]) hold it for reading from the translation to the last byte.
 //! * A page that is being moved is absent meanwhile ([`memory::page_move`]). Who finds it so waits for its
 //!   [`arrival`], holding nothing.
+//! * What small pages map for a while stays together meanwhile ([`apart`]).
 //! * Memory is torn down when no move is under way ([`GuestRam::moving`]).
 
 mod access;
+mod apart;
 mod roots;
 mod written;
 
+pub use apart::Remapped;
 pub use roots::RootChange;
 
 use super::arrival;
@@ -22,13 +25,14 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
+use memory::apart::Apart;
 use memory::entry::Generations;
 use memory::replica::Replicas;
 use memory::table::{
     Attributes, Flush, LargeLeaves, Lookup, NoProcessor, Rights, Shootdown, TableError, TableFormat,
 };
 use memory::written::Written;
-use spin::{Once, RwLock, RwLockReadGuard};
+use spin::{Mutex, Once, RwLock, RwLockReadGuard};
 use units::{Frame, Gpa, NodeId, PageSize, VmId};
 
 /// Numbers of roots: none is used twice.
@@ -45,6 +49,8 @@ pub struct GuestRam<F: TableFormat<Address = Gpa>> {
     table: RwLock<Replicas<F, DirectTables>>,
     /// Held for reading by moves that are under way.
     moving: RwLock<()>,
+    /// What small pages map for a while; changed under the table's lock.
+    apart: Mutex<Apart>,
     generations: Generations<AtomicU64>,
     /// Large leaves that were split since the guest executed there.
     fetched: AtomicU64,
@@ -69,42 +75,6 @@ impl Shootdown for VmShootdown<'_> {
     }
 }
 
-/// What [`GuestRam::remap`] did.
-#[derive(Debug)]
-pub struct Remapped {
-    /// Granules that small pages map now.
-    pub split: Vec<Gpa>,
-    /// How many one leaf maps now.
-    pub joined: usize,
-    /// CPUs that were interrupted for it.
-    pub interrupted: u64,
-}
-
-/// One shootdown for several changes that were all made before the first asks for it: it makes CPUs forget
-/// everything of the VM, so the others have nothing left to do.
-#[derive(Debug)]
-struct Together<'s, 'r> {
-    inner: &'s VmShootdown<'r>,
-    done: Cell<bool>,
-}
-
-impl<'s, 'r> Together<'s, 'r> {
-    fn new(inner: &'s VmShootdown<'r>) -> Self {
-        Self {
-            inner,
-            done: Cell::new(false),
-        }
-    }
-}
-
-impl Shootdown for Together<'_, '_> {
-    fn shoot_down(&self, flush: Flush) {
-        if !self.done.replace(true) {
-            self.inner.shoot_down(flush);
-        }
-    }
-}
-
 impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     /// An empty table whose own frames come from `node`, on a host with `nodes` nodes.
     pub fn new(
@@ -121,6 +91,7 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
             roots: (0..nodes).map(|_| AtomicU64::new(root.0)).collect(),
             table: RwLock::new(table),
             moving: RwLock::new(()),
+            apart: Mutex::default(),
             generations: Generations::of_root(
                 ROOTS.fetch_add(1, Relaxed),
                 AtomicU64::new(1),
@@ -149,50 +120,6 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     /// generation that is returned.
     pub fn sampled(&self) -> u64 {
         self.generations.sampled()
-    }
-
-    /// Maps each granule of `split` by pages of 4 KiB if one leaf of 2 MiB maps it, and each of `join` by one leaf
-    /// where 512 pages still form one. One shootdown for all.
-    pub fn remap(&self, split: &[Gpa], join: &[Gpa]) -> Remapped {
-        self.change_table(|table, shootdown| {
-            let together = Together::new(shootdown);
-            let size = PageSize::Size2M;
-            // All are frozen before the first shootdown.
-            let begin = |at: &Gpa| Some((*at, table.begin_collapse(*at, size).ok()?));
-            let joins: Vec<_> = join.iter().filter_map(begin).collect();
-            let begin = |at: &Gpa| Some((*at, table.begin_split(*at, size).ok()?));
-            let splits: Vec<_> = split.iter().filter_map(begin).collect();
-            let joined = joins.len();
-            let mut done = Vec::with_capacity(splits.len());
-            // What the table maps as one or as many, the allocator must know as one block or as many.
-            for (at, join) in joins {
-                match table.finish_collapse(join.shoot_down(&together)) {
-                    Ok(flush) => {
-                        flush.carry_out(shootdown);
-                        if let Some(first) = first_frame(table, at) {
-                            mm::join_block(first);
-                        }
-                    }
-                    Err(why) => log::error!("a granule could not be mapped by one leaf: {why}"),
-                }
-            }
-            for (at, split) in splits {
-                match table.finish_split(split.shoot_down(&together)) {
-                    Ok(()) => {
-                        if let Some(first) = first_frame(table, at) {
-                            mm::split_block(first);
-                        }
-                        done.push(at);
-                    }
-                    Err(why) => log::error!("a granule could not be mapped by small pages: {why}"),
-                }
-            }
-            Remapped {
-                split: done,
-                joined,
-                interrupted: shootdown.interrupted.get(),
-            }
-        })
     }
 
     /// The node that holds an address, and the size of the leaf that maps it.
@@ -290,6 +217,10 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
                 // another that does not know of the new right faults, comes here, and finds it.
                 let more = table.protect(leaf.at, leaf.size, attributes)?;
                 more.carry_out(&NoProcessor);
+                // Taken apart for a while, it would have been one leaf again, which may not be executed.
+                let granule = leaf.at.align_down(PageSize::Size2M);
+                let more = u64::from(self.apart.lock().forget(granule));
+                self.fetched.fetch_add(more, Relaxed);
                 return Ok(());
             }
             let split = table.begin_split(leaf.at, leaf.size)?.to_execute();
@@ -325,6 +256,7 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     /// nowhere, or was never started.
     pub fn take_leaves(&self, bytes: u64) -> Vec<(Frame, PageSize)> {
         let _nothing_moves = self.moving.write();
+        self.apart.lock().clear();
         self.change_table(|table, shootdown| {
             let mut sum = 0_u64;
             let some = table.all_leaves().take_while(|leaf| {
@@ -346,16 +278,5 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
             }
             frames
         })
-    }
-}
-
-/// The frame that `at`, a leaf's first address, is mapped to.
-fn first_frame<F: TableFormat<Address = Gpa>>(
-    table: &Replicas<F, DirectTables>,
-    at: Gpa,
-) -> Option<Frame> {
-    match table.first().translate(at) {
-        Ok(Lookup::Mapped(leaf)) => Some(leaf.frame),
-        _ => None,
     }
 }

@@ -44,6 +44,11 @@ impl<F: TableFormat, M: TableMemory + Clone> Replicas<F, M> {
         self.first().all_leaves()
     }
 
+    /// How many leaves of this size there are, as the first replica has them; see [`RadixTable::count`].
+    pub fn count(&self, size: PageSize) -> u64 {
+        self.first().count(size)
+    }
+
     /// As [`RadixTable::soil`]: D of a page is the OR over all, so one of them will do.
     pub fn soil(&self, at: F::Address) -> bool {
         self.first().soil(at)

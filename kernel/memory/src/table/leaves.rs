@@ -4,7 +4,7 @@ use super::radix::leaf;
 use core::fmt;
 
 use super::{ENTRIES, Entry, Leaf, Level, RadixTable, TableAddress, TableFormat, TableMemory};
-use units::Frame;
+use units::{Frame, PageSize};
 
 /// Iterator over the leaves of a table, frozen ones included; see [`RadixTable::leaves`].
 pub struct Leaves<'t, F, M> {
@@ -40,6 +40,25 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
 }
 
 impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
+    /// How many leaves of this size there are, without those inside a range that is being collapsed.
+    pub fn count(&self, size: PageSize) -> u64 {
+        self.count_below(self.root(), Level::ROOT, size)
+    }
+
+    fn count_below(&self, table: Frame, level: Level, size: PageSize) -> u64 {
+        let each = (0..ENTRIES).map(|index| {
+            let value = self.memory.load(table, index);
+            match (Entry::decode::<F>(value, level), level.below()) {
+                (Entry::Leaf | Entry::FrozenLeaf, _) => u64::from(level.leaf_size() == Some(size)),
+                (Entry::Table(child), Some(below)) if below.span() >= size.bytes() => {
+                    self.count_below(child, below, size)
+                }
+                _ => 0,
+            }
+        });
+        each.sum()
+    }
+
     /// The first address that is frozen, as a leaf or as a table.
     pub(crate) fn first_frozen(&self) -> Option<u64> {
         let offset = self.frozen_below(self.root(), Level::ROOT, 0)?;

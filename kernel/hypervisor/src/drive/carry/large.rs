@@ -1,14 +1,16 @@
 //! Large leaves, as small pages while they are copied: the shootdowns of one serve a few.
 
 use super::batch::Batch;
-use super::{Moved, refuse, target, whereabouts};
+use super::{Moved, Unmoved, refuse, target, whereabouts};
 use crate::arch::time;
 use crate::mm;
 use crate::sabotage;
 use crate::virt::Backend;
 use crate::vm::Vm;
+use alloc::format;
 use alloc::vec::Vec;
 use config::Sabotage;
+use memory::apart::Purpose;
 use memory::page_move::large::{
     Armed, LargeMove, Mirrored, Planned, Quiet, Rounds, shoot_down, shoot_down_frozen,
 };
@@ -24,7 +26,7 @@ type Rounding = (LargeMove<Mirrored>, Rounds);
 /// Moves them; says what became of each.
 pub fn carry_out<B: Backend>(vm: &Vm<B>, orders: &[PageOrder], to: NodeId) -> Vec<Moved> {
     let mut batch = Batch::of(orders);
-    let planned = plan(&mut batch, vm, to);
+    let (planned, taken) = plan(&mut batch, vm, to);
     let flush = vm.ram.shootdown();
     let armed = batch.each(vm, planned, LargeMove::<Planned>::arm);
     let mirrored = shoot_down(armed, &flush).into_iter();
@@ -45,7 +47,9 @@ pub fn carry_out<B: Backend>(vm: &Vm<B>, orders: &[PageOrder], to: NodeId) -> Ve
     let copied = copied.collect();
     let old = batch.each(vm, copied, |page, tables| {
         let at = page.at();
-        page.commit(tables).map(|old| (at, old))
+        let old = page.commit(tables)?;
+        vm.ram.is_whole(at);
+        Ok((at, old))
     });
     places.into_iter().for_each(|at| vm.ram.arrived(at));
     if sabotage::on(Sabotage::MapEarly) {
@@ -61,29 +65,30 @@ pub fn carry_out<B: Backend>(vm: &Vm<B>, orders: &[PageOrder], to: NodeId) -> Ve
             vm.ram.relocated(LARGE, from, to);
         }
     }
-    let stay = batch.pages.iter().filter(|page| page.fate.is_err());
-    let stay: Vec<Gpa> = stay.map(|page| page.order.gpa).collect();
+    let fails = |at: &Gpa| batch.page(*at).is_some_and(|page| page.fate.is_err());
+    let stay: Vec<Gpa> = taken.into_iter().filter(fails).collect();
     if !stay.is_empty() {
-        vm.ram.remap(&[], &stay);
+        vm.ram.remap(Purpose::Move, &[], &stay);
     }
     batch.fates()
 }
 
-/// Splits each leaf that is not there already, and begins its move.
-fn plan<B: Backend>(batch: &mut Batch, vm: &Vm<B>, to: NodeId) -> Vec<LargeMove<Planned>> {
+/// Takes each leaf apart that is not there already, and begins its move. Says which were taken apart.
+fn plan<B: Backend>(
+    batch: &mut Batch,
+    vm: &Vm<B>,
+    to: NodeId,
+) -> (Vec<LargeMove<Planned>>, Vec<Gpa>) {
     let mut planned = Vec::with_capacity(batch.pages.len());
-    let mut split = Vec::with_capacity(batch.pages.len());
     for page in &mut batch.pages {
         let at = page.order.gpa;
         let begun = match whereabouts(vm, at) {
             Ok((from, _)) if from == to => continue,
-            Ok((from, mapped)) => {
+            Ok((from, mapped)) if mapped == LARGE || vm.ram.apart(at).is_some() => {
                 page.from = from;
-                if mapped == LARGE {
-                    split.push(at);
-                }
                 target(to, LARGE).and_then(|to| LargeMove::plan(at, to).map_err(refuse))
             }
+            Ok(_) => Err(format!("{at} is not mapped by a leaf of 2 MiB any more").into()),
             Err(why) => Err(why),
         };
         match begun {
@@ -91,10 +96,21 @@ fn plan<B: Backend>(batch: &mut Batch, vm: &Vm<B>, to: NodeId) -> Vec<LargeMove<
             Err(why) => page.fate = Err(why),
         }
     }
-    if !split.is_empty() {
-        vm.ram.remap(&split, &[]);
+    if planned.is_empty() {
+        return (planned, Vec::new());
     }
-    planned
+    let places: Vec<Gpa> = planned.iter().map(LargeMove::at).collect();
+    let taken = vm.ram.take_apart(&places);
+    let (planned, refused): (Vec<_>, Vec<_>) = planned
+        .into_iter()
+        .partition(|page| taken.contains(&page.at()));
+    for page in refused {
+        let at = page.at();
+        mm::free_allocation(page.cancel());
+        let why = format!("{at} is moved by another order, or there is no memory for its tables");
+        batch.stays(at, Unmoved { why, again: true });
+    }
+    (planned, taken)
 }
 
 /// Copies again what was written, as long as it helps.

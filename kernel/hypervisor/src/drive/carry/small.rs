@@ -15,6 +15,7 @@ use migrate::PageOrder;
 use units::{Gpa, NodeId, PageSize};
 
 const SMALL: PageSize = PageSize::Size4K;
+const LARGE: PageSize = PageSize::Size2M;
 
 /// Moves them; says what became of each.
 pub fn carry_out<B: Backend>(vm: &Vm<B>, orders: &[PageOrder], to: NodeId) -> Vec<Moved> {
@@ -69,14 +70,15 @@ fn plan<B: Backend>(batch: &mut Batch, vm: &Vm<B>, to: NodeId) -> Vec<PageMove<P
         let at = page.order.gpa;
         let begun = match whereabouts(vm, at) {
             Ok((from, _)) if from == to => continue,
-            Ok((from, SMALL)) => {
+            // It belongs to a leaf that is apart for a while, or was when the order was given. The orders for the other
+            // pages find them moved.
+            Ok((_, size)) if size > SMALL || is_apart(vm, at) => {
+                page.fate = with_its_leaf(vm, page.order, size.max(LARGE), to);
+                continue;
+            }
+            Ok((from, _)) => {
                 page.from = from;
                 target(to, SMALL).and_then(|to| PageMove::plan(at, SMALL, to).map_err(refuse))
-            }
-            // The close look under which it was ordered is over; the orders for the other pages find them moved.
-            Ok((_, size)) => {
-                page.fate = with_its_leaf(vm, page.order, size, to);
-                continue;
             }
             Err(why) => Err(why),
         };
@@ -86,6 +88,11 @@ fn plan<B: Backend>(batch: &mut Batch, vm: &Vm<B>, to: NodeId) -> Vec<PageMove<P
         }
     }
     planned
+}
+
+/// Whether small pages map its granule just for a while.
+fn is_apart<B: Backend>(vm: &Vm<B>, at: Gpa) -> bool {
+    vm.ram.apart(at.align_down(LARGE)).is_some()
 }
 
 /// What was copied in time is the page; else it is copied now.

@@ -18,8 +18,8 @@ pub fn carry_out<B: Backend>(vm: &Vm<B>, order: PageOrder, to: NodeId) -> Moved 
     let size = mapped.max(order.size);
     let at = order.gpa.align_down(size);
     if mapped < size {
-        // It is mapped by small pages for a close look, which ends here.
-        vm.ram.remap(&[], &[at]);
+        // It is mapped by small pages for a close look, which ends here, or it stays where it is.
+        vm.ram.end_look(at);
     }
     let began = time::now();
     let moved = PageMove::plan(at, size, target(to, size)?).and_then(|page| copy(vm, page));
