@@ -23,6 +23,14 @@ const LOST: &str = "was not what was written";
 const WRONG: &str = "STAMPS page ";
 /// Bytes of a Linux guest that are moved at least: all it has, about five times.
 const TOURED: u64 = 1 << 30;
+/// A guest's pages that are always small: those of the 2 MiB that the hole below 1 MiB is in.
+const BESIDE_THE_HOLE: u64 = 512;
+/// Stops at the end of its tour that are judged.
+const LAST_STOPS: usize = 10;
+/// Nodes that a guest's pages are brought to while it is looked at, and close looks that meet that at least.
+const LOOKED_AT_STOPS: u32 = 40;
+/// See [`LOOKED_AT_STOPS`].
+const LOOKS_THAT_MET: u64 = 20;
 /// Nodes that the pages of [`incremental`] are brought to.
 const STOPS: u32 = 6;
 const OVER: &str = "have been around";
@@ -142,10 +150,11 @@ struct Stops {
 }
 
 fn tour(scenario: Scenario, stops: Stops) -> Scenario {
-    touring(scenario, stops, "")
+    touring(scenario, stops, "", "")
 }
 
-fn touring(scenario: Scenario, stops: Stops, words: &str) -> Scenario {
+/// With a guest that is told these words, and a question to Perigee behind each tour.
+fn touring(scenario: Scenario, stops: Stops, words: &str, ask: &str) -> Scenario {
     let words = format!("turns={} {words}", stops.turns);
     let around = |stops: u32| format!("migrate {NAME} around {stops}\r");
     scenario
@@ -162,25 +171,77 @@ fn touring(scenario: Scenario, stops: Stops, words: &str) -> Scenario {
         .type_after("[stamps] STAMPS ", &around(stops.large))
         .type_after(
             OVER,
-            &format!("split {NAME} 0 {MEMORY}\r{}", around(stops.small)),
+            &format!("{ask}split {NAME} 0 {MEMORY}\r{}", around(stops.small)),
         )
-        .type_after(OVER, QUIT)
+        .type_after(OVER, &format!("{ask}{QUIT}"))
         .within(Duration::from_secs(600))
 }
 
-/// Close looks take large leaves apart and put them together again meanwhile.
+/// Close looks take large leaves apart meanwhile. They end where their pages move, and the leaf moves as one.
 fn looked_at() -> Scenario {
     let trial = Scenario::full(
         "moves-lose-nothing-looked-at",
-        "the same while the guest is looked at, closely at times",
-        |e| nothing_lost(e, 12, SMALL * 9 / 10, 1),
+        "the same while the guest is looked at, closely at times: what a close look takes apart is put together again",
+        |e| {
+            nothing_lost(e, 12, SMALL * 9 / 10, 1)?;
+            looks_gave_way(e)
+        },
     );
     let stops = Stops {
-        large: 6,
+        large: LOOKED_AT_STOPS,
         small: 2,
         turns: 3,
     };
-    tour(trial, stops).host("sample_ms", "20")
+    touring(trial, stops, "", &format!("footprint {NAME}\r")).host("sample_ms", "20")
+}
+
+/// Close looks were under way where pages moved, and of what they took apart nothing stayed so. What the operator had
+/// taken apart did.
+fn looks_gave_way(e: &Evidence) -> Result<(), String> {
+    let stops = small_at_each_stop(e);
+    let first_tour = stops.iter().take(LOOKED_AT_STOPS as usize);
+    let most = first_tour.max().copied().unwrap_or(0);
+    if most > BESIDE_THE_HOLE {
+        return Err(format!(
+            "{most} pages moved as small ones before the operator said so"
+        ));
+    }
+    let told: Vec<Mapping> = e.console.iter().filter_map(|l| mapping(&l.what)).collect();
+    match told.as_slice() {
+        [first, _] if first.overtaken < LOOKS_THAT_MET => Err(format!(
+            "only {} close looks were under way where pages moved",
+            first.overtaken
+        )),
+        [first, _] if first.small > BESIDE_THE_HOLE => {
+            Err(format!("{} pages were left small", first.small))
+        }
+        [_, last] if last.small < SMALL * 9 / 10 => Err(format!(
+            "only {} pages are small that the operator wanted so",
+            last.small
+        )),
+        [_, _] => Ok(()),
+        told => Err(format!("two answers were expected: {told:?}")),
+    }
+}
+
+/// How the guest's memory is mapped, and how many close looks ended as their pages moved.
+#[derive(Debug, PartialEq, Eq)]
+struct Mapping {
+    small: u64,
+    overtaken: u64,
+}
+
+/// As the answer to `footprint` tells it.
+fn mapping(line: &str) -> Option<Mapping> {
+    let line = line.strip_prefix("page tables on ")?;
+    let (_, line) = line.split_once(" large pages and ")?;
+    let (small, line) = line.split_once(" of 4 KiB; ")?;
+    let (_, line) = line.split_once(" for a while, and ")?;
+    let (overtaken, _) = line.split_once(" close looks ended early")?;
+    Some(Mapping {
+        small: small.parse().ok()?,
+        overtaken: overtaken.parse().ok()?,
+    })
 }
 
 /// Linux' kernel and a program of Debian's, which checks what it gets, on pages that are always on their way.
@@ -191,8 +252,15 @@ fn linux_on_tour() -> Scenario {
             Event::PagesMoved { bytes, .. } => *bytes,
             _ => 0,
         };
-        match e.events().map(moved).sum() {
-            0..TOURED => Err("too few of its pages were on their way".into()),
+        if e.events().map(moved).sum::<u64>() < TOURED {
+            return Err("too few of its pages were on their way".into());
+        }
+        let small = small_at_each_stop(e);
+        let last = small.get(small.len().saturating_sub(LAST_STOPS)..);
+        match last.unwrap_or_default().iter().max() {
+            Some(most) if *most > BESIDE_THE_HOLE => Err(format!(
+                "{most} of its pages were mapped by 4 KiB at the end: what was taken apart stayed so"
+            )),
             _ => Ok(()),
         }
     };
@@ -207,6 +275,24 @@ fn linux_on_tour() -> Scenario {
         .workload("--program sort 40 7"))
     .type_after("GUEST-UP", &format!("migrate {NAME} around 1000000\r"))
     .within(Duration::from_secs(600))
+}
+
+/// Small leaves that arrived at each stop of a tour, which brings all that there are.
+fn small_at_each_stop(e: &Evidence) -> Vec<u64> {
+    let arrivals = e.events().filter_map(|event| match event {
+        Event::PagesMoved {
+            to, leaf, leaves, ..
+        } => Some((
+            *to,
+            u64::from(*leaves) * u64::from(*leaf == PageSize::Size4K),
+        )),
+        _ => None,
+    });
+    let arrivals: Vec<_> = arrivals.collect();
+    let stops = arrivals.chunk_by(|one, next| one.0 == next.0);
+    stops
+        .map(|stop| stop.iter().map(|(_, small)| small).sum())
+        .collect()
 }
 
 fn named(name: &str, mut trial: Scenario) -> Scenario {
@@ -245,7 +331,7 @@ fn broken(how: &'static str, words: &str) -> Scenario {
     };
     let name = format!("moves-notice-{how}");
     let about = format!("moves that are broken by {how} lose writes, which the guest notices");
-    touring(Scenario::full(&name, &about, judge), stops, words)
+    touring(Scenario::full(&name, &about, judge), stops, words, "")
         .sabotaged("slow-moves")
         .sabotaged(how)
 }
@@ -335,6 +421,61 @@ mod tests {
         let result = format!("[{NAME}] {result}");
         let lines = ["[stamps] GUEST-UP cpus=4 kernel=stamps", &result];
         Evidence::clean(&[NAME], &lines).with(Nanos(0), event)
+    }
+
+    /// What the stops of a tour brought: where to, how many leaves, and of which size.
+    fn stops(of: &[(u16, u32, PageSize)]) -> Evidence {
+        let mut e = evidence(1, PageSize::Size2M, 0, "GUEST-RESULT ok");
+        let one = e.records.remove(0);
+        for (node, many, size) in of {
+            let mut record = one.clone();
+            if let Event::PagesMoved {
+                to, leaves, leaf, ..
+            } = &mut record.what.event
+            {
+                (*to, *leaves, *leaf) = (NodeId(*node), *many, *size);
+            }
+            e.records.push(record);
+        }
+        e
+    }
+
+    #[test]
+    fn small_pages_are_counted_stop_by_stop() {
+        let (small, large) = (PageSize::Size4K, PageSize::Size2M);
+        let e = stops(&[
+            (1, 480, small),
+            (1, 90, large),
+            (1, 32, small),
+            (2, 91, large),
+        ]);
+        assert_eq!(small_at_each_stop(&e), [512, 0]);
+    }
+
+    #[test]
+    fn looks_that_left_something_small_or_met_no_move_do_not_convince() {
+        let judged = |moved: u32, answers: &[(u64, u64)]| {
+            let mut e = stops(&[(1, moved, PageSize::Size4K)]);
+            let answers = answers.iter().map(|(small, overtaken)| {
+                let mut line = e.console[0].clone();
+                line.what = format!(
+                    "page tables on node1, node0: 84 KiB for 11 large pages and {small} of 4 KiB; 3 large ones are small for a while, and {overtaken} close looks ended early as their pages moved"
+                );
+                line
+            });
+            e.console = answers.collect();
+            looks_gave_way(&e)
+        };
+        let good = [(480, 30), (SMALL - 32, 30)];
+        assert_eq!(judged(480, &good), Ok(()));
+        assert!(judged(4064, &good).is_err(), "moved as small ones");
+        assert!(judged(480, &good[..1]).is_err(), "one answer is missing");
+        assert!(judged(480, &[(480, 19), good[1]]).is_err(), "no looks");
+        assert!(judged(480, &[(992, 30), good[1]]).is_err(), "left small");
+        assert!(
+            judged(480, &[good[0], (480, 30)]).is_err(),
+            "the operator's wish was not obeyed"
+        );
     }
 
     #[test]

@@ -29,7 +29,7 @@ const QUESTIONS: [(&str, &[&str]); 33] = [
     ("cpu", &["cpu0", "cpu1", "load"]),
     ("latency", &["wake-ups", "p50", "p99", "longest", "class normal", "lock was taken"]),
     ("footprint", &["memory on", "node0", "passes"]),
-    ("footprint alpha", &["of its accesses", "performance counters are absent: CPUID offers "]),
+    ("footprint alpha", &["of its accesses", " large pages and ", "ended early as their pages moved", "performance counters are absent: CPUID offers "]),
     ("proximity", &["proximity", "node1"]),
     ("why", &["alpha.0", "deadline", "credit", "key"]),
     ("why alpha.1", &["alpha.1", "machine-wide", "    at ", " runs vm0.1 for "]),
