@@ -125,10 +125,14 @@ pub fn sample<B: Backend>(hv: &Hypervisor<B>, now: Nanos) {
     for vm in super::take_ended() {
         if let Some(track) = tracking.vms.iter_mut().find(|t| t.vm == vm) {
             // What starts again in its place has touched nothing yet.
-            track.footprint =
-                Footprint::new(hv.machine.nodes.len(), footprint::Tunables::default());
+            let nodes = hv.machine.nodes.len();
+            if let Some(vm) = hv.vm(vm) {
+                track.watch.take_in(vm, &mut track.footprint);
+                track.watch = Watch::over(vm, &hv.config.host, nodes, now);
+            }
+            track.footprint = Footprint::new(nodes, footprint::Tunables::default());
             track.waits = Waits::default();
-            track.roots = RootPolicy::new(hv.machine.nodes.len());
+            track.roots = RootPolicy::new(nodes);
         }
         tracking.planner.handle(now, migrate::Event::VmGone(vm));
     }

@@ -49,7 +49,45 @@ pub fn scenarios() -> Vec<Scenario> {
             ),
         )
         .sabotaged("dirty-frames"),
+        looked_at_anew(),
     ]
+}
+
+/// What a VM did in its last life is not told of the next.
+fn looked_at_anew() -> Scenario {
+    let scenario = Scenario::quick(
+        "restarts-begin-footprints-anew",
+        "a VM that starts again has been looked at in this life only",
+        |e| forgot(e).and_then(|()| ended_well(e)),
+    );
+    scenario
+        .on(Machine::row(2, 1, 256))
+        .host("poweroff", "false")
+        .vm(Vm::probe("probe", "touch layout=hot mib=32 seconds=2").set("mode", "\"off\""))
+        .type_after("PROBE window closed", "footprint probe\r")
+        .type_after("at what a stopped virtual CPU", "vm probe stop\r")
+        .type_after("probe: its memory is free", "vm probe start\r")
+        .type_after("GUEST-UP", "footprint probe\r")
+        .type_after("at what a stopped virtual CPU", "shutdown\r")
+}
+
+/// Fewer looks are told right after the second start than there were in the first life.
+fn forgot(e: &Evidence) -> Result<(), String> {
+    let told: Vec<u64> = e
+        .console
+        .iter()
+        .filter_map(|line| looks(&line.what))
+        .collect();
+    match told.as_slice() {
+        [first, second, ..] if *first >= 100 && *second < *first / 2 => Ok(()),
+        other => Err(format!("looks that were told of two lives: {other:?}")),
+    }
+}
+
+/// How many a line of `footprint` tells.
+fn looks(line: &str) -> Option<u64> {
+    let (before, _) = line.split_once(" times at what a stopped virtual CPU")?;
+    before.rsplit(' ').next()?.parse().ok()
 }
 
 /// So many lives by the guest's own resets, and one more by the operator.
@@ -114,6 +152,10 @@ fn lived_well(e: &Evidence, count: usize) -> Result<(), String> {
     {
         return Err("the operator's start was not answered".into());
     }
+    ended_well(e)
+}
+
+fn ended_well(e: &Evidence) -> Result<(), String> {
     match &e.outcome {
         Outcome::Clean => Ok(()),
         other => Err(format!("the run ended otherwise than cleanly: {other}")),
@@ -140,6 +182,17 @@ mod tests {
 
     fn evidence(lines: &[&str]) -> Evidence {
         Evidence::clean(&["alpha"], lines)
+    }
+
+    #[test]
+    fn a_life_that_remembers_the_last_one_is_noticed() {
+        let told = |looks: u64| {
+            format!("looked {looks} times at what a stopped virtual CPU was about to touch")
+        };
+        let judged = |first, second| forgot(&evidence(&[&told(first), "else", &told(second)]));
+        assert_eq!(judged(900, 12), Ok(()));
+        assert!(judged(900, 905).is_err() && judged(3, 0).is_err());
+        assert!(forgot(&evidence(&[&told(900)])).is_err());
     }
 
     #[test]
