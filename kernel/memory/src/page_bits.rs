@@ -78,6 +78,20 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
         }
         (pages.mapped, pages.used) = (mapped, used);
     }
+
+    /// Of a table's `word`th word of small pages: a bit for each that is mapped and has one of the bits of `mask`.
+    pub(crate) fn used_pages(&self, table: Frame, word: usize, mask: u64) -> u64 {
+        (0..LINES_OF_WORD).fold(0, |used, line| {
+            let entries = self.memory().load_line(table, word * LINES_OF_WORD + line);
+            match entries.iter().fold(0, |any, entry| any | entry) & mask {
+                0 => used,
+                _ => {
+                    let found = gather(&entries, mask) & gather(&entries, F::PRESENT);
+                    used | found << (line * LINE)
+                }
+            }
+        })
+    }
 }
 
 /// A bit for each entry that has one of the bits of `mask`.

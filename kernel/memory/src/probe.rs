@@ -8,7 +8,7 @@
 //! What A = 0 means, and when, is said in [`crate::harvest`]: who probes must know that every CPU has flushed since
 //! the bit was cleared.
 
-use crate::page_bits::{PagesInWord, WORD, ones};
+use crate::page_bits::{WORD, ones};
 use crate::table::{ENTRIES, Entry, Level, RadixTable, TableAddress, TableFormat, TableMemory};
 use units::{PageSet, PageSize};
 
@@ -37,10 +37,8 @@ impl<F: TableFormat, M: TableMemory> RadixTable<F, M> {
             }
         };
         let mut used = [0; ENTRIES / WORD];
-        let mut pages = PagesInWord::EMPTY;
         for (number, word) in used.iter_mut().enumerate() {
-            self.read_pages(table, number, &(0..ENTRIES), F::ACCESSED, &mut pages);
-            *word = pages.used;
+            *word = self.used_pages(table, number, F::ACCESSED);
             for bit in ones(*word) {
                 let index = number * WORD + bit;
                 self.memory().fetch_and(table, index, !F::ACCESSED);
