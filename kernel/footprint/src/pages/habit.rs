@@ -1,14 +1,14 @@
 //! Whether a guest has begun something else.
 //!
-//! Most of what a pass of looks meets is *familiar*, met before; how much, depends on how many pages there are, but for one guest
-//! it stays the same, until a pass comes that meets other pages. A guest that turns from one thing to another and
+//! Most of what looks meet in a second is *familiar*, met before; how much, depends on how many pages there are, but for one guest
+//! it stays the same, until one comes that meets other pages. A guest that turns from one thing to another and
 //! back meets nothing new, and remains one thing.
 
 use units::Score;
 
-/// Looks that say how familiar a pass is; one with fewer is judged together with the next.
+/// Looks that say how familiar a time is; one with fewer is judged together with the next.
 const ENOUGH: u64 = 32;
-/// A pass that is less familiar than usual, by more than this part of that and by more than chance makes of it, is something
+/// A time that is less familiar than usual, by more than this part of that and by more than chance makes of it, is something
 /// else.
 const LESS: Score = Score::from_per_mille(500);
 /// Standard deviations that chance makes at most.
@@ -42,7 +42,7 @@ impl Habit {
         let usual = self.usual.unwrap_or(familiar);
         let less = part(usual, LESS).max(chance(usual, self.looks));
         let broken = familiar < usual.above(less);
-        // A mean that follows within four passes.
+        // A mean that follows within four judgements.
         let follows = Score(usual.0 - usual.0 / 4 + familiar.0 / 4);
         *self = Self {
             usual: (!broken).then_some(follows),

@@ -2,7 +2,7 @@
 //!
 //! Programs have phases of seconds: they read, sort and write a block, and begin again. A memory that fades prefers the phase
 //! that the guest is in; one that is long enough to hide that tells for as long what the guest did before, and pages that
-//! nobody touches any more fill the hot set. So each look counts in full for [`PASSES`] passes, and not at all after
+//! nobody touches any more fill the hot set. So each look counts in full for [`SPANS`] spans of half a second, and not at all after
 //! that: what is told is what the guest did in that time. If it begins something else meanwhile, all that was before is forgotten
 //! at once (`habit`).
 //!
@@ -15,8 +15,10 @@ use units::{Gpa, PAGE_BYTES};
 
 use super::habit::Habit;
 
-/// Passes that looks count for. With the one that is not over yet they are ten seconds.
-const PASSES: u32 = 9;
+/// Spans that are over which looks count for, half a second each: with the one that is not they are ten seconds at most.
+const SPANS: u32 = 19;
+/// Spans that are judged together: of fewer looks less can be said.
+const JUDGED: u32 = 2;
 /// Bytes of a VM's memory for each one that notes of looks at it take at most.
 const PART_OF_MEMORY: u64 = 1024;
 /// Notes of small VMs take so many bytes at most.
@@ -27,7 +29,7 @@ const PORTIONS: usize = 8;
 const CLOSED_BYTES: usize = 12;
 const TREE_BYTES: usize = 20;
 
-/// What looks met in this pass, or in a part of it.
+/// What looks met in this span, or in a part of it.
 #[derive(Clone, Debug, Default)]
 struct Open {
     weights: BTreeMap<u64, u32>,
@@ -35,10 +37,10 @@ struct Open {
     met: u64,
 }
 
-/// What looks met in a pass that is over, or in a part of one.
+/// What looks met in a span that is over, or in a part of one.
 #[derive(Clone, Debug)]
 struct Closed {
-    pass: u32,
+    span: u32,
     /// By number, ascending.
     pages: Box<[u64]>,
     /// Of each of them.
@@ -48,9 +50,9 @@ struct Closed {
 }
 
 impl Closed {
-    fn new(open: Open, pass: u32) -> Self {
+    fn new(open: Open, span: u32) -> Self {
         Self {
-            pass,
+            span,
             pages: open.weights.keys().copied().collect(),
             weights: open.weights.values().copied().collect(),
             looks: open.looks,
@@ -81,10 +83,10 @@ pub struct PageLooks {
     looks: u64,
     /// Pages that looks met: one look meets some.
     met: u64,
-    /// The number of this pass.
-    pass: u32,
+    /// The number of this span.
+    span: u32,
     habit: Habit,
-    /// The first pass that [`Habit`] has not judged.
+    /// The first span that [`Habit`] has not judged.
     judged: u32,
 }
 
@@ -101,7 +103,7 @@ impl PageLooks {
             total: 0,
             looks: 0,
             met: 0,
-            pass: 0,
+            span: 0,
             habit: Habit::default(),
             judged: 0,
         }
@@ -115,7 +117,7 @@ impl PageLooks {
             let page = page.0 / PAGE_BYTES;
             let lately = self.open.weights.entry(page).or_default();
             let all = self.weights.entry(page).or_default();
-            let unjudged = self.closed.iter().rev().take_while(|p| p.pass >= judged);
+            let unjudged = self.closed.iter().rev().take_while(|p| p.span >= judged);
             let earlier = unjudged.map(|p| p.weight(page));
             let lately_in_all = earlier.fold(*lately, u32::saturating_add);
             if *all > lately_in_all {
@@ -136,21 +138,22 @@ impl PageLooks {
         self.keep_to_its_room();
     }
 
-    /// A pass is over, and what was met too many of them ago forgotten. True if the guest has begun something else: then all that
-    /// was before is forgotten, and what close looks found before is of no use either.
+    /// Half a second is over, and what was met too many of them ago forgotten. True if the guest has begun something else: then all
+    /// that was before is forgotten, and what close looks found before is of no use either.
     pub fn age(&mut self) -> bool {
-        let broken = self.habit.is_broken();
+        let due = self.span - self.judged + 1 >= JUDGED;
+        let broken = due.then(|| self.habit.is_broken()).flatten();
         let oldest = match broken {
             Some(true) => self.judged,
-            _ => (self.pass + 2).saturating_sub(PASSES),
+            _ => (self.span + 1).saturating_sub(SPANS),
         };
         self.close();
-        while self.closed.front().is_some_and(|p| p.pass < oldest) {
+        while self.closed.front().is_some_and(|p| p.span < oldest) {
             self.forget_a_portion();
         }
-        self.pass = self.pass.saturating_add(1);
+        self.span = self.span.saturating_add(1);
         if broken.is_some() {
-            self.judged = self.pass;
+            self.judged = self.span;
         }
         broken == Some(true)
     }
@@ -191,7 +194,7 @@ impl PageLooks {
         let open = core::mem::take(&mut self.open);
         if !open.weights.is_empty() {
             self.pages_closed += open.weights.len();
-            self.closed.push_back(Closed::new(open, self.pass));
+            self.closed.push_back(Closed::new(open, self.span));
         }
     }
 

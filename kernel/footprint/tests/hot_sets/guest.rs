@@ -152,7 +152,7 @@ impl Eyes for Guest {
     }
 }
 
-/// Puts looks where the footprint's pass does.
+/// Puts looks where the mechanism does, every half second.
 pub fn hand_in(seen: &mut Vec<Vec<(Gpa, u32)>>, looks: &mut PageLooks, sampler: &mut Sampler) {
     if looks.age() {
         sampler.forget();

@@ -25,15 +25,17 @@ const BEFORE: Nanos = Nanos::from_millis(15_000);
 const SINCE: Nanos = Nanos::from_millis(3_000);
 const WINDOW: Nanos = Nanos::from_millis(10_000);
 const PASS: Nanos = Nanos::from_millis(1000);
+/// Looks are taken in as often.
+const AGE: Nanos = Nanos::from_millis(500);
 
 /// A guest under the emulator, which counts each access on the way; and on a host that has other work, too.
 const EMULATED: Pace = Pace {
     visit: Nanos::from_micros(14),
-    look: Nanos::from_micros(3600),
+    look: Nanos::from_micros(2400),
 };
 const CROWDED: Pace = Pace {
     visit: Nanos::from_micros(37),
-    look: Nanos::from_millis(6),
+    look: Nanos::from_millis(4),
 };
 
 /// What is believed at the end of a run, against what was counted: F1 in thousandths. `before` is what the guest did
@@ -45,7 +47,7 @@ fn f1(layout: Layout, seed: u64, pace: Pace, before: Option<Layout>) -> u64 {
     let mut sampler = Sampler::new(std::iter::once(0..MEMORY), seed, Tunables::default());
     let (mut looks, mut seen) = (PageLooks::of_memory(MEMORY), Vec::new());
     let mut heat: Vec<Heat> = Vec::new();
-    let (mut now, mut last_pass) = (Nanos::ZERO, Nanos::ZERO);
+    let (mut now, mut last_pass, mut aged) = (Nanos::ZERO, Nanos::ZERO, Nanos::ZERO);
     let mut window = false;
     while now < warm_up + WINDOW {
         now += sampler.interval();
@@ -63,6 +65,9 @@ fn f1(layout: Layout, seed: u64, pace: Pace, before: Option<Layout>) -> u64 {
         if now.since(last_pass) >= PASS {
             last_pass = now;
             heat = sampler.pass();
+        }
+        if now.since(aged) >= AGE {
+            aged = now;
             hand_in(&mut seen, &mut looks, &mut sampler);
         }
     }

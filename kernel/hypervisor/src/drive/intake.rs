@@ -12,8 +12,8 @@ use config::Host;
 use footprint::{Groups, Operands, PageLooks};
 use units::{Gpa, Nanos, NodeId};
 
-/// Time between two agings of looks, which are in passes of this length.
-const AGES: Nanos = Nanos::from_secs(1);
+/// Time between two agings of looks ([`PageLooks::age`]).
+const AGES: Nanos = Nanos::from_millis(500);
 /// Each virtual CPU has room for the looks of so many of the boot CPU's, which may come late.
 const ROOM: u32 = 3;
 /// Longest time that there is room for, in milliseconds.
@@ -84,7 +84,7 @@ impl Intake {
         found
     }
 
-    /// About a second has passed: what was met ten of them ago is forgotten, and all that was before, if the VM has begun something
+    /// If half a second has passed, what was met ten seconds ago is forgotten, and all that was before, if the VM has begun something
     /// else; then it is true.
     pub fn age(&mut self, now: Nanos) -> bool {
         if now.since(self.aged) < AGES {

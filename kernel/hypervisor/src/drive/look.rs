@@ -152,6 +152,13 @@ impl Watch {
     pub fn take_in<B: Backend>(&mut self, vm: &Vm<B>, footprint: &mut Footprint) {
         let began = time::now();
         self.intake.take_in(vm, footprint.groups_mut());
+        if self.intake.age(began) {
+            log::debug!(
+                "{} does something else: what it did before is forgotten",
+                vm.name
+            );
+            self.sampler.forget();
+        }
         self.cost.time += time::now().since(began);
     }
 
@@ -186,13 +193,6 @@ impl Watch {
             }
         }
         let resident = vm.ram.bytes_by_node();
-        if self.intake.age(now) {
-            log::debug!(
-                "{} does something else: what it did before is forgotten",
-                vm.name
-            );
-            self.sampler.forget();
-        }
         self.intake.take_in(vm, footprint.groups_mut());
         let operands = self.intake.found(nodes);
         let root_of = vm.ram.root_of_each(nodes);

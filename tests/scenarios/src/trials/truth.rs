@@ -25,8 +25,7 @@ const F1: u64 = 900;
 const ERROR: u64 = 100;
 /// What is counted from outside.
 const COUNTED: &str = "pages=guests,linear=128";
-/// Of guests that are not one loop on one CPU: each instruction takes so long, or the emulator's own work would be taken for
-/// theirs, and one CPU would be faster than the other.
+/// Each instruction takes so long, or the emulator's own work would be taken for the guests', and one CPU would be faster than the other.
 const INSTRUCTION_PS: u32 = 3000;
 /// Looks a second where hot pages are hardly hotter than others.
 const OFTEN: &str = "4000";
@@ -41,7 +40,9 @@ type Kind = fn(&str, &str, fn(&Evidence) -> Result<(), String>) -> Scenario;
 pub fn scenarios(seed: u64) -> Vec<Scenario> {
     let mut random = Random::new(seed ^ 0x7007);
     let mut drawn = || u64::from(random.between(1, u32::MAX));
-    let layouts = ["hot", "ranges", "scattered", "moving", "strides"];
+    // With the emulator's own clock accesses take longer than other instructions, for each is counted, and those to pages that it
+    // has not met lately longer still: shares are off by a twentieth, and sets that take just about four fifths by half.
+    let layouts = ["hot", "ranges", "scattered", "moving", "strides", "zipf"];
     let mut trials: Vec<Scenario> = layouts
         .into_iter()
         .map(|layout| {
@@ -56,22 +57,9 @@ pub fn scenarios(seed: u64) -> Vec<Scenario> {
                 1,
                 knows_the_hot_set,
             )
+            .observed(&format!("{COUNTED},clock={INSTRUCTION_PS}"))
         })
         .collect();
-    // Its pages are graded, so that as many lie just below the end of the set as just above it, and with the emulator's own clock
-    // visits to pages that it has not met lately take longer: that moves the end by a quarter.
-    trials.push(
-        touching(
-            Scenario::full,
-            "hot-set-zipf",
-            "the hot set of the layout \"zipf\" is found within ten seconds",
-            "zipf",
-            drawn(),
-            1,
-            knows_the_hot_set,
-        )
-        .observed(&format!("{COUNTED},clock={INSTRUCTION_PS}")),
-    );
     trials.push(
         touching(
             Scenario::full,
