@@ -134,7 +134,7 @@ pub fn scenarios(seed: u64) -> Vec<Scenario> {
         .type_after("are in the records", GO),
     );
     // Of bzip2's six hundred pages each is met some twenty times, and which they are changes within its blocks of thirteen seconds;
-    // half of sort's set ends among pages that are touched nearly alike.
+    // sort's set is some thirty pages, of which a third take two hundredths of its accesses.
     let programs: [(&str, Kind); 4] = [
         ("gzip", Scenario::full),
         ("sha256sum", Scenario::full),
