@@ -143,9 +143,10 @@ impl PageLooks {
     pub fn age(&mut self) -> bool {
         let due = self.span - self.judged + 1 >= JUDGED;
         let broken = due.then(|| self.habit.is_broken()).flatten();
+        let usual = (self.span + 1).saturating_sub(SPANS);
         let oldest = match broken {
-            Some(true) => self.judged,
-            _ => (self.span + 1).saturating_sub(SPANS),
+            Some(true) => self.judged.max(usual),
+            _ => usual,
         };
         self.close();
         while self.closed.front().is_some_and(|p| p.span < oldest) {

@@ -33,6 +33,7 @@ pub use looks::PageLooks;
 
 /// Intervals that are remembered of a granule's pages: five close looks.
 pub(crate) const REMEMBERED: u8 = 5 * crate::lens::INTERVALS;
+const _: () = assert!(REMEMBERED <= 128, "PageSet::count_in counts no further");
 /// All touches together, as heat of pages.
 const ALL: u128 = 1 << 48;
 /// A look, where looks are counted in parts.

@@ -162,8 +162,13 @@ impl Meaning {
             full if full.is_gpr() => 1 << full.number(),
             _ => 0,
         };
+        let base = match i.memory_base() {
+            // The displacement is the address.
+            Register::RIP | Register::EIP => Register::None,
+            base => base,
+        };
         let is_it = |m: &UsedMemory| {
-            m.base() == i.memory_base()
+            m.base() == base
                 && m.index() == i.memory_index()
                 && m.scale() == i.memory_index_scale()
                 && m.displacement() == i.memory_displacement64()

@@ -14,6 +14,8 @@ use units::{Gpa, Nanos, NodeId};
 
 /// Time between two agings of looks ([`PageLooks::age`]).
 const AGES: Nanos = Nanos::from_millis(500);
+/// After so many of them nothing is left.
+const ALL_AGES: u64 = 20;
 /// Each virtual CPU has room for the looks of so many of the boot CPU's, which may come late.
 const ROOM: u32 = 3;
 /// Longest time that there is room for, in milliseconds.
@@ -84,14 +86,13 @@ impl Intake {
         found
     }
 
-    /// If half a second has passed, what was met ten seconds ago is forgotten, and all that was before, if the VM has begun something
-    /// else; then it is true.
+    /// For each half second that has passed, what was met ten seconds before is forgotten, and all that was before, if the VM has
+    /// begun something else; then it is true.
     pub fn age(&mut self, now: Nanos) -> bool {
-        if now.since(self.aged) < AGES {
-            return false;
-        }
-        self.aged = now;
-        self.by_page.age()
+        let ages = now.since(self.aged).0 / AGES.0;
+        self.aged += Nanos(ages * AGES.0);
+        let ages = 0..ages.min(ALL_AGES);
+        ages.fold(false, |broken, _| self.by_page.age() | broken)
     }
 
     /// What was met, by page.

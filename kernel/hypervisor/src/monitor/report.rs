@@ -296,7 +296,11 @@ fn page_tables<B: Backend>(vm: &Vm<B>) -> String {
     vm.ram.with_table(|tables| {
         let nodes: Vec<String> = tables.all().iter().map(|t| t.node().to_string()).collect();
         let kib = (tables.table_frames() * units::PAGE_BYTES) >> 10;
-        let bytes: u64 = vm.ram.bytes_by_node().iter().sum();
+        let bytes: u64 = vm
+            .ram
+            .bytes_by_node()
+            .into_iter()
+            .fold(0, u64::saturating_add);
         let (apart, overtaken) = vm.ram.count_apart();
         // Without a look at every small page, of which there may be very many.
         let large = tables.count(PageSize::Size2M) + apart;

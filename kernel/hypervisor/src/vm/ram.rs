@@ -256,8 +256,8 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     /// nowhere, or was never started.
     pub fn take_leaves(&self, bytes: u64) -> Vec<(Frame, PageSize)> {
         let _nothing_moves = self.moving.write();
-        self.apart.lock().clear();
         self.change_table(|table, shootdown| {
+            self.apart.lock().clear();
             let mut sum = 0_u64;
             let some = table.all_leaves().take_while(|leaf| {
                 let more = sum < bytes;

@@ -19,8 +19,6 @@ pub struct Batch {
 /// One of them.
 pub struct Page {
     pub order: PageOrder,
-    /// The node that it leaves.
-    pub from: NodeId,
     /// Pages of 4 KiB that were copied once more.
     pub again: u64,
     /// What became of it so far.
@@ -51,7 +49,6 @@ impl Batch {
     pub fn of(orders: &[PageOrder]) -> Self {
         let page = |order: &PageOrder| Page {
             order: *order,
-            from: order.from,
             again: 0,
             fate: Ok(None),
             judged: false,
@@ -95,16 +92,16 @@ impl Batch {
         }
     }
 
-    /// A leaf is at its new place. The node that it left.
-    pub fn arrived(&mut self, at: Gpa, pause: Nanos) -> Option<NodeId> {
-        let page = self.page(at)?;
-        page.fate = Ok(Some(Done {
-            from: page.from,
-            size: page.order.size,
-            pause,
-            again: page.again,
-        }));
-        Some(page.from)
+    /// A leaf has come from a node to its new place.
+    pub fn arrived(&mut self, at: Gpa, from: NodeId, pause: Nanos) {
+        if let Some(page) = self.page(at) {
+            page.fate = Ok(Some(Done {
+                from,
+                size: page.order.size,
+                pause,
+                again: page.again,
+            }));
+        }
     }
 
     pub fn page(&mut self, at: Gpa) -> Option<&mut Page> {

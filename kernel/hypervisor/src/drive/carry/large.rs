@@ -48,7 +48,7 @@ pub fn carry_out<B: Backend>(vm: &Vm<B>, orders: &[PageOrder], to: NodeId) -> Ve
     let old = batch.each(vm, copied, |page, tables| {
         let at = page.at();
         let old = page.commit(tables)?;
-        vm.ram.is_whole(at);
+        vm.ram.became_whole(at);
         Ok((at, old))
     });
     places.into_iter().for_each(|at| vm.ram.arrived(at));
@@ -60,10 +60,12 @@ pub fn carry_out<B: Backend>(vm: &Vm<B>, orders: &[PageOrder], to: NodeId) -> Ve
     for (at, old) in old {
         // As the allocator knows them they are small ones since the split.
         mm::join_block(old.frame);
-        mm::free_displaced(old);
-        if let Some(from) = batch.arrived(at, pause) {
+        // Where it was when it left, for another move may have brought it there since this one was planned.
+        if let Some(from) = mm::node_of(old.frame) {
+            batch.arrived(at, from, pause);
             vm.ram.relocated(LARGE, from, to);
         }
+        mm::free_displaced(old);
     }
     let fails = |at: &Gpa| batch.page(*at).is_some_and(|page| page.fate.is_err());
     let stay: Vec<Gpa> = taken.into_iter().filter(fails).collect();
@@ -84,11 +86,17 @@ fn plan<B: Backend>(
         let at = page.order.gpa;
         let begun = match whereabouts(vm, at) {
             Ok((from, _)) if from == to => continue,
-            Ok((from, mapped)) if mapped == LARGE || vm.ram.apart(at).is_some() => {
-                page.from = from;
-                target(to, LARGE).and_then(|to| LargeMove::plan(at, to).map_err(refuse))
-            }
-            Ok(_) => Err(format!("{at} is not mapped by a leaf of 2 MiB any more").into()),
+            Ok((_, mapped)) => match vm.ram.apart(at) {
+                Some(Purpose::Move) => Err(busy(at)),
+                // A look that is over by now leaves one leaf.
+                None if mapped != LARGE => Err(Unmoved {
+                    why: format!("{at} is not mapped by a leaf of 2 MiB any more"),
+                    again: true,
+                }),
+                Some(Purpose::Look) | None => {
+                    target(to, LARGE).and_then(|to| LargeMove::plan(at, to).map_err(refuse))
+                }
+            },
             Err(why) => Err(why),
         };
         match begun {
@@ -107,10 +115,14 @@ fn plan<B: Backend>(
     for page in refused {
         let at = page.at();
         mm::free_allocation(page.cancel());
-        let why = format!("{at} is moved by another order, or there is no memory for its tables");
-        batch.stays(at, Unmoved { why, again: true });
+        batch.stays(at, busy(at));
     }
     (planned, taken)
+}
+
+fn busy(at: Gpa) -> Unmoved {
+    let why = format!("{at} is moved by another order, or there is no memory for its tables");
+    Unmoved { why, again: true }
 }
 
 /// Copies again what was written, as long as it helps.

@@ -55,10 +55,11 @@ pub fn carry_out<B: Backend>(vm: &Vm<B>, orders: &[PageOrder], to: NodeId) -> Ve
     }
     let pause = time::now().since(began);
     for (at, old) in old {
-        mm::free_displaced(old);
-        if let Some(from) = batch.arrived(at, pause) {
+        if let Some(from) = mm::node_of(old.frame) {
+            batch.arrived(at, from, pause);
             vm.ram.relocated(SMALL, from, to);
         }
+        mm::free_displaced(old);
     }
     batch.fates()
 }
@@ -76,10 +77,7 @@ fn plan<B: Backend>(batch: &mut Batch, vm: &Vm<B>, to: NodeId) -> Vec<PageMove<P
                 page.fate = with_its_leaf(vm, page.order, size.max(LARGE), to);
                 continue;
             }
-            Ok((from, _)) => {
-                page.from = from;
-                target(to, SMALL).and_then(|to| PageMove::plan(at, SMALL, to).map_err(refuse))
-            }
+            Ok(_) => target(to, SMALL).and_then(|to| PageMove::plan(at, SMALL, to).map_err(refuse)),
             Err(why) => Err(why),
         };
         match begun {

@@ -11,8 +11,8 @@ use units::NodeId;
 
 /// Moves it.
 pub fn carry_out<B: Backend>(vm: &Vm<B>, order: PageOrder, to: NodeId) -> Moved {
-    let (from, mapped) = whereabouts(vm, order.gpa)?;
-    if from == to {
+    let (here, mapped) = whereabouts(vm, order.gpa)?;
+    if here == to {
         return Ok(None);
     }
     let size = mapped.max(order.size);
@@ -25,6 +25,7 @@ pub fn carry_out<B: Backend>(vm: &Vm<B>, order: PageOrder, to: NodeId) -> Moved 
     let moved = PageMove::plan(at, size, target(to, size)?).and_then(|page| copy(vm, page));
     let old = moved.map_err(refuse)?;
     let pause = time::now().since(began);
+    let from = mm::node_of(old.frame).unwrap_or(here);
     mm::free_displaced(old);
     vm.ram.relocated(size, from, to);
     Ok(Some(Done {

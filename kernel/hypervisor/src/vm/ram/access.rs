@@ -194,7 +194,9 @@ impl<F: TableFormat<Address = Gpa>> GuestMemory for GuestRam<F> {
     }
 
     fn size(&self) -> u64 {
-        self.bytes_by_node().iter().sum()
+        self.bytes_by_node()
+            .into_iter()
+            .fold(0, u64::saturating_add)
     }
 }
 

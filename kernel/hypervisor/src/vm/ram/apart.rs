@@ -75,7 +75,7 @@ impl<F: TableFormat<Address = Gpa>> GuestRam<F> {
     }
 
     /// A move has put this granule together. To be called by whoever changes the tables for that, under their lock.
-    pub fn is_whole(&self, at: Gpa) {
+    pub fn became_whole(&self, at: Gpa) {
         self.apart.lock().forget(at);
     }
 
