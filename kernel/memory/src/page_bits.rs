@@ -5,7 +5,7 @@
 
 use crate::table::{LINE, RadixTable, TableFormat, TableMemory};
 use core::ops::Range;
-use units::Frame;
+use units::{Frame, ones};
 
 /// Entries that are read in one go.
 pub(crate) const WORD: usize = 64;
@@ -107,17 +107,6 @@ fn bits_within(range: &Range<usize>, start: usize) -> u64 {
     let bit = |index: usize| u32::try_from(index.saturating_sub(start)).unwrap_or(u32::MAX);
     let from = |index| u64::MAX.checked_shl(bit(index)).unwrap_or(0);
     from(range.start) & !from(range.end)
-}
-
-/// The numbers of the bits that are 1, ascending.
-pub(crate) fn ones(mut bits: u64) -> impl Iterator<Item = usize> {
-    core::iter::from_fn(move || {
-        let bit = bits.trailing_zeros() as usize;
-        (bits != 0).then(|| {
-            bits &= bits - 1;
-            bit
-        })
-    })
 }
 
 #[cfg(test)]

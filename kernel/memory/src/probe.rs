@@ -8,9 +8,9 @@
 //! What A = 0 means, and when, is said in [`crate::harvest`]: who probes must know that every CPU has flushed since
 //! the bit was cleared.
 
-use crate::page_bits::{WORD, ones};
+use crate::page_bits::WORD;
 use crate::table::{ENTRIES, Entry, Level, RadixTable, TableAddress, TableFormat, TableMemory};
-use units::{PageSet, PageSize};
+use units::{PageSet, PageSize, ones};
 
 /// What a probe found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -8,7 +8,7 @@
 //! * addresses and page numbers: [`Gpa`], [`Hpa`], [`Frame`], [`Gfn`], and the three leaf sizes
 //!   as [`PageSize`];
 //! * names of things: [`NodeId`], [`CpuId`], [`ApicId`], [`ProximityDomain`], [`VmId`], [`VcpuId`];
-//! * the pages of a granule: [`PageSet`];
+//! * the pages of a granule: [`PageSet`], and the bits of a word: [`ones`];
 //! * quantities: [`Nanos`] for time, [`Credits`] for the scheduler's currency;
 //! * ratios in integers: [`Score`] from 0 to 1 and [`PerMille`].
 #![no_std]
@@ -22,6 +22,6 @@ mod ratio;
 
 pub use address::{Frame, Gfn, Gpa, Hpa, PAGE_BYTES, PAGE_SHIFT, PageSize};
 pub use name::{ApicId, CpuId, NodeId, ProximityDomain, VcpuId, VmId};
-pub use pages::PageSet;
+pub use pages::{PageSet, ones};
 pub use quantity::{Credits, Nanos};
 pub use ratio::{PerMille, Score};

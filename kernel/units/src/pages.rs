@@ -45,7 +45,7 @@ impl PageSet {
     /// Their numbers, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u16> {
         let words = (0u16..).step_by(WORD).zip(&self.0);
-        words.flat_map(|(first, word)| ones(*word).map(move |bit| first + bit))
+        words.flat_map(|(first, word)| ones(*word).map(move |bit| first + bit as u16))
     }
 
     /// Adds one to the count of each page that is in the set; no count goes beyond 128.
@@ -88,9 +88,9 @@ const fn spread(bits: u8) -> u64 {
 }
 
 /// The numbers of the bits that are 1, ascending.
-fn ones(mut bits: u64) -> impl Iterator<Item = u16> {
+pub fn ones(mut bits: u64) -> impl Iterator<Item = usize> {
     core::iter::from_fn(move || {
-        let bit = bits.trailing_zeros() as u16;
+        let bit = bits.trailing_zeros() as usize;
         (bits != 0).then(|| {
             bits &= bits - 1;
             bit
